@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DIST := dist
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint format types wheel clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[examples,dev]'
+	@touch $@
+
+test: .venv/.ready ## Run the tests and the doctests (TEST_ARGS="-k masks" to choose)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: .venv/.ready ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/.ready ## Mend style and formatting where ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: .venv/.ready ## Check types
+	$(BIN)/mypy
+
+wheel: .venv/.ready ## Build wheel and sdist into dist/ (DIST=... to choose another place)
+	$(BIN)/python -m build --outdir $(DIST)
+
+clean: ## Remove what the targets made, runs/ excepted
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,25 @@
+"""Cross-modal attention layers for PyTorch: CMRA, AGSCA and audio-video interaction (CMRAN, ACM MM 2020)."""
+
+from crossmodal_attn.guided import AGSCA, channel_attention, spatial_attention
+from crossmodal_attn.interaction import AVInteraction
+from crossmodal_attn.masks import padding_mask
+from crossmodal_attn.recording import record_attention
+from crossmodal_attn.relation import CMRA, relation_attention
+from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
+
+__all__ = [
+    "AGSCA",
+    "CMRA",
+    "AVInteraction",
+    "CrossModalRelation",
+    "InternalTemporalRelation",
+    "RelationAware",
+    "__version__",
+    "channel_attention",
+    "padding_mask",
+    "record_attention",
+    "relation_attention",
+    "spatial_attention",
+]
+
+__version__ = "0.1.0.dev0"

@@ -1,0 +1,156 @@
+"""Checks of arguments. Every message names the argument, what was expected and what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "check_device",
+    "check_divisible",
+    "check_dtype",
+    "check_features",
+    "check_mask",
+    "check_match",
+    "check_probability",
+    "check_size",
+    "check_tensor",
+]
+
+
+def check_size(name: str, value: int, minimum: int = 1) -> None:
+    """An integer option that counts something."""
+    # Under non-strict torch.export a size is a SymInt.
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_divisible(embed_dim: int, num_heads: int) -> None:
+    """Heads share the width evenly."""
+    check_size("embed_dim", embed_dim)
+    check_size("num_heads", num_heads)
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim must be divisible by num_heads, got embed_dim={embed_dim} and num_heads={num_heads}"
+        )
+
+
+def check_probability(name: str, value: float) -> None:
+    """A dropout probability."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {value}")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """A tensor at all: lists and arrays are refused before torch sees them."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_dtype(name: str, value: Tensor, owner: str, dtype: torch.dtype) -> None:
+    """A floating-point dtype, and that of its ``owner``, unless autocast will make them one.
+
+    Args:
+        name: the argument's name.
+        value: the argument.
+        owner: what has ``dtype``, in words that end with the verb.
+        dtype: the expected dtype.
+    """
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
+    if value.dtype == dtype:
+        return
+    device = value.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Autocast leaves float64 alone.
+    if not autocast or torch.float64 in (value.dtype, dtype):
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, but {owner} {dtype}: "
+            f"convert one of them (.to({dtype})) or, for half precision, run under torch.autocast"
+        )
+
+
+def check_features(
+    name: str, value: Tensor, size: int, option: str, layer: nn.Module, dtype_of: nn.Module, *, sequence: bool = True
+) -> None:
+    """Features whose last dimension, and dtype, are those that ``layer`` was built for.
+
+    Args:
+        name: the argument's name.
+        value: the features.
+        size: the expected size of the last dimension.
+        option: the constructor option that fixed ``size``.
+        layer: the layer that speaks.
+        dtype_of: the projection that the features enter.
+        sequence: whether the features are (batch, time, width), rather than (*, width).
+    """
+    check_tensor(name, value)
+    if sequence and value.dim() != 3:
+        hint = " (add a batch dimension with unsqueeze(0))" if value.dim() == 2 else ""
+        raise ValueError(f"{name} must have shape (batch, time, {size}), got {tuple(value.shape)}{hint}")
+    layer_name = type(layer).__name__
+    if value.dim() == 0 or value.shape[-1] != size:
+        came = f"{value.shape[-1]} channels in its last dimension" if value.dim() else "no dimensions"
+        raise ValueError(f"{name} has {came}, but this {layer_name} was built with {option}={size}")
+    # Wrapped or quantised projections may hold no floating-point weight to compare with.
+    weight = getattr(dtype_of, "weight", None)
+    expected = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else value.dtype
+    check_dtype(name, value, f"the weights of this {layer_name} have", expected)
+
+
+def check_match(name: str, value: Tensor, dims: dict[int, str], other_name: str, other: Tensor) -> None:
+    """The dimensions, and the device, that two arguments share."""
+    for dim, meaning in dims.items():
+        if value.shape[dim] != other.shape[dim]:
+            raise ValueError(
+                f"{name} must have the {meaning} of {other_name}, {other.shape[dim]}, got {value.shape[dim]} "
+                f"(shapes {tuple(value.shape)} and {tuple(other.shape)})"
+            )
+    check_device(name, value, other_name, other)
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """The device that two arguments share."""
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+
+
+def check_mask(
+    name: str,
+    mask: Tensor,
+    shapes: Sequence[Sequence[int]],
+    like: Tensor,
+    *,
+    additive: bool = False,
+    broadcast: bool = False,
+) -> None:
+    """A mask of one of ``shapes``, on the device of ``like``.
+
+    Args:
+        name: the argument's name.
+        mask: the mask.
+        shapes: the shapes allowed.
+        like: the features that the mask belongs to.
+        additive: whether a floating-point mask, which is added to the scores, is allowed too.
+        broadcast: whether a shape that broadcasts to one of ``shapes`` is allowed too.
+    """
+    check_tensor(name, mask)
+    if mask.dtype != torch.bool and not (additive and mask.is_floating_point()):
+        kinds = "bool (True = may not attend) or floating point (added)" if additive else "bool (True = padding)"
+        raise TypeError(f"{name} must be {kinds}, got {mask.dtype}: convert a 0/1 mask with .bool()")
+    if not any(_fits(mask.shape, shape, broadcast) for shape in shapes):
+        expected = " or ".join(str(tuple(shape)) for shape in shapes)
+        have = "broadcast to" if broadcast else "have"
+        raise ValueError(f"{name} must {have} shape {expected}, got {tuple(mask.shape)}")
+    check_device(name, mask, "its features", like)
+
+
+def _fits(came: Sequence[int], expected: Sequence[int], broadcast: bool) -> bool:
+    if not broadcast:
+        return tuple(came) == tuple(expected)
+    pairs = zip(reversed(came), reversed(expected), strict=False)
+    return len(came) <= len(expected) and all(size in (1, wanted) for size, wanted in pairs)

@@ -1,0 +1,91 @@
+"""Audio-video interaction: the product of two aligned modalities, attending to both of them.
+
+Axes: B batch, T time, H heads.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability
+from crossmodal_attn.masks import zero_padding
+from crossmodal_attn.relation import CMRA
+
+__all__ = ["AVInteraction"]
+
+
+class AVInteraction(nn.Module):
+    r"""Fuse audio and video of the same segments into one sequence.
+
+    .. math::
+        f = a_o \odot v_o, \qquad
+        O_{av} = \operatorname{LayerNorm}(f + \operatorname{CMRA}'(f, [a_o, v_o]))
+
+    Eq. 9 of Xu et al., "Cross-Modal Relation-Aware Networks for Audio-Visual Event Localization", ACM MM 2020. The
+    memory of :math:`\operatorname{CMRA}'` is audio then video, without the query; no feed-forward network follows.
+
+    Args:
+        embed_dim: width of both modalities and of the output.
+        num_heads: H; divides ``embed_dim``.
+        dropout: probability, in [0, 1], on the attention weights and after the attention.
+        device: where the parameters are made.
+        dtype: the parameters' dtype.
+
+    Raises:
+        TypeError: if an option has the wrong type.
+        ValueError: if an option is out of range.
+
+    Examples:
+        >>> layer = AVInteraction(256, num_heads=4)
+        >>> layer(torch.randn(2, 10, 256), torch.randn(2, 10, 256)).shape
+        torch.Size([2, 10, 256])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_probability("dropout", dropout)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.attention = CMRA(embed_dim, num_heads, dropout, include_query=False, **factory)
+        self.norm = nn.LayerNorm(embed_dim, **factory)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None, need_weights: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Fuse the two modalities.
+
+        Args:
+            video: (B, T, embed_dim).
+            audio: (B, T, embed_dim).
+            padding_mask: bool (B, T), True = padding, of both.
+            need_weights: whether to return the attention weights too.
+
+        Returns:
+            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding; with
+            ``need_weights`` also the weights (B, H, T, 2 * T) over [audio, video].
+
+        Raises:
+            TypeError: if an argument has the wrong type or dtype.
+            ValueError: if an argument has the wrong shape.
+        """
+        for name, features in (("video", video), ("audio", audio)):
+            check_features(name, features, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
+        check_match("audio", audio, {0: "batch size", 1: "length"}, "video", video)
+        if padding_mask is not None:
+            check_mask("padding_mask", padding_mask, [video.shape[:2]], video)
+        fused = zero_padding(video, padding_mask) * zero_padding(audio, padding_mask)
+        result = self.attention(
+            fused, [audio, video], context_padding_mask=[padding_mask, padding_mask], need_weights=need_weights
+        )
+        attended, weights = result if need_weights else (result, None)
+        output: Tensor = self.norm(fused + self.dropout(attended))
+        return output if weights is None else (output, weights)

@@ -1,0 +1,381 @@
+"""Cross-modal relation attention (CMRA): a query attends to the temporal concatenation of any number of memories.
+
+With the memory [x] it is self-attention, with [y] co-attention, with [y, x] the CMRA of the paper (Eq. 5-6).
+Axes: B batch, H heads, T query length, M memory length, D width of a head.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from crossmodal_attn._checks import (
+    check_divisible,
+    check_dtype,
+    check_features,
+    check_mask,
+    check_match,
+    check_probability,
+    check_size,
+    check_tensor,
+)
+from crossmodal_attn.masks import join_masks, zero_padding
+
+__all__ = ["CMRA", "relation_attention", "relation_weights"]
+
+
+def relation_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    r"""Scaled dot-product attention of projected heads, in which a row that may attend to nothing gives zero.
+
+    .. math:: \operatorname{softmax}\left(Q K^\top / \sqrt{D}\right) V
+
+    Eq. 5 of Xu et al., "Cross-Modal Relation-Aware Networks for Audio-Visual Event Localization", ACM MM 2020.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, H, M, D).
+        value: (B, H, M, D).
+        attn_mask: broadcastable to (B, H, T, M); bool, True = may not attend, or floating point, added to the scores.
+        dropout_p: the probability of dropping an attention weight, in [0, 1].
+
+    Returns:
+        Tensor: (B, H, T, D). A row that may attend to nothing is zero, and so are its gradients, on every backend.
+
+    Raises:
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if the shapes do not fit one another, or ``dropout_p`` is out of range.
+
+    Examples:
+        >>> query, memory = torch.randn(2, 4, 10, 64), torch.randn(2, 4, 20, 64)
+        >>> relation_attention(query, memory, memory).shape
+        torch.Size([2, 4, 10, 64])
+    """
+    _check_heads(query, key, value, attn_mask)
+    check_probability("dropout_p", dropout_p)
+    if attn_mask is None:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    mask, empty = _open_empty_rows(attn_mask, query.dtype)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+    return output.masked_fill(empty, 0)
+
+
+def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
+    """The weights that :func:`relation_attention` gives the memory, before dropout.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, H, M, D).
+        attn_mask: as for :func:`relation_attention`.
+
+    Returns:
+        Tensor: (B, H, T, M). Each row sums to one, or to zero where it may attend to nothing.
+
+    Raises:
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if the shapes do not fit one another.
+
+    Examples:
+        >>> weights = relation_weights(torch.randn(2, 4, 10, 64), torch.randn(2, 4, 20, 64))
+        >>> weights.shape, torch.allclose(weights.sum(-1), torch.ones(2, 4, 10))
+        (torch.Size([2, 4, 10, 20]), True)
+    """
+    _check_heads(query, key, key, attn_mask)
+    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if attn_mask is None:
+        return scores.softmax(-1)
+    dtype = scores.dtype
+    mask, empty = _open_empty_rows(attn_mask, dtype)
+    # The sum with a mask of half precision's least number would overflow in half precision.
+    scores = scores.to(torch.promote_types(dtype, torch.float32))
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).masked_fill(empty, 0).to(dtype)
+
+
+def _open_empty_rows(attn_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Give SDPA's form of a mask, with its empty rows opened, and those rows (B, H, T, 1), to be zeroed afterwards.
+
+    Backends differ in what a softmax over nothing gives (zero or NaN); opening the row asks it of none of them.
+    SDPA's bool masks are True where a query *may* attend, the opposite of this library's.
+    """
+    attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+    if attn_mask.dtype == torch.bool:
+        empty = attn_mask.all(-1, keepdim=True)
+        return ~attn_mask | empty, empty
+    attn_mask = attn_mask.to(dtype)  # first, since it can make -inf of a number that is finite in a wider dtype
+    empty = (attn_mask == -torch.inf).all(-1, keepdim=True)
+    return attn_mask.masked_fill(empty, 0), empty
+
+
+def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_tensor(name, tensor)
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have shape (batch, heads, time, width), got {tuple(tensor.shape)}")
+        if tensor.shape[-1] == 0 and name != "value":
+            raise ValueError(f"{name} must have a width of at least 1, got {tuple(tensor.shape)}")
+        check_dtype(name, tensor, "query has", query.dtype)
+    check_match("key", key, {0: "batch size", 1: "number of heads", 3: "width"}, "query", query)
+    check_match("value", value, {0: "batch size", 1: "number of heads", 2: "length"}, "key", key)
+    if attn_mask is not None:
+        shape = (*query.shape[:3], key.shape[2])
+        check_mask("attn_mask", attn_mask, [shape], query, additive=True, broadcast=True)
+
+
+class CMRA(nn.Module):
+    r"""Multi-head attention of a query over the concatenation of memories: cross-modal relation attention.
+
+    .. math::
+        m &= \operatorname{Concat}(y_1, \dots, y_n, x) \\
+        \operatorname{head}_i &= \operatorname{softmax}\left(
+            \frac{(x W_i^Q)(m W_i^K)^\top}{\sqrt{D}}\right) m W_i^V \\
+        \operatorname{CMRA}(x, y_1, \dots, y_n) &= \operatorname{Concat}(\operatorname{head}_1, \dots) W^O
+
+    Eq. 5-6 of Xu et al., "Cross-Modal Relation-Aware Networks for Audio-Visual Event Localization", ACM MM 2020.
+    The constructor's order is that of :class:`torch.nn.MultiheadAttention`, and so is the initialisation. Batch first.
+
+    Args:
+        embed_dim: width of the query and the output.
+        num_heads: H; divides ``embed_dim``.
+        dropout: probability of dropping an attention weight in training, in [0, 1].
+        bias: whether the projections have biases.
+        context_dim: width of the contexts; another width than ``embed_dim`` gives them a key and value projection of
+            their own. Default: ``embed_dim``.
+        include_query: whether the query joins the memory, after the contexts. False gives co-attention.
+        device: where the parameters are made.
+        dtype: the parameters' dtype.
+
+    Raises:
+        TypeError: if an option has the wrong type.
+        ValueError: if ``num_heads`` does not divide ``embed_dim``, or an option is out of range.
+
+    Examples:
+        >>> video, audio = torch.randn(2, 10, 256), torch.randn(2, 12, 256)
+        >>> layer = CMRA(256, num_heads=4)
+        >>> layer(video).shape                                   # self-attention
+        torch.Size([2, 10, 256])
+        >>> output, weights = layer(video, audio, need_weights=True)
+        >>> output.shape, weights.shape                          # memory: [audio, video]
+        (torch.Size([2, 10, 256]), torch.Size([2, 4, 10, 22]))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        context_dim: int | None = None,
+        include_query: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_divisible(embed_dim, num_heads)
+        check_probability("dropout", dropout)
+        if context_dim is not None:
+            check_size("context_dim", context_dim)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.context_dim = embed_dim if context_dim is None else context_dim
+        self.include_query = include_query
+        factory: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
+        self.q_proj = nn.Linear(embed_dim, embed_dim, **factory)
+        self.kv_proj = nn.Linear(embed_dim if include_query else self.context_dim, 2 * embed_dim, **factory)
+        self.context_kv_proj = (
+            nn.Linear(self.context_dim, 2 * embed_dim, **factory)
+            if include_query and self.context_dim != embed_dim
+            else None
+        )
+        self.out_proj = nn.Linear(embed_dim, embed_dim, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as :class:`torch.nn.MultiheadAttention` does: Xavier-uniform q, k and v, zero biases."""
+        # It packs q, k and v, and so draws them smaller, where all widths are one.
+        gain = 2**-0.5 if self.context_dim == self.embed_dim else 1.0
+        self.out_proj.reset_parameters()
+        for projection in (self.q_proj, self.kv_proj, self.context_kv_proj):
+            if projection is not None:
+                for weight in projection.weight.split(self.embed_dim):
+                    nn.init.xavier_uniform_(weight, gain=gain)
+        for module in self.children():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_multihead_attention(cls, attention: nn.MultiheadAttention) -> Self:
+        """Make the layer that computes what ``attention(query, memory, memory)`` does, with a copy of its weights.
+
+        Args:
+            attention: the layer to copy, ``batch_first`` or not; the copy is batch first and has
+                ``include_query=False``, so call it as ``layer(query, memory)``.
+
+        Returns:
+            CMRA: on the same device, in the same dtype and mode, with the same parameters frozen.
+
+        Raises:
+            TypeError: if ``attention`` is not a :class:`torch.nn.MultiheadAttention`, or has a forward of its own.
+            ValueError: if it has ``add_bias_kv``, ``add_zero_attn`` or ``kdim != vdim``, which have no equivalent.
+
+        Examples:
+            >>> attention = torch.nn.MultiheadAttention(256, 4, batch_first=True)
+            >>> query, memory = torch.randn(2, 10, 256), torch.randn(2, 20, 256)
+            >>> output = CMRA.from_multihead_attention(attention)(query, memory)
+            >>> torch.allclose(output, attention(query, memory, memory)[0], atol=1e-5)
+            True
+        """
+        # A subclass with a forward of its own, such as the quantisable one, may compute something else.
+        if getattr(type(attention), "forward", None) is not nn.MultiheadAttention.forward:
+            raise TypeError(f"attention must be a torch.nn.MultiheadAttention, got {type(attention).__name__}")
+        if attention.bias_k is not None:
+            raise ValueError("attention has add_bias_kv=True, which CMRA has no equivalent of; expected False")
+        if attention.add_zero_attn:
+            raise ValueError("attention has add_zero_attn=True, which CMRA has no equivalent of; expected False")
+        if attention.kdim != attention.vdim:
+            raise ValueError(
+                "attention must have kdim equal to vdim, since CMRA projects keys and values from one memory, "
+                f"got kdim={attention.kdim} and vdim={attention.vdim}"
+            )
+        if attention.in_proj_weight is not None:
+            weights = attention.in_proj_weight.split(attention.embed_dim)
+        else:
+            weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+        layer = cls(
+            attention.embed_dim,
+            attention.num_heads,
+            attention.dropout,
+            attention.in_proj_bias is not None,
+            context_dim=attention.kdim,
+            include_query=False,
+            device="meta",  # nothing is drawn, and so no random state moves
+        )
+        state = {
+            "q_proj.weight": weights[0],
+            "kv_proj.weight": torch.cat(weights[1:]),
+            "out_proj.weight": attention.out_proj.weight,
+        }
+        if attention.in_proj_bias is not None:
+            state["q_proj.bias"] = attention.in_proj_bias[: attention.embed_dim]
+            state["kv_proj.bias"] = attention.in_proj_bias[attention.embed_dim :]
+            state["out_proj.bias"] = attention.out_proj.bias
+        layer.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(state[name].requires_grad)
+        return layer.train(attention.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        context: Tensor | Sequence[Tensor] | None = None,
+        *,
+        query_padding_mask: Tensor | None = None,
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend from the query to the memory [contexts..., query].
+
+        Args:
+            query: (B, T, embed_dim).
+            context: (B, S, context_dim), or a sequence of such, each of any length S, or None.
+            query_padding_mask: bool (B, T), True = padding.
+            context_padding_mask: bool (B, S), True = padding; for a sequence of contexts a sequence of masks or None.
+            attn_mask: bool, True = may not attend, or floating point, added to the scores; (T, M) for all, (B, T, M)
+                for all heads, or (B * H, T, M); M is the length of the whole memory.
+            need_weights: whether to return the attention weights too.
+
+        Returns:
+            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding; and with
+            ``need_weights`` the weights (B, H, T, M), before dropout. Values at padding, NaN and Inf included, reach
+            no valid step, forward or backward. A query that may attend to nothing gets zero attention.
+
+        Raises:
+            TypeError: if an argument has the wrong type or dtype.
+            ValueError: if an argument has the wrong shape, or no context is given where this layer needs one.
+        """
+        contexts, paddings = self._check(query, context, query_padding_mask, context_padding_mask)
+        contexts = [zero_padding(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
+        query = zero_padding(query, query_padding_mask)
+        memory = [*contexts, query] if self.include_query else contexts
+        paddings = [*paddings, query_padding_mask] if self.include_query else paddings
+        lengths = [features.shape[1] for features in memory]
+        batch, length = query.shape[:2]
+        if attn_mask is not None:
+            size = (length, sum(lengths))
+            check_mask(
+                "attn_mask", attn_mask, [size, (batch, *size), (batch * self.num_heads, *size)], query, additive=True
+            )
+
+        queries = rearrange(
+            self.q_proj(query), "batch time (heads width) -> batch heads time width", heads=self.num_heads
+        )
+        if self.context_kv_proj is None:
+            joined = self.kv_proj(torch.cat(memory, 1))
+        else:
+            joined = torch.cat([self.context_kv_proj(torch.cat(contexts, 1)), self.kv_proj(query)], 1)
+        keys, values = rearrange(
+            joined, "batch time (two heads width) -> two batch heads time width", two=2, heads=self.num_heads
+        )
+        mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
+        attended = relation_attention(
+            queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        output: Tensor = self.out_proj(rearrange(attended, "batch heads time width -> batch time (heads width)"))
+        # The output comes from the fused path either way; the weights are computed beside it, only when asked for.
+        return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
+
+    def _check(
+        self,
+        query: Tensor,
+        context: Tensor | Sequence[Tensor] | None,
+        query_padding_mask: Tensor | None,
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None,
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Check the arguments of ``forward``; give the contexts and their padding masks as lists."""
+        check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
+        if query_padding_mask is not None:
+            check_mask("query_padding_mask", query_padding_mask, [query.shape[:2]], query)
+        paddings: Any
+        if context is None:
+            contexts, paddings, names = [], [], []
+            if context_padding_mask is not None:
+                raise ValueError("context_padding_mask was given without context: expected None")
+        elif isinstance(context, Tensor):
+            contexts, paddings, names = [context], [context_padding_mask], [""]
+        elif isinstance(context, list | tuple):
+            contexts, names = list(context), [f"[{index}]" for index in range(len(context))]
+            paddings = [None] * len(contexts) if context_padding_mask is None else context_padding_mask
+            expected = f"a list with a mask or None for each context, {len(contexts)} in all"
+            if not isinstance(paddings, list | tuple):
+                raise TypeError(f"context_padding_mask must be {expected}, got {type(paddings).__name__}")
+            if len(paddings) != len(contexts):
+                raise ValueError(f"context_padding_mask must be {expected}, got {len(paddings)}")
+        else:
+            raise TypeError(
+                f"context must be a torch.Tensor, a list or tuple of them, or None, got {type(context).__name__}"
+            )
+        if not contexts and (not self.include_query or self.context_kv_proj is not None):
+            option = f"context_dim={self.context_dim}" if self.include_query else "include_query=False"
+            raise ValueError(f"context must be given, since this CMRA was built with {option}, got {context}")
+        projection = self.context_kv_proj or self.kv_proj
+        for features, padding, name in zip(contexts, paddings, names, strict=True):
+            check_features(f"context{name}", features, self.context_dim, "context_dim", self, projection)
+            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
+            if padding is not None:
+                check_mask(f"context_padding_mask{name}", padding, [features.shape[:2]], features)
+        return contexts, list(paddings)
+
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}, "
+            f"context_dim={self.context_dim}, include_query={self.include_query}"
+        )

@@ -1,0 +1,76 @@
+"""What the tests share: tolerances, seeded draws, the layers, a small CMRAN."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ave.model import CMRAN
+from oracles import CASES, Case, make_cmran
+
+# The tensors are tiny: threads would only wait for one another.
+torch.set_num_threads(1)
+
+TOLERANCES = {
+    torch.float64: {"rtol": 1e-9, "atol": 1e-11},
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.float16: {"rtol": 1e-2, "atol": 1e-2},
+    torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
+}
+"""By dtype; nothing in the tests is compared any more loosely."""
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def draw() -> Callable[..., Tensor]:
+    """Draw normal tensors from one seeded generator."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Compare tensors, or sequences or dicts of them, within the tolerance of ``dtype``, by default the expected's."""
+
+    def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -> None:
+        leaves = torch.utils._pytree.tree_leaves(expected)
+        tolerance = TOLERANCES[dtype or next(leaf.dtype for leaf in leaves if leaf is not None)]
+        torch.testing.assert_close(actual, expected, check_dtype=dtype is None, **tolerance)
+
+    return assert_close
+
+
+@pytest.fixture(params=[pytest.param(case, id=name) for name, case in CASES.items()])
+def case(request: pytest.FixtureRequest) -> Case:
+    """Every layer in every configuration."""
+    return request.param
+
+
+@pytest.fixture(params=[pytest.param(case, id=name) for name, case in CASES.items() if case.masked])
+def masked_case(request: pytest.FixtureRequest) -> Case:
+    """Every layer that takes padding masks."""
+    return request.param
+
+
+@pytest.fixture(params=["supervised", "weak"])
+def setting(request: pytest.FixtureRequest) -> str:
+    """Both settings of CMRAN."""
+    return request.param
+
+
+@pytest.fixture
+def cmran(setting: str) -> CMRAN:
+    """A small CMRAN in float64: 11 visual and 7 audio channels, 5 categories; no dropout."""
+    return make_cmran(setting)

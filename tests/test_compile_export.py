@@ -1,0 +1,322 @@
+"""The layers under the machinery of PyTorch: compilation, export, autocast, functional transforms, saving."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from crossmodal_attn import padding_mask
+from oracles import CASES, Case
+
+SIZES = [(2, (5, 7, 11, 13, 23)), (3, (7, 5, 2, 3, 11)), (7, (23, 11, 5, 2, 7))]
+"""Batch and lengths; no two sizes of the first are one, lest a compiler take them for one."""
+
+
+class Padded(nn.Module):
+    """A layer whose padding masks are made inside, from lengths: what a user would compile or export."""
+
+    def __init__(self, case: Case, layer: nn.Module) -> None:
+        super().__init__()
+        self.case, self.layer = case, layer
+
+    def forward(self, features, lengths):
+        paddings = [padding_mask(own, feature.shape[1]) for feature, own in zip(features, lengths, strict=True)]
+        return self.case(self.layer, features, paddings)
+
+
+class Plain(Padded):
+    """A layer without masks."""
+
+    def forward(self, features, _lengths):
+        return self.case(self.layer, features)
+
+
+def draw_batch(case, draw, size, dtype=torch.float64):
+    """Features and their lengths, of which each batch has a full, a short and an empty one."""
+    batch, candidates = size
+    sizes = case.lengths(*candidates)
+    lengths = [torch.tensor([(length, 1, 0)[b % 3] for b in range(batch)]) for length in sizes]
+    return case.features(draw, batch, sizes, dtype), lengths
+
+
+@pytest.fixture(params=[Padded, Plain])
+def wrap(request):
+    return request.param
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+LAYERS = ["cmra-4-contexts", "cmra-other-width", "cross-relation", "internal-relation", "relation-aware"]
+LAYERS += ["interaction", "agsca"]
+
+
+@pytest.fixture(params=LAYERS)
+def slow_case(request):
+    """Every layer, in few of its configurations: tracing takes seconds."""
+    return CASES[request.param]
+
+
+def count_compilations(module, case, draw, assert_close, dynamic):
+    """Run ``module`` compiled as a whole at every size, beside itself; give the number of graphs that it took."""
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend=counter)
+    for size in SIZES:
+        inputs = draw_batch(case, draw, size)
+        assert_close(compiled(*inputs), module(*inputs))
+    return counter.frame_count
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiles_once_where_sizes_are_dynamic(slow_case, draw, assert_close):
+    """With dynamic=True a single graph, masks included, gives the same outputs at every size."""
+    module = Padded(slow_case, slow_case.make())
+    assert count_compilations(module, slow_case, draw, assert_close, dynamic=True) == 1
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("name", ["cmra-1-context", "agsca"])
+def test_compiles_twice_where_sizes_turn_out_to_vary(draw, assert_close, name):
+    """By default there is one graph for the first size and one for all others."""
+    module = Padded(CASES[name], CASES[name].make())
+    assert count_compilations(module, CASES[name], draw, assert_close, dynamic=None) <= 2
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_attention_masks_compile_whole_and_few_times(draw, assert_close):
+    """Attention mask, weights and paddings together."""
+    layer = CASES["cmra-self"].make()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for batch, (length, memory, *_) in SIZES:
+        inputs = draw(batch, length, 39), draw(batch, memory, 39)
+        masks = {
+            "query_padding_mask": padding_mask([1] * batch, length),
+            "attn_mask": draw(batch * 3, length, length + memory) > 0,
+            "need_weights": True,
+        }
+        assert_close(compiled(*inputs, **masks), layer(*inputs, **masks))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("name", ["cmra-1-context", "agsca"])
+def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
+    """Through AOT autograd, padding included."""
+    case = CASES[name]
+    module = Padded(case, case.make())
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    inputs = draw_batch(case, draw, SIZES[1])
+    for run in (compiled, module):
+        run(*inputs).square().sum().backward()
+        gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+        module.zero_grad(set_to_none=True)
+        if run is compiled:
+            first = gradients
+    assert_close(first, gradients)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_inductor_gives_the_eager_output(draw, assert_close):
+    """The compiler that users get."""
+    case = CASES["cmra-1-context"]
+    module = Padded(case, case.make())
+    inputs = draw_batch(case, draw, SIZES[0])
+    with torch.no_grad():
+        assert_close(torch.compile(module, fullgraph=True)(*inputs), module(*inputs))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiles_under_autocast(draw, assert_close):
+    case = CASES["interaction"]
+    module = Padded(case, case.make(torch.float32))
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    inputs = draw_batch(case, draw, (2, (3, 3)), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(compiled(*inputs), module(*inputs))
+
+
+def test_exports_with_dynamic_sizes(slow_case, draw, assert_close):
+    """Exported once, with batch and lengths dynamic and masks made inside, it runs at every other size."""
+    case = slow_case
+    module = Padded(case, case.make())
+    batch = torch.export.Dim("batch")
+    times = [torch.export.Dim(f"time{index}") for index in range(len(case.widths))]
+    if case.aligned:
+        times = [times[0]] * len(times)
+    shapes = ([{0: batch, 1: time} for time in times], [{0: batch} for _ in times])
+    program = torch.export.export(module, draw_batch(case, draw, SIZES[0]), dynamic_shapes=shapes)
+    for size in SIZES[1:]:
+        inputs = draw_batch(case, draw, size)
+        assert_close(program.module()(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains(case, draw, assert_close, dtype):
+    """Float32 layers run, and have finite gradients, in half precision; the outputs are near those in float32."""
+    module = Padded(case, case.make(torch.float32))
+    inputs = draw_batch(case, draw, (2, (2, 3, 1, 2, 3)), torch.float32)
+    expected = module(*inputs)
+    with torch.autocast("cpu", dtype=dtype):
+        output = module(*inputs)
+        halves = [feature.to(dtype) for feature in inputs[0]]
+        from_halves = module(halves, inputs[1])
+    assert_close(output, expected, dtype)
+    assert from_halves.isfinite().all()
+    output.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_layers(case, draw, assert_close, dtype):
+    """Converted layers run in their own dtype, near the float64 output of the very same weights."""
+    layer = case.make(torch.float32).to(dtype)
+    inputs = draw_batch(case, draw, (2, (2, 3, 1, 2, 3)), dtype)
+    output = Padded(case, layer)(*inputs)
+    assert output.dtype == dtype
+    doubled = [feature.double() for feature in inputs[0]]
+    expected = Padded(case, copy.deepcopy(layer).double())(doubled, inputs[1])
+    assert_close(output.double(), expected, dtype)
+
+
+def test_vmap_is_a_loop(case, draw, assert_close, wrap):
+    """Over an extra leading dimension of features and lengths."""
+    module = wrap(case, case.make())
+    batches = [draw_batch(case, draw, SIZES[0]) for _ in range(3)]
+    stacked = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *batches)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert_close(torch.func.vmap(module)(*stacked), torch.stack([module(*batch) for batch in batches]))
+
+
+def test_per_sample_gradients(draw, assert_close):
+    """vmap over grad over functional_call: one gradient per video, whose sum is the batch's."""
+    layer = CASES["cmra-1-context"].make()
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    query, context = draw(2, 5, 39), draw(2, 7, 39)
+
+    def loss(parameters, query, context):
+        return torch.func.functional_call(layer, parameters, (query, context)).square().sum()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        one = torch.func.grad(lambda parameters, query, context: loss(parameters, query[None], context[None]))
+        samples = torch.func.vmap(one, (None, 0, 0))(parameters, query, context)
+        whole = torch.func.grad(loss)(parameters, query, context)
+    assert_close({name: gradient.sum(0) for name, gradient in samples.items()}, whole)
+
+
+def test_functional_call_uses_the_given_parameters(case, draw):
+    """And every one of them: each one that is set to NaN shows in the output."""
+    layer = case.make()
+    features, _ = draw_batch(case, draw, SIZES[0])
+    module = Plain(case, layer)
+    for name, parameter in module.named_parameters():
+        own = {name: torch.full_like(parameter, torch.nan)}
+        assert torch.func.functional_call(module, own, (features, [])).isnan().any()
+
+
+def test_every_parameter_has_a_gradient(case, draw, wrap):
+    """None is unused, which DDP would refuse; with and without masks."""
+    module = wrap(case, case.make())
+    module(*draw_batch(case, draw, SIZES[0])).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_every_projection_is_called_as_a_module(case, draw):
+    """Hooks on every child nn.Linear fire, so that LoRA, quantisation and FSDP can wrap them."""
+    layer = case.make()
+    called = set()
+    linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    for name in linears:
+        layer.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+    case(layer, draw_batch(case, draw, SIZES[0])[0])
+    assert linears
+    assert called == linears
+
+
+def test_wrapped_projections_work(case, draw, assert_close):
+    """Each nn.Linear inside something that has no weight of its own, as adapters are."""
+    layer = case.make()
+    features, _ = draw_batch(case, draw, SIZES[0])
+    expected = case(layer, features)
+    for name, module in list(layer.named_modules()):
+        if isinstance(module, nn.Linear):
+            layer.set_submodule(name, nn.Sequential(module))
+    assert_close(case(layer, features), expected)
+
+
+def test_meta_device(case, draw, wrap):
+    """Built and run without memory: shapes only."""
+    inputs = torch.utils._pytree.tree_map(lambda leaf: leaf.to("meta"), draw_batch(case, draw, SIZES[0]))
+    output = wrap(case, case.make(device="meta"))(*inputs)
+    assert output.is_meta
+    assert output.shape == wrap(case, case.make())(*draw_batch(case, draw, SIZES[0])).shape
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in case.build().parameters())
+
+
+@pytest.mark.parametrize("name", ["cmra-1-context", "cmra-other-width", "cmra-without-bias", "agsca"])
+def test_reset_parameters_covers_the_whole_layer(name):
+    """The layer's own call alone draws every parameter, those of its projections too."""
+    layer = CASES[name].build()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(torch.nan)
+    layer.reset_parameters()
+    assert all(parameter.isfinite().all() for parameter in layer.parameters())
+
+
+def test_reset_parameters_fills_what_meta_left_empty(case):
+    """After to_empty every parameter is drawn anew, from the range that the constructor draws from."""
+    drawn = case.build(dtype=torch.float64)
+    empty = case.build(dtype=torch.float64, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in empty.parameters():
+            parameter.fill_(torch.nan)
+    # Children first: a layer draws its own projections in its own way.
+    for module in reversed(list(empty.modules())):
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, parameter in empty.named_parameters():
+        original = drawn.get_parameter(name)
+        assert parameter.isfinite().all(), name
+        if parameter.numel() > 500:
+            torch.testing.assert_close(parameter.abs().max(), original.abs().max(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],  # noqa: S301
+    ids=["deepcopy", "pickle"],
+)
+def test_copies_are_equal_and_independent(case, draw, duplicate):
+    layer = case.make()
+    features, _ = draw_batch(case, draw, SIZES[0])
+    expected = case(layer, features)
+    copied = duplicate(layer)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    assert torch.equal(case(copied, features), expected)
+    assert repr(copied) == repr(layer)
+
+
+def test_state_dict_round_trip(case, draw):
+    """Saved, and loaded strictly and weights-only into another layer, it computes the same."""
+    layer, other = case.make(), case.build(dtype=torch.float64).eval()
+    features, _ = draw_batch(case, draw, SIZES[0])
+    assert not torch.equal(case(other, features), case(layer, features))
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert torch.equal(case(other, features), case(layer, features))

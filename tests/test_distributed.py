@@ -1,0 +1,66 @@
+"""CMRAN under DistributedDataParallel: two gloo processes, no search for unused parameters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from ave.model import supervised_loss, weak_loss
+from crossmodal_attn import padding_mask
+from oracles import make_cmran
+
+
+def make_batch():
+    """Four videos with padding, alike in how many segments are valid in each half, as the mean over them needs."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(4, 5, 3, 2, 11, generator=generator, dtype=torch.float64)
+    audio = torch.randn(4, 5, 7, generator=generator, dtype=torch.float64)
+    labels = torch.nn.functional.one_hot(torch.randint(0, 6, (4, 5), generator=generator), 6).double()
+    return video, audio, labels, padding_mask([5, 2, 4, 3])
+
+
+def loss_of(model, setting, video, audio, labels, mask):
+    localization = model(video, audio, padding_mask=mask)
+    if setting == "supervised":
+        return supervised_loss(localization, labels, padding_mask=mask)
+    return weak_loss(localization, labels.mean(1), padding_mask=mask)
+
+
+def work(rank, folder):
+    """Take a step on one half of the batch, and leave the gradients in a file. Runs in a process of its own."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        for setting in ("supervised", "weak"):
+            model = DistributedDataParallel(make_cmran(setting), find_unused_parameters=False)
+            half = [part[2 * rank : 2 * rank + 2] for part in make_batch()]
+            # A parameter unused in the first pass would make the second one raise.
+            for _ in range(2):
+                model.zero_grad(set_to_none=True)
+                loss_of(model, setting, *half).backward()
+            gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+            torch.save(gradients, Path(folder) / f"{setting}-{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where both processes have left their gradients, of both settings."""
+    path = tmp_path_factory.mktemp("distributed")
+    torch.multiprocessing.spawn(work, (str(path),), nprocs=2)
+    return path
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+def test_two_processes_give_the_gradients_of_the_joint_batch(setting, folder, assert_close):
+    """On both of them, for every parameter."""
+    model = make_cmran(setting)
+    loss_of(model, setting, *make_batch()).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for rank in range(2):
+        gradients = torch.load(folder / f"{setting}-{rank}.pt", weights_only=True)
+        assert all(gradient is not None for gradient in gradients.values())
+        assert_close(gradients, expected)

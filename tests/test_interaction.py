@@ -1,0 +1,51 @@
+"""Audio-video interaction, against Eq. 9 in loops."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import oracles
+from crossmodal_attn import AVInteraction, padding_mask
+from oracles import CASES, fill_parameters
+
+
+@pytest.fixture
+def layer():
+    return CASES["interaction"].make()
+
+
+def test_interaction_is_the_equation(layer, draw, assert_close):
+    video, audio = draw(2, 5, 39), draw(2, 5, 39)
+    assert_close(layer(video, audio), oracles.av_interaction(layer, video, audio))
+
+
+def test_memory_is_audio_then_video(layer, draw, assert_close):
+    """Weights cover [audio, video], and need_weights changes no bit of the output."""
+    video, audio = draw(2, 5, 39), draw(2, 5, 39)
+    output, weights = layer(video, audio, need_weights=True)
+    assert torch.equal(output, layer(video, audio))
+    assert_close(weights, oracles.cmra(layer.attention, audio * video, [audio, video])[1])
+
+
+def test_swapping_the_modalities_swaps_the_halves_of_the_weights(layer, draw, assert_close):
+    """The output is symmetric in the two modalities; the weights tell them apart."""
+    video, audio = draw(2, 5, 39), draw(2, 5, 39)
+    output, weights = layer(video, audio, need_weights=True)
+    swapped, swapped_weights = layer(audio, video, need_weights=True)
+    assert_close(swapped, output)
+    assert_close(swapped_weights, weights.roll(5, -1))
+
+
+def test_gradients(draw):
+    """First and second derivatives by features and parameters, with padding, against differences."""
+    layer = fill_parameters(AVInteraction(4, 2, 0.0, dtype=torch.float64))
+    parameters = dict(layer.named_parameters())
+    masks = {"padding_mask": padding_mask([2, 1])}
+
+    def run(video, audio, *values):
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (video, audio), masks)
+
+    inputs = (draw(2, 2, 4).requires_grad_(), draw(2, 2, 4).requires_grad_(), *parameters.values())
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradcheck(run, inputs)
+        assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)

@@ -1,0 +1,240 @@
+"""Padding and attention masks: what is masked has no say, in any layer, forward or backward."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from crossmodal_attn import padding_mask
+from crossmodal_attn.masks import join_masks
+from oracles import CASES, Case
+
+FILLS = [pytest.param(fill, id=str(fill)) for fill in (0.5, torch.nan, torch.inf, 1e30)]
+
+
+def backward(module, output, features):
+    """Gradients of the features, and of the parameters by name, of a fixed random projection of ``output``."""
+    probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype)
+    parameters = dict(module.named_parameters())
+    gradients = torch.autograd.grad((output * probe).sum(), [*features, *parameters.values()])
+    return gradients[: len(features)], dict(zip(parameters, gradients[len(features) :], strict=True))
+
+
+def pad(sequences, length, fill):
+    """Stack (T, *) sequences into a padded batch whose padding holds ``fill``."""
+    batch = sequences[0].new_full((len(sequences), length, *sequences[0].shape[1:]), fill)
+    for row, sequence in zip(batch, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return batch.requires_grad_()
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_padded_batch_equals_videos_one_by_one(masked_case: Case, draw, assert_close, fill):
+    """Outputs, input gradients and parameter gradients, whatever the padding holds."""
+    layer = masked_case.make()
+    lengths = [masked_case.lengths(*row) for row in ((5, 7, 2, 3, 11), (2, 3, 7, 1, 5), (1, 1, 1, 1, 1))]
+    widest = [max(column) for column in zip(*lengths, strict=True)]
+    videos = [masked_case.features(draw, 1, row) for row in lengths]
+    batch = [pad([video[i][0] for video in videos], widest[i], fill) for i in range(len(widest))]
+    paddings = [padding_mask([row[i] for row in lengths], widest[i]) for i in range(len(widest))]
+    output = masked_case(layer, batch, paddings)
+    assert output.isfinite().all()
+
+    for video in videos:
+        for features in video:
+            features.requires_grad_()
+    alone = [masked_case(layer, video)[0] for video in videos]
+    valid = torch.cat([row[: len(one)] for row, one in zip(output, alone, strict=True)])
+    assert_close(valid, torch.cat(alone))
+
+    input_gradients, gradients = backward(layer, valid, batch)
+    flat = [features for video in videos for features in video]
+    alone_inputs, alone_gradients = backward(layer, torch.cat(alone), flat)
+    assert_close(gradients, alone_gradients)
+    expected = iter(alone_inputs)
+    for b, row in enumerate(lengths):
+        for i, length in enumerate(row):
+            assert_close(input_gradients[i][b, :length], next(expected)[0])
+            assert not input_gradients[i][b, length:].any()
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("which", ["query", "context", "both"])
+def test_fully_padded_video_is_finite_and_harmless(masked_case: Case, draw, assert_close, fill, which):
+    """A video of which nothing is left gives finite outputs and gradients, and the other videos notice nothing."""
+    layer = masked_case.make()
+    lengths = masked_case.lengths(5, 7, 2, 3, 11)
+    features = masked_case.features(draw, 2, lengths)
+    paddings = [torch.zeros(2, length, dtype=torch.bool) for length in lengths]
+    for i, (feature, padding) in enumerate(zip(features, paddings, strict=True)):
+        if which == "both" or masked_case.aligned or which == ("query" if i == 0 else "context"):
+            padding[1] = True
+            feature[1] = fill
+    features = [feature.requires_grad_() for feature in features]
+    output = masked_case(layer, features, paddings)
+    assert output.isfinite().all()
+    assert_close(output[:1], masked_case(layer, [feature[:1] for feature in features]))
+    input_gradients, gradients = backward(layer, output, features)
+    for gradient, padding in zip(input_gradients, paddings, strict=True):
+        assert gradient.isfinite().all()
+        assert not gradient[padding].any()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_padding_leaves_no_trace_bitwise(masked_case: Case, draw):
+    """NaN in the padding and zeros there give the same bits, outputs and parameter gradients alike."""
+    layer = masked_case.make(torch.float32)
+    lengths = masked_case.lengths(5, 7, 2, 3, 11)
+    features = masked_case.features(draw, 3, lengths, torch.float32)
+    paddings = [padding_mask([length, 1, 0], length) for length in lengths]
+
+    def run(fill):
+        filled = [f.masked_fill(p.unsqueeze(-1), fill) for f, p in zip(features, paddings, strict=True)]
+        output = masked_case(layer, filled, paddings)
+        return output, backward(layer, output, [])[1]
+
+    (zeros, zeros_gradients), (nans, nans_gradients) = run(0.0), run(torch.nan)
+    assert torch.equal(zeros, nans)
+    assert all(torch.equal(zeros_gradients[name], nans_gradients[name]) for name in zeros_gradients)
+
+
+def test_all_false_mask_equals_no_mask(masked_case: Case, draw, assert_close):
+    layer = masked_case.make()
+    lengths = masked_case.lengths(5, 7, 2, 3, 11)
+    features = masked_case.features(draw, 2, lengths)
+    nothing = [torch.zeros(2, length, dtype=torch.bool) for length in lengths]
+    assert_close(masked_case(layer, features, nothing), masked_case(layer, features))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 1), (1, 1)])
+def test_batch_of_none_and_time_of_one(case: Case, draw, batch, length, masked):
+    """Batches without a video and videos of one step have outputs of the right shape, and gradients."""
+    layer = case.make()
+    lengths = case.lengths(*[length] * 5)
+    features = case.features(draw, batch, lengths)
+    paddings = [torch.zeros(batch, length, dtype=torch.bool) if masked else None for _ in lengths]
+    output = case(layer, features, paddings)
+    width = case.widths[0] if case.spatial else 39
+    assert output.shape == (batch, length, width)
+    assert all(gradient.isfinite().all() for gradient in backward(layer, output, [])[1].values())
+
+
+def test_context_without_steps_is_as_if_absent(draw, assert_close):
+    """A context of length zero, padded or not, takes no part."""
+    layer = CASES["cmra-self"].make()
+    query, empty = draw(2, 5, 39), draw(2, 0, 39)
+    mask = torch.zeros(2, 0, dtype=torch.bool)
+    assert_close(layer(query, [empty, empty], context_padding_mask=[mask, None]), layer(query))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (6, 5, 12)], ids=["T,M", "B,T,M", "BH,T,M"])
+def test_query_that_may_attend_to_nothing(draw, kind, shape):
+    """Gives zero attention, so that the output projection's bias is all that is left; and finite gradients."""
+    layer = CASES["cmra-self"].make()
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[..., 3, :] = True
+    if kind == "float":
+        mask = torch.zeros(shape, dtype=torch.float64).masked_fill(mask, -torch.inf)
+    features = [draw(2, 5, 39).requires_grad_(), draw(2, 7, 39).requires_grad_()]
+    output, weights = layer(*features, attn_mask=mask, need_weights=True)
+    assert not weights[:, :, 3].any()
+    assert torch.equal(output[:, 3], layer.out_proj.bias.expand(2, 39))
+    torch.testing.assert_close(weights[:, :, [0, 1, 2, 4]].sum(-1), weights.new_ones(2, 3, 4))
+    assert weights.isfinite().all()
+    input_gradients, gradients = backward(layer, output, features)
+    assert all(gradient.isfinite().all() for gradient in (*input_gradients, *gradients.values()))
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (6, 5, 12)], ids=["T,M", "B,T,M", "BH,T,M"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_bool_and_float_attention_masks_agree(draw, assert_close, shape, padded):
+    """Also where a padding mask joins them."""
+    layer = CASES["cmra-self"].make()
+    mask = draw(*shape) > 0.5
+    added = torch.zeros(shape, dtype=torch.float64).masked_fill(mask, -torch.inf)
+    paddings = {}
+    if padded:
+        paddings = {"query_padding_mask": padding_mask([3, 5]), "context_padding_mask": padding_mask([7, 2])}
+    features = draw(2, 5, 39), draw(2, 7, 39)
+    expected = layer(*features, attn_mask=mask, need_weights=True, **paddings)
+    assert_close(layer(*features, attn_mask=added, need_weights=True, **paddings), expected)
+
+
+def test_causal_mask_hides_the_future(draw):
+    """Under a causal mask a step's output does not depend on later ones."""
+    layer = CASES["cmra-self"].make()
+    features = draw(2, 5, 39)
+    changed = features.clone()
+    changed[:, 3:] = draw(2, 2, 39)
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    output, after = layer(features, attn_mask=causal), layer(changed, attn_mask=causal)
+    torch.testing.assert_close(output[:, :3], after[:, :3])
+    assert (output[:, 3:] - after[:, 3:]).abs().amin() > 0
+    float_causal = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    torch.testing.assert_close(layer(features, attn_mask=float_causal), output)
+
+
+def test_join_masks_broadcasts_to_heads_and_memory():
+    """Every kind of attention mask, joined with paddings of which one is not given, against a mask built in loops."""
+    generator = torch.Generator().manual_seed(0)
+    batch, heads, length, lengths = 2, 3, 5, [7, 4]
+    padding = torch.rand(batch, 7, generator=generator) > 0.5
+    for shape in ((length, 11), (batch, length, 11), (batch * heads, length, 11)):
+        attn_mask = torch.rand(shape, generator=generator) > 0.5
+        joined = join_masks(attn_mask, [padding, None], lengths, batch, heads).expand(batch, heads, length, 11)
+        for b in range(batch):
+            for h in range(heads):
+                own = attn_mask if len(shape) == 2 else attn_mask[b if shape[0] == batch else b * heads + h]
+                expected = own | torch.cat([padding[b], torch.zeros(4, dtype=torch.bool)])
+                assert torch.equal(joined[b, h], expected)
+    assert join_masks(None, [None, None], lengths, batch, heads) is None
+
+
+EXPECTED = torch.tensor([[False] * 3, [False, True, True], [True] * 3])
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [3, 1, 0],
+        (3, 1, 0),
+        np.array([3, 1, 0]),
+        np.array([3, 1, 0], dtype=np.uint16),
+        [torch.tensor(3), torch.tensor(1), torch.tensor(0)],
+        torch.tensor([3, 1, 0]),
+        torch.tensor([3, 1, 0], dtype=torch.uint8),
+        torch.tensor([3, 1, 0], dtype=torch.uint16),
+        torch.tensor([3, 1, 0], dtype=torch.int32),
+    ],
+    ids=lambda lengths: f"{type(lengths).__name__}-{getattr(lengths, 'dtype', '')}",
+)
+def test_padding_mask_of_every_kind_of_lengths(lengths):
+    assert torch.equal(padding_mask(lengths), EXPECTED)
+    longer = padding_mask(lengths, max_length=5)
+    assert torch.equal(longer, torch.cat([EXPECTED, torch.ones(3, 2, dtype=torch.bool)], 1))
+    assert padding_mask(lengths, 3).dtype == torch.bool
+
+
+def test_padding_mask_of_a_read_only_array():
+    """Arrays out of files are often read-only; they are read without a warning."""
+    lengths = np.array([3, 1, 0])
+    lengths.setflags(write=False)
+    assert torch.equal(padding_mask(lengths), EXPECTED)
+
+
+@pytest.mark.parametrize("lengths", [[], torch.tensor([], dtype=torch.long), np.array([], dtype=np.int64)])
+def test_padding_mask_of_no_sequences(lengths):
+    assert padding_mask(lengths).shape == (0, 0)
+    assert padding_mask(lengths, max_length=7).shape == (0, 7)
+
+
+def test_padding_mask_of_a_tensor_is_not_read_back():
+    """With max_length a tensor of lengths stays on its device: on meta there is nothing to read."""
+    assert padding_mask(torch.empty(3, dtype=torch.long, device="meta"), max_length=7).shape == (3, 7)
+
+
+def test_padding_mask_counts_valid_steps():
+    lengths = torch.randint(0, 12, (23,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal((~padding_mask(lengths)).sum(1), lengths)

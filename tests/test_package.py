@@ -1,0 +1,74 @@
+"""The package as a whole: what it exports, what it imports, what it says of itself."""
+
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crossmodal_attn
+
+PUBLIC = [name for name in crossmodal_attn.__all__ if name != "__version__"]
+
+
+def test_all_is_what_there_is():
+    """Every public name of the package, once, and no more."""
+    there = {
+        name
+        for name, value in vars(crossmodal_attn).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert there == set(PUBLIC)
+    assert len(set(PUBLIC)) == len(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_documented(name):
+    """With a summary, an example and the errors it raises; a layer's forward and public methods too."""
+    value = getattr(crossmodal_attn, name)
+    assert value.__module__.startswith("crossmodal_attn.")
+    for documented in (value, value.forward) if inspect.isclass(value) else (value,):
+        assert "Raises:" in documented.__doc__
+        for parameter in list(inspect.signature(documented).parameters):
+            assert parameter == "self" or f"{parameter}: " in documented.__doc__, parameter
+    assert ">>> " in value.__doc__
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_annotated(name):
+    """Every parameter and every result has its type: the package says that it is typed."""
+    value = getattr(crossmodal_attn, name)
+    for function in (value.__init__, value.forward) if inspect.isclass(value) else (value,):
+        signature = inspect.signature(function)
+        parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+        assert all(parameter.annotation is not parameter.empty for parameter in parameters)
+        assert signature.return_annotation is not signature.empty
+    assert (Path(crossmodal_attn.__file__).parent / "py.typed").is_file()
+
+
+def test_version_is_that_of_the_distribution():
+    assert crossmodal_attn.__version__ == importlib.metadata.version("crossmodal-attn")
+
+
+def test_import_brings_its_requirements_only():
+    """Beyond what torch, einops and typing_extensions import by themselves, its own modules only; no compiler."""
+    script = """
+import sys, torch, einops, typing_extensions
+before = set(sys.modules)
+import crossmodal_attn
+print(*set(sys.modules) - before)
+assert "torch._dynamo" not in sys.modules
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
+    added = set(result.stdout.split())
+    assert "crossmodal_attn.relation" in added
+    assert {module.partition(".")[0] for module in added} - set(sys.stdlib_module_names) == {"crossmodal_attn"}
+
+
+def test_requirements_are_what_is_imported():
+    """The distribution requires exactly the three packages that the sources import."""
+    requirements = importlib.metadata.requires("crossmodal-attn")
+    names = {requirement.partition(">")[0] for requirement in requirements if "extra ==" not in requirement}
+    assert names == {"einops", "torch", "typing-extensions"}
