@@ -1,0 +1,195 @@
+"""The authors' weights in our layers give the authors' outputs, losses and gradients, in float64.
+
+The weights and inputs of the golden case are drawn by a rule from their names; `golden/official.npz` holds what the
+authors' released code computed from them, `golden/official_shapes.json` the names and shapes of its parameters.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ave.model import CMRAN, supervised_loss, video_scores, weak_loss
+from ave.official import (
+    agsca_from_official,
+    interaction_from_official,
+    load_official_state_dict,
+    relation_from_official,
+)
+from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
+
+GOLDEN = Path(__file__).parent / "golden"
+SHAPES = json.loads((GOLDEN / "official_shapes.json").read_text())
+FIGURES = np.load(GOLDEN / "official.npz")
+SETTINGS = ("supervised", "weak")
+
+
+def draw(key, shape, low=0.0, high=1.0):
+    count = int(np.prod(shape))
+    uniform = (np.random.PCG64(zlib.crc32(key.encode())).random_raw(count) >> 11) * 2.0**-53
+    return torch.from_numpy(low + (high - low) * uniform).reshape(shape)
+
+
+def draw_weights(module):
+    def bounds(name, shape):
+        if name.endswith(("norm1.weight", "norm2.weight")):
+            return 0.5, 1.5
+        bound = 0.1 if len(shape) == 1 else (3 / shape[-1]) ** 0.5
+        return -bound, bound
+
+    return {name: draw(f"case1/{module}/{name}", shape, *bounds(name, shape)) for name, shape in SHAPES[module].items()}
+
+
+def draw_inputs():
+    return draw("case1/visual", (2, 10, 7, 7, 512)), draw("case1/audio", (2, 10, 128))
+
+
+def draw_sequences():
+    return draw("case1/query", (2, 10, 256), -1, 1), draw("case1/context", (2, 10, 256), -1, 1)
+
+
+def draw_labels():
+    draws = draw("case1/labels", (2, 10), 0, 29).floor().long()
+    category = draw("case1/category", (2,), 0, 28).floor().long()
+    return torch.nn.functional.one_hot(torch.where(draws >= 14, 28, category[:, None]), 29).double()
+
+
+def official_cmran(setting, **options):
+    model = CMRAN(setting, **options).double()
+    return load_official_state_dict(model, draw_weights(f"cmran_{setting}"))
+
+
+def assert_golden(actual, name, tolerance=1e-10):
+    expected = torch.from_numpy(FIGURES[f"case1/{name}"])
+    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=tolerance)
+
+
+def test_agsca():
+    layer = agsca_from_official(draw_weights("agsca"), AGSCA(512, 128).double())
+    assert_golden(layer(*draw_inputs()), "agsca/output")
+
+
+def test_decoder_layer():
+    layer = relation_from_official(draw_weights("relation_layer"), CrossModalRelation(256, 4).double().eval())
+    assert_golden(layer(*draw_sequences()), "relation_layer/output")
+
+
+def test_encoder_layer():
+    layer = relation_from_official(draw_weights("self_layer"), CrossModalRelation(256, 4).double().eval())
+    assert_golden(layer(draw_sequences()[0]), "self_layer/output")
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_interaction(heads):
+    layer = interaction_from_official(draw_weights("interaction"), AVInteraction(256, heads).double().eval())
+    assert_golden(layer(*draw_sequences()), f"interaction_{heads}heads/output")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_cmran_outputs(setting):
+    model = official_cmran(setting).eval()
+    with torch.no_grad():
+        localization = model(*draw_inputs())
+    assert_golden(localization.event_logits, f"cmran_{setting}/event_logits")
+    assert_golden(localization.category_logits, f"cmran_{setting}/category_logits")
+    if setting == "weak":
+        assert_golden(video_scores(localization), "cmran_weak/video_scores")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_cmran_training(setting):
+    """Six clipped Adam steps without dropout: the gradient norm of the first, the loss before each."""
+    model = official_cmran(setting, dropout=0.0, input_dropout=0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
+    inputs, labels = draw_inputs(), draw_labels()
+    losses, norms = [], []
+    for _ in range(6):
+        optimizer.zero_grad()
+        localization = model(*inputs)
+        loss = (
+            supervised_loss(localization, labels)
+            if setting == "supervised"
+            else weak_loss(localization, labels.mean(1))
+        )
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1 if setting == "supervised" else 0.5))
+        optimizer.step()
+        losses.append(loss.detach())
+    assert_golden(norms[0], f"cmran_{setting}/grad_norm", 1e-8)
+    assert_golden(torch.stack(losses), f"cmran_{setting}/losses", 1e-8)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_data_parallel_prefix(setting):
+    weights = draw_weights(f"cmran_{setting}")
+    model = CMRAN(setting).double()
+    load_official_state_dict(model, {f"module.{name}": value for name, value in weights.items()})
+    expected = official_cmran(setting).state_dict()
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_every_parameter_is_filled():
+    before = CMRAN().double()
+    after = official_cmran("supervised").state_dict()
+    assert all(not torch.equal(value, after[name]) for name, value in before.state_dict().items())
+
+
+def test_faults_are_listed_and_nothing_is_filled():
+    weights = draw_weights("cmran_supervised")
+    del weights["v_fc.bias"]
+    weights["AVInter.extra"] = torch.zeros(3)
+    weights["localize_module.classifier.weight"] = torch.zeros(2, 256)
+    model = CMRAN()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"missing: v_fc\.bias; unexpected: AVInter\.extra; misshapen: localize_mod"
+    ) as error:
+        load_official_state_dict(model, weights)
+    assert "(2, 256), expected (1, 256)" in str(error.value)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "state_dict", "message"),
+    [
+        (AGSCA(512, 128), {}, "model must be a CMRAN, got AGSCA"),
+        (CMRAN(), None, "state_dict must map names to tensors, got NoneType"),
+        (CMRAN(), {"epoch": 3}, "state_dict must map names to tensors, got int at 'epoch'"),
+        (CMRAN(), {"state_dict": {}}, "state_dict must map names to tensors, got dict at 'state_dict'"),
+    ],
+)
+def test_what_is_no_state_dict(model, state_dict, message):
+    with pytest.raises(TypeError, match=message):
+        load_official_state_dict(model, state_dict)
+
+
+def test_tensor_without_dimensions_is_misshapen():
+    weights = draw_weights("interaction") | {"video_multihead.in_proj_weight": torch.tensor(1.0)}
+    with pytest.raises(ValueError, match=r"misshapen: video_multihead\.in_proj_weight \(gives attention.* shape \(\)"):
+        interaction_from_official(weights, AVInteraction(256, 4))
+
+
+def test_weights_of_the_other_setting_are_misshapen():
+    with pytest.raises(
+        ValueError, match=r"misshapen: localize_module\.event_classifier\.weight .*\(29, 256\), expected \(28"
+    ):
+        load_official_state_dict(CMRAN("supervised"), draw_weights("cmran_weak"))
+
+
+@pytest.mark.parametrize(
+    ("convert", "layer", "module"),
+    [
+        (agsca_from_official, AGSCA(512, 128), "agsca"),
+        (relation_from_official, CrossModalRelation(256, 4), "relation_layer"),
+        (relation_from_official, CrossModalRelation(256, 4), "self_layer"),
+        (interaction_from_official, AVInteraction(256, 4), "interaction"),
+    ],
+)
+def test_faults_of_one_module(convert, layer, module):
+    weights = draw_weights(module)
+    weights["typo.weight"] = weights.pop(next(iter(weights)))
+    with pytest.raises(ValueError, match=rf"does not fit this {type(layer).__name__}.*unexpected: typo\.weight"):
+        convert(weights, layer)
