@@ -3,7 +3,7 @@ BIN := .venv/bin
 DIST := dist
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format types wheel clean
+.PHONY: help demo test lint format types wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,9 @@ help: ## List the targets
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[examples,dev]'
 	@touch $@
+
+demo: .venv/.ready ## Train, evaluate and show CMRAN on the embedded procedural set (DEMO_ARGS="--epochs 2" to pass options)
+	$(BIN)/python examples/ave_cmran.py $(DEMO_ARGS)
 
 test: .venv/.ready ## Run the tests and the doctests (TEST_ARGS="-k masks" to choose)
 	$(BIN)/python -m pytest $(TEST_ARGS)

@@ -1,0 +1,51 @@
+"""A directory in the layout of the AVE release, and runs of the command in a directory of their own."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+from accelerate.state import AcceleratorState
+
+import ave_cmran
+
+SHAPE = {"videos": 23, "segments": 5, "height": 3, "width": 2, "video_dim": 11, "audio_dim": 7, "extra": 3}
+COLUMNS = 29
+
+
+def write_dataset(path, array, name="avadataset"):
+    with h5py.File(path, "w") as file:
+        file[name] = array
+
+
+def write_release(directory, seed=0):
+    """Small and complete; every array that a release has, with random features and one-hot labels."""
+    rng = np.random.default_rng(seed)
+    videos, segments, height, width, video_dim, audio_dim, extra = SHAPE.values()
+    category = rng.integers(0, COLUMNS - 1, videos)
+    event = rng.random((videos, segments)) < 0.7
+    one_hot = np.eye(COLUMNS, dtype=np.float32)
+    order = rng.permutation(videos)
+    arrays = {
+        "visual_feature": rng.random((videos, segments, height, width, video_dim)),
+        "audio_feature": rng.random((videos, segments, audio_dim)),
+        "labels": one_hot[np.where(event, category[:, None], COLUMNS - 1)],
+        "mil_labels": one_hot[category],
+        "visual_feature_noisy": rng.random((extra, segments, height, width, video_dim)),
+        "audio_feature_noisy": rng.random((extra, segments, audio_dim)),
+        "labels_noisy": one_hot[np.full(extra, COLUMNS - 1)],
+    }
+    for name, array in arrays.items():
+        write_dataset(directory / f"{name}.h5", array)
+    for split, rows in {"train": order[:13], "val": order[13:18], "test": order[18:]}.items():
+        write_dataset(directory / f"{split}_order.h5", rows, "order")
+    return arrays
+
+
+def run_main(parent, *arguments):
+    """Run the command in this process; its directory of results, new below ``parent``, and its metrics."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = Path(tempfile.mkdtemp(dir=parent))
+    ave_cmran.main([*map(str, arguments), "--output", str(output)])
+    return output, json.loads((output / "metrics.json").read_text())
