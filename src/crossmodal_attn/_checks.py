@@ -21,7 +21,7 @@ __all__ = [
 def check_size(name: str, value: int, minimum: int = 1) -> None:
     """An integer option that counts something."""
     # Under non-strict torch.export a size is a SymInt.
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
@@ -39,7 +39,7 @@ def check_divisible(embed_dim: int, num_heads: int) -> None:
 
 def check_probability(name: str, value: float) -> None:
     """A dropout probability."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {value}")

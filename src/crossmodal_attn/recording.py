@@ -45,7 +45,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {_clean(path): module for path, module in model.named_modules() if isinstance(module, CMRA | AGSCA)}
+    layers = {_clean(path): module for path, module in model.named_modules() if isinstance(module, (CMRA, AGSCA))}
     if not layers:
         raise ValueError(
             f"model must hold a layer of crossmodal_attn (CMRA, AGSCA or one built of them), got {type(model).__name__}"

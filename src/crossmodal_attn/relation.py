@@ -350,11 +350,11 @@ class CMRA(nn.Module):
                 raise ValueError("context_padding_mask was given without context: expected None")
         elif isinstance(context, Tensor):
             contexts, paddings, names = [context], [context_padding_mask], [""]
-        elif isinstance(context, list | tuple):
+        elif isinstance(context, (list, tuple)):
             contexts, names = list(context), [f"[{index}]" for index in range(len(context))]
             paddings = [None] * len(contexts) if context_padding_mask is None else context_padding_mask
             expected = f"a list with a mask or None for each context, {len(contexts)} in all"
-            if not isinstance(paddings, list | tuple):
+            if not isinstance(paddings, (list, tuple)):
                 raise TypeError(f"context_padding_mask must be {expected}, got {type(paddings).__name__}")
             if len(paddings) != len(contexts):
                 raise ValueError(f"context_padding_mask must be {expected}, got {len(paddings)}")
