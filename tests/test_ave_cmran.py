@@ -25,9 +25,10 @@ def release(tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("setting", ["supervised", "weak"])
-def test_run_on_a_release(release, tmp_path, setting, capsys):
-    output, metrics = run_main(tmp_path, "--data", release, "--setting", setting, "--epochs", 2, "--batch-size", 5)
+@pytest.mark.parametrize(("setting", "precision"), [("supervised", "fp32"), ("weak", "bf16")])
+def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
+    options = ("--setting", setting, "--precision", precision, "--epochs", 2, "--batch-size", 5)
+    output, metrics = run_main(tmp_path, "--data", release, *options)
     printed = capsys.readouterr().out
     assert metrics["test_segments"] == 5 * SHAPE["segments"]
     assert [line["epoch"] for line in metrics["history"]] == [1, 2]
