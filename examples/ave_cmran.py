@@ -232,6 +232,7 @@ def run(options: argparse.Namespace, accelerator: Accelerator, data: AVEData, ou
     config = {
         **{name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
         "output": str(output),
+        "device": str(accelerator.device),
         "model": {"setting": options.setting, **dimensions},
         "versions": {"crossmodal_attn": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -248,7 +249,7 @@ def run(options: argparse.Namespace, accelerator: Accelerator, data: AVEData, ou
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Check what was asked for before any work, then run it; what fails leaves no files behind."""
+    """Check what was asked for before any work, then run it; what fails leaves no file half-written."""
     options = parse_arguments(arguments)
     options.epochs = options.epochs or (RELEASE_EPOCHS if options.data else PROCEDURAL_EPOCHS)
     try:
@@ -263,10 +264,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):  # it stays where it holds files
             output.rmdir()
-        if isinstance(error, FloatingPointError):
+        if isinstance(error, (FloatingPointError, OSError)):
             sys.exit(_say(error, 1))
         if isinstance(error, KeyboardInterrupt):
-            sys.exit(_say("interrupted before the end of the first epoch", 130))
+            sys.exit(_say("interrupted before the end of the first epoch, or while results were written", 130))
         raise
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import ave_cmran
@@ -37,6 +38,7 @@ def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
     assert "object_attention" not in metrics
     assert {path.name for path in output.iterdir()} == FILES
     config = json.loads((output / "config.json").read_text())
+    assert config["device"] == str(AcceleratorState().device)
     model = CMRAN(**config["model"])
     model.load_state_dict(load_file(output / "weights.safetensors"))
 
@@ -148,6 +150,7 @@ def test_a_run_is_not_overwritten(release, capsys, tmp_path):
     ("failure", "code", "message"),
     [
         (FloatingPointError("the loss of epoch 1 is nan"), 1, "error: the loss of epoch 1 is nan"),
+        (OSError("no space left on device"), 1, "error: no space left on device"),
         (KeyboardInterrupt(), 130, "error: interrupted before the end of the first epoch"),
     ],
 )

@@ -166,6 +166,23 @@ def test_what_is_no_state_dict(model, state_dict, message):
         load_official_state_dict(model, state_dict)
 
 
+@pytest.mark.parametrize(
+    ("convert", "layer"),
+    [
+        (agsca_from_official, CrossModalRelation(256, 4)),
+        (relation_from_official, AVInteraction(256, 4)),
+        (interaction_from_official, AGSCA(512, 128)),
+    ],
+)
+def test_layer_of_another_kind(convert, layer):
+    with pytest.raises(
+        TypeError, match=f"layer must be the one of ours that state_dict is for, got {type(layer).__name__}"
+    ):
+        convert({}, layer)
+    with pytest.raises(TypeError, match="state_dict must map names to tensors, got NoneType"):
+        convert(None, layer)
+
+
 def test_tensor_without_dimensions_is_misshapen():
     weights = draw_weights("interaction") | {"video_multihead.in_proj_weight": torch.tensor(1.0)}
     with pytest.raises(ValueError, match=r"misshapen: video_multihead\.in_proj_weight \(gives attention.* shape \(\)"):

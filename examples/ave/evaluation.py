@@ -34,12 +34,10 @@ def split_loader(data: AVEData, split: str) -> DataLoader[tuple[Tensor, Tensor, 
 def segment_accuracy(model: CMRAN, loader: Batches, background: int) -> float:
     """The paper's metric: the share of segments, over all videos, whose label is right, background included."""
     model.eval()
-    accuracy = None
+    accuracy = MulticlassAccuracy(background + 1, average="micro").to(next(model.parameters()).device)
     for video, audio, labels in loader:
-        if accuracy is None:
-            accuracy = MulticlassAccuracy(background + 1, average="micro").to(labels.device)
         accuracy.update(localize(model(video, audio), background=background), labels.argmax(-1))
-    return float(accuracy.compute()) if accuracy is not None else float("nan")
+    return float(accuracy.compute())
 
 
 def background_accuracy(data: AVEData, split: str) -> float:

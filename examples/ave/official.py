@@ -6,13 +6,12 @@ an error, before anything is filled.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar, cast
+from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ave.model import CMRAN
-from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation, RelationAware
+from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
 __all__ = ["agsca_from_official", "interaction_from_official", "load_official_state_dict", "relation_from_official"]
 
@@ -32,6 +31,7 @@ def load_official_state_dict(model: CMRAN, state_dict: Mapping[str, Tensor]) -> 
         CMRAN: the same ``model``, filled.
 
     Raises:
+        TypeError: if ``model`` is no CMRAN, or ``state_dict`` does not map names to tensors.
         ValueError: if names are missing, unexpected or misshapen; the message lists them, and nothing is filled.
     """
     if not isinstance(model, CMRAN):
@@ -51,8 +51,7 @@ def load_official_state_dict(model: CMRAN, state_dict: Mapping[str, Tensor]) -> 
         relation = f"{query}_relation"
         sources |= _copied(f"{relation}.query_proj", f"{query}_decoder.affine_matrix")
         sources |= _copied(f"{relation}.context_proj", f"{context}_encoder.affine_matrix")
-        module = cast("RelationAware", model.get_submodule(relation))
-        for index in range(len(module.internal_relation.layers)):
+        for index in range(len(getattr(model, relation).internal_relation.layers)):
             ours, theirs = f"{relation}.internal_relation.layers.{index}", f"{context}_encoder.encoder.layers.{index}"
             sources |= _prefixed(ours, theirs, _block("self_attn"))
         sources |= _prefixed(
@@ -73,6 +72,7 @@ def relation_from_official(state_dict: Mapping[str, Tensor], layer: CrossModalRe
 
     Errors as :func:`load_official_state_dict`.
     """
+    _check_state_dict(state_dict)
     decoder = any(name.startswith("multihead_attn.") for name in state_dict)
     attention, unused = ("multihead_attn", _UNUSED_DECODER) if decoder else ("self_attn", ())
     return _fill(layer, state_dict, _block(attention), unused)
@@ -140,11 +140,13 @@ def _check_state_dict(state_dict: Mapping[str, Tensor]) -> None:
 def _fill(layer: Layer, state_dict: Mapping[str, Tensor], sources: Sources, unused: Iterable[str]) -> Layer:
     """Check all names and shapes, then copy."""
     _check_state_dict(state_dict)
+    expected = {name: parameter.shape for name, parameter in layer.state_dict().items()}
+    if set(expected) != set(sources):
+        raise TypeError(f"layer must be the one of ours that state_dict is for, got {type(layer).__name__}")
     used = {theirs for theirs, _ in sources.values()}
     unexpected = [name for name in state_dict if name not in used and not name.startswith(tuple(unused))]
     found = {ours: (state_dict[theirs], take) for ours, (theirs, take) in sources.items() if theirs in state_dict}
     taken = {ours: take(value) if value.dim() else value for ours, (value, take) in found.items()}
-    expected = {name: parameter.shape for name, parameter in layer.state_dict().items()}
     misshapen = [
         f"{sources[ours][0]} (gives {ours} the shape {tuple(value.shape)}, expected {tuple(expected[ours])})"
         for ours, value in taken.items()
@@ -154,6 +156,5 @@ def _fill(layer: Layer, state_dict: Mapping[str, Tensor], sources: Sources, unus
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
         raise ValueError(f"state_dict does not fit this {type(layer).__name__}. {listed}")
-    with torch.no_grad():
-        layer.load_state_dict(taken)
+    layer.load_state_dict(taken)
     return layer
