@@ -17,7 +17,7 @@ demo: .venv/.ready ## Train, evaluate and show CMRAN on the embedded procedural 
 	$(BIN)/python examples/ave_cmran.py $(DEMO_ARGS)
 
 test: .venv/.ready ## Run the tests and the doctests (TEST_ARGS="-k masks" to choose)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TEST_ARGS)
 
 lint: .venv/.ready ## Check style and formatting
 	$(BIN)/ruff check

@@ -1,14 +1,7 @@
-"""A directory in the layout of the AVE release, and runs of the command in a directory of their own."""
-
-import json
-import tempfile
-from pathlib import Path
+"""A directory in the layout of the AVE release."""
 
 import h5py
 import numpy as np
-from accelerate.state import AcceleratorState
-
-import ave_cmran
 
 SHAPE = {"videos": 23, "segments": 5, "height": 3, "width": 2, "video_dim": 11, "audio_dim": 7, "extra": 3}
 COLUMNS = 29
@@ -41,11 +34,3 @@ def write_release(directory, seed=0):
     for split, rows in {"train": order[:13], "val": order[13:18], "test": order[18:]}.items():
         write_dataset(directory / f"{split}_order.h5", rows, "order")
     return arrays
-
-
-def run_main(parent, *arguments):
-    """Run the command in this process; its directory of results, new below ``parent``, and its metrics."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    output = Path(tempfile.mkdtemp(dir=parent))
-    ave_cmran.main([*map(str, arguments), "--output", str(output)])
-    return output, json.loads((output / "metrics.json").read_text())

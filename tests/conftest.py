@@ -1,8 +1,11 @@
 """What the tests share: tolerances, seeded draws, the layers, a small CMRAN."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from torch import Tensor
@@ -74,3 +77,22 @@ def setting(request: pytest.FixtureRequest) -> str:
 def cmran(setting: str) -> CMRAN:
     """A small CMRAN in float64: 11 visual and 7 audio channels, 5 categories; no dropout."""
     return make_cmran(setting)
+
+
+@pytest.fixture
+def real_release(tmp_path: Path) -> Path:
+    """The real labels, orders and background audio, beside feature files of the release's shape that take no space."""
+    place = os.environ.get("CROSSMODAL_ATTN_DATA")
+    if not place:
+        pytest.skip("CROSSMODAL_ATTN_DATA does not name a directory with ave/, the files of the AVE release")
+    for path in [*(Path(place) / "ave").glob("*.h5"), Path(place) / "ave" / "Annotations.txt"]:
+        (tmp_path / path.name).symlink_to(path)
+    for name, shape in {
+        "visual_feature": (4143, 10, 7, 7, 512),
+        "audio_feature": (4143, 10, 128),
+        "visual_feature_noisy": (178, 10, 7, 7, 512),
+    }.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            # Chunks that are never written are not stored, and read as zero.
+            file.create_dataset("avadataset", shape, "f8", chunks=(1, *shape[1:]))
+    return tmp_path

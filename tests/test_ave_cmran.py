@@ -1,21 +1,23 @@
 """The command: what it trains, prints and leaves behind, and what it refuses."""
 
+import csv
 import json
+from functools import partial
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import ave_cmran
-from ave import training
-from ave.data import read_release
-from ave.evaluation import segment_accuracy, split_loader
+from ave.commands import evaluate, train
 from ave.model import CMRAN
 from ave.procedural import make_procedural_set
-from ave_release import SHAPE, run_main, write_release
+from ave_release import SHAPE, write_release
+from running import call_main, run_main
 
-FILES = {"config.json", "metrics.json", "weights.safetensors", "timelines.png", "attention.png"}
+FILES = {
+    *("config.json", "metrics.json", "metrics.csv", "history.csv", "categories.csv", "confusion.csv"),
+    *("learning_curves.png", "confusion.png", "timelines.png", "attention.png"),
+}
 
 
 @pytest.fixture
@@ -26,113 +28,215 @@ def release(tmp_path):
     return directory
 
 
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch):
+    """Most of the time of a short run goes into checkpoints of the real one."""
+    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, embed_dim=20, dim_feedforward=17))
+
+
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.parametrize(("setting", "precision"), [("supervised", "fp32"), ("weak", "bf16")])
 def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
     options = ("--setting", setting, "--precision", precision, "--epochs", 2, "--batch-size", 5)
     output, metrics = run_main(tmp_path, "--data", release, *options)
     printed = capsys.readouterr().out
-    assert metrics["test_segments"] == 5 * SHAPE["segments"]
+    assert metrics["segments"] == 5 * SHAPE["segments"]
     assert [line["epoch"] for line in metrics["history"]] == [1, 2]
-    assert f"{metrics['test_accuracy']:.1%}" in printed
+    assert f"{metrics['accuracy']:.1%}" in printed
     assert f"{metrics['background_accuracy']:.1%}" in printed
+    assert "visual_feature.h5" in printed  # the checker's table
+    assert "forward and backward" in printed
     assert "object_attention" not in metrics
-    assert {path.name for path in output.iterdir()} == FILES
+    assert {path.name for path in output.iterdir()} == {*FILES, "seed-0"}
     config = json.loads((output / "config.json").read_text())
-    assert config["device"] == str(AcceleratorState().device)
-    model = CMRAN(**config["model"])
-    model.load_state_dict(load_file(output / "weights.safetensors"))
+    assert config["settings"]["precision"] == precision
+    model = CMRAN.from_pretrained(output / "seed-0" / "model")
+    assert (model.setting, model.video_dim, len(model.categories)) == (setting, SHAPE["video_dim"], 28)
+
+
+def test_several_seeds(release, tmp_path, capsys):
+    """Each is the run that it is alone, and the spread is theirs."""
+    options = ("--data", release, "--epochs", 2, "--batch-size", 5)
+    call_main("train", *options, "--seeds", 3, 4, "--output", tmp_path / "both")
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    _, alone = run_main(tmp_path, *options, "--seeds", 4)
+    first, second = results["runs"]
+    assert (first["seed"], second["seed"]) == (3, 4)
+    for name in ("accuracy", "confusion", "best_test_accuracy"):
+        assert second[name] == alone[name]
+    losses = [[line["loss"] for line in run["history"]] for run in (first, second, alone)]
+    assert losses[0] != losses[1]
+    assert losses[1] == losses[2]
+    accuracies = torch.tensor([first["accuracy"], second["accuracy"]], dtype=torch.float64)
+    assert results["summary"]["accuracy"]["mean"] == pytest.approx(accuracies.mean().item())
+    assert results["summary"]["accuracy"]["std"] == pytest.approx(accuracies.std().item())
+    assert "mean ± std" in printed
+    rows = read_csv(tmp_path / "both" / "metrics.csv")
+    assert [(row["seed"], float(row["accuracy"])) for row in rows] == [
+        ("3", first["accuracy"]),
+        ("4", second["accuracy"]),
+    ]
+    history = read_csv(tmp_path / "both" / "history.csv")
+    assert [(row["seed"], row["epoch"]) for row in history] == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
 
 
 def test_metrics_follow_from_the_history(release, tmp_path):
     _, metrics = run_main(tmp_path, "--data", release, "--epochs", 4)
     history = metrics["history"]
     chosen = max(history, key=lambda epoch: epoch["val_accuracy"])
-    assert (metrics["chosen_epoch"], metrics["test_accuracy"]) == (chosen["epoch"], chosen["test_accuracy"])
+    assert metrics["chosen_epoch"] == chosen["epoch"]
+    assert metrics["accuracy"] == chosen["test_accuracy"]
     assert metrics["best_test_accuracy"] == max(epoch["test_accuracy"] for epoch in history)
 
 
-def test_weights_are_those_of_the_chosen_epoch(release, tmp_path):
-    """The saved weights give the accuracy that is printed, whichever epoch was the best on val."""
-    output, metrics = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
-    data = read_release(release)
-    config = json.loads((output / "config.json").read_text())
-    model = CMRAN(**config["model"])
-    model.load_state_dict(load_file(output / "weights.safetensors"))
-    accuracy = segment_accuracy(model, split_loader(data, "test"), len(data.categories))
-    assert accuracy == pytest.approx(metrics["test_accuracy"])
+def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
+    """The saved network gives the figures of its training, on the release as on any machine that has it."""
+    output, trained = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01)
+    call_main("evaluate", "--checkpoint", output, "--data", release, "--output", tmp_path / "evaluation")
+    (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
+    for name in ("accuracy", "confusion", "category_accuracy", "event_precision", "event_recall", "event_f1"):
+        assert evaluated[name] == trained[name]
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == FILES - {
+        *("config.json", "history.csv", "learning_curves.png")
+    }
+    assert "CMRAN, supervised, on the test split of the AVE set release" in capsys.readouterr().out
 
 
-def test_same_seed_same_run(release, tmp_path):
-    options = ("--data", release, "--epochs", 2, "--batch-size", 13)
-    # Two epochs, so that what the first leaves behind counts too.
-    first, again, other = (run_main(tmp_path, *options, "--seed", seed)[1] for seed in (3, 3, 4))
-    assert first["history"] == again["history"]
-    assert first["history"] != other["history"]
+def test_evaluation_of_another_split(release, tmp_path):
+    output, trained = run_main(tmp_path, "--data", release, "--epochs", 2)
+    options = ("--data", release, "--split", "val", "--output", tmp_path / "val")
+    call_main("evaluate", "--checkpoint", output, *options)
+    (evaluated,) = json.loads((tmp_path / "val" / "metrics.json").read_text())["runs"]
+    assert evaluated["accuracy"] == max(epoch["val_accuracy"] for epoch in trained["history"])
+
+
+@pytest.mark.parametrize("cache", ["device", "memory", "disk"])
+def test_where_the_features_are_changes_nothing(release, tmp_path, cache):
+    options = ("--data", release, "--epochs", 2, "--batch-size", 5)
+    _, expected = run_main(tmp_path, *options)
+    _, metrics = run_main(tmp_path, *options, "--cache", cache, "--workers", 1)
+    assert [line["loss"] for line in metrics["history"]] == [line["loss"] for line in expected["history"]]
+    assert metrics["confusion"] == expected["confusion"]
+
+
+def test_a_prepared_release_trains_alike(release, tmp_path):
+    call_main("prepare", "--data", release, "--output", tmp_path / "prepared", "--dtype", "float32")
+    losses = []
+    for data in (release, tmp_path / "prepared"):
+        _, metrics = run_main(tmp_path, "--data", data, "--setting", "weak", "--epochs", 2, "--batch-size", 5)
+        losses.append([line["loss"] for line in metrics["history"]])
+    assert losses[0] == losses[1]
+
+
+def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
+    """Through a backend that is quick to compile."""
+    compiled = []
+
+    def compile_quickly(model, **options):
+        compiled.append(model)
+        model._compiled_call_impl = torch.compile(model._call_impl, backend="eager", **options)
+
+    monkeypatch.setattr(CMRAN, "compile", compile_quickly)
+    options = ("--data", release, "--epochs", 1, "--batch-size", 13)
+    (_, expected), (_, metrics) = (run_main(tmp_path, *options, *extra) for extra in ((), ("--compile",)))
+    assert len(compiled) == 1
+    assert metrics["history"][0]["loss"] == pytest.approx(expected["history"][0]["loss"], rel=0.05)
+
+
+def test_tensorboard(release, tmp_path):
+    """A run that goes on goes on in its logs."""
+    output, metrics = run_main(tmp_path, "--data", release, "--epochs", 2, "--batch-size", 2, "--log", "tensorboard")
+    call_main("train", "--resume", output, "--epochs", 3)
+    logs = EventAccumulator(str(output / "tensorboard" / "seed-0"))
+    logs.Reload()
+    assert [event.step for event in logs.Scalars("loss")] == [10, 20]
+    accuracies = [(event.step, event.value) for event in logs.Scalars("test accuracy")]
+    (metrics,) = json.loads((output / "metrics.json").read_text())["runs"]
+    assert accuracies == [(7 * line["epoch"], pytest.approx(line["test_accuracy"])) for line in metrics["history"]]
 
 
 def test_run_on_the_procedural_set(tmp_path, monkeypatch, capsys):
     """The default, on few videos: attention is scored against the true cells, and nothing passes for AVE."""
-    monkeypatch.setattr(
-        ave_cmran,
-        "make_procedural_set",
-        lambda: make_procedural_set(num_train=5, num_val=3, num_test=7, num_background=2),
-    )
-    _, metrics = run_main(tmp_path, "--epochs", 1)
-    assert metrics["data"] == "procedural, not AVE"
+    for command in (train, evaluate):
+        monkeypatch.setattr(
+            command,
+            "make_procedural_set",
+            lambda: make_procedural_set(num_train=5, num_val=3, num_test=7, num_background=2),
+        )
+    output, metrics = run_main(tmp_path, "--epochs", 1)
     assert 0 < metrics["object_attention_if_uniform"] < 4 / 49
     assert 0 < metrics["object_attention"] < 1
     assert "procedural set (not AVE)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("senses", "silent"), [("sight", 1), ("hearing", 0)])
-def test_one_sense(senses, silent):
-    """A network that is given one sense does not change with the other."""
-    generator = torch.Generator().manual_seed(0)
-    model = CMRAN(video_dim=11, audio_dim=7).eval()
-    ave_cmran.limit_senses(model, senses)
-    inputs = [torch.rand(2, 5, 3, 2, 11, generator=generator), torch.rand(2, 5, 7, generator=generator)]
-    expected = model(*inputs)
-    changed = list(inputs)
-    changed[silent] = changed[silent] + 1
-    torch.testing.assert_close(model(*changed), expected)
-    changed = list(inputs)
-    changed[1 - silent] = changed[1 - silent] + 1
-    assert not torch.equal(model(*changed).event_logits, expected.event_logits)
+    call_main("evaluate", "--checkpoint", output, "--output", tmp_path / "evaluation")
+    (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
+    assert evaluated["object_attention"] == metrics["object_attention"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: expected a number above 0, got 0"),
+        (["--lr", "1e999"], "--lr: expected a number above 0, got 1e999"),
         (["--batch-size", "many"], "--batch-size: invalid int value: 'many'"),
         (["--lr", "-1"], "--lr: expected a number above 0, got -1"),
         (["--lr", "nan"], "--lr: expected a number above 0, got nan"),
         (["--lr", "inf"], "--lr: expected a number above 0, got inf"),
-        (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295, got -1"),
-        (["--seed", "1.5"], "--seed: invalid int value: '1.5'"),
+        (["--seeds", "-1"], "--seeds: expected an integer from 0 to 4294967295, got -1"),
+        (["--seeds", "1.5"], "--seeds: invalid int value: '1.5'"),
+        (["--seeds", "1", "1"], "--seeds must differ from one another, got [1, 1]"),
+        (["--seeds"], "--seeds: expected at least one argument"),
+        (["--workers", "-1"], "--workers: expected a number of at least 0, got -1"),
+        (["--cache", "attic"], "--cache: invalid choice: 'attic'"),
+        (["--log", "stdout"], "--log: invalid choice: 'stdout'"),
         (["--device", "meta"], "--device must name a device that works here, got meta"),
         (["--setting", "strong"], "--setting: invalid choice: 'strong'"),
         (["--precision", "fp64"], "--precision: invalid choice: 'fp64'"),
         (["--device", "abacus"], "--device must name a device that works here, got abacus"),
         (["--data", "/nowhere"], "/nowhere is no directory"),
         (["--batch", "3"], "unrecognized arguments: --batch"),
+        (["--resume", "/nowhere"], "--resume must name the directory of a run"),
+        (["--resume", "a", "--output", "b"], "not allowed with argument"),
+        (["trane"], "invalid choice: 'trane'"),
+        (["evaluate"], "one of the arguments --checkpoint --official is required"),
+        (["evaluate", "--checkpoint", "/nowhere"], "/nowhere"),
+        (["evaluate", "--official", "/nowhere"], "/nowhere"),
+        (["check"], "the following arguments are required: --data"),
+        (["check", "--data", "/nowhere"], "/nowhere is no directory"),
     ],
 )
 def test_refused_arguments(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        ave_cmran.main(arguments)
+        call_main(*arguments)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
+    CMRAN(video_dim=13, audio_dim=SHAPE["audio_dim"]).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        call_main(
+            "evaluate", "--checkpoint", tmp_path / "model", "--data", release, "--output", tmp_path / "evaluation"
+        )
+    assert stop.value.code == 2
+    assert "--data must have 13 visual channels, as what the network was trained on, got 11" in capsys.readouterr().err
+    assert not (tmp_path / "evaluation").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works where there is a GPU")
 def test_fp16_needs_a_gpu(release, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        ave_cmran.main(["--precision", "fp16", "--data", str(release), "--output", str(tmp_path / "run")])
+        call_main("--precision", "fp16", "--data", release, "--output", tmp_path / "run")
     assert stop.value.code == 2
-    assert "--precision fp16 does not work here" in capsys.readouterr().err
+    assert "--precision fp16 needs a GPU, got cpu" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -140,7 +244,7 @@ def test_a_run_is_not_overwritten(release, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text("{}")
     with pytest.raises(SystemExit) as stop:
-        ave_cmran.main(["--data", str(release), "--output", str(tmp_path / "run")])
+        call_main("--data", release, "--output", tmp_path / "run")
     assert stop.value.code == 2
     assert "--output must be a new or empty directory" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.json"]
@@ -150,38 +254,24 @@ def test_a_run_is_not_overwritten(release, capsys, tmp_path):
     ("failure", "code", "message"),
     [
         (FloatingPointError("the loss of epoch 1 is nan"), 1, "error: the loss of epoch 1 is nan"),
-        (OSError("no space left on device"), 1, "error: no space left on device"),
-        (KeyboardInterrupt(), 130, "error: interrupted before the end of the first epoch"),
+        (OSError("no space left on device"), 1, "error: no space left on device; what is finished is kept: go on with"),
+        (KeyboardInterrupt(), 130, "error: stopped; what is finished is kept: go on with --resume"),
     ],
 )
-def test_what_fails_leaves_nothing_behind(release, tmp_path, monkeypatch, capsys, failure, code, message):
+def test_what_fails_is_said_in_a_line(release, tmp_path, monkeypatch, capsys, failure, code, message):
+    """And leaves only what --resume needs."""
+
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(ave_cmran, "train", fail)
+    monkeypatch.setattr(train, "train", fail)
     with pytest.raises(SystemExit) as stop:
-        run_main(tmp_path, "--data", release)
+        call_main("--data", release, "--output", tmp_path / "run")
     assert stop.value.code == code
-    assert message in capsys.readouterr().err
-    assert [path for path in tmp_path.iterdir() if path != release] == []
-
-
-def test_interrupted_training_reports_the_finished_epochs(release, tmp_path, monkeypatch, capsys):
-    """Ctrl-C in the second epoch: the table, files and pictures are those of the first."""
-    train_epoch = training._train_epoch
-    calls = []
-
-    def interrupt(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return train_epoch(*arguments)
-
-    monkeypatch.setattr(training, "_train_epoch", interrupt)
-    output, metrics = run_main(tmp_path, "--data", release, "--epochs", 3)
-    assert [line["epoch"] for line in metrics["history"]] == [1]
-    assert {path.name for path in output.iterdir()} == FILES
-    assert "interrupted" in capsys.readouterr().out
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
 def test_divergence_is_said(release, tmp_path, capsys):
@@ -191,10 +281,33 @@ def test_divergence_is_said(release, tmp_path, capsys):
     assert "try a lower --lr" in capsys.readouterr().err
 
 
-def test_help_explains_every_option(capsys):
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            "train",
+            "setting data senses epochs batch-size lr seeds device precision compile cache workers keep log output "
+            "resume",
+        ),
+        ("evaluate", "checkpoint official data split device precision output"),
+        ("predict", "checkpoint official features split device precision output"),
+        ("check", "data setting"),
+        ("prepare", "data output dtype"),
+    ],
+)
+def test_help_explains_every_option(command, options, capsys):
     with pytest.raises(SystemExit) as stop:
-        ave_cmran.main(["--help"])
+        call_main(command, "--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for name in ("setting", "data", "senses", "epochs", "batch-size", "lr", "seed", "device", "precision", "output"):
+    for name in options.split():
         assert f"--{name}" in printed
+
+
+def test_help_names_every_subcommand(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call_main("--help")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name in ("train", "evaluate", "predict", "check", "prepare"):
+        assert f"    {name} " in printed

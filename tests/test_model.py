@@ -8,6 +8,7 @@ import torch
 
 import oracles
 from ave.model import CMRAN, Localization, localize, supervised_loss, video_scores, weak_loss
+from crossmodal_attn import padding_mask
 
 EVENT = torch.tensor([[0.0, -1e-6, 3.0], [-2.0, -1.0, -0.5]], dtype=torch.float64)
 CATEGORY = torch.tensor([[0.3, 1.2, -0.5], [2.0, 0.1, 0.7]], dtype=torch.float64)
@@ -91,6 +92,34 @@ def test_heads_of_the_settings():
     assert (weak.category_head.out_features, weak.interaction.attention.num_heads) == (29, 2)
 
 
+@pytest.mark.parametrize(("senses", "silent"), [("sight", 1), ("hearing", 0)])
+@pytest.mark.parametrize("lengths", [None, [5, 2]])
+def test_one_sense(senses, silent, lengths, draw):
+    """A network that is given one sense does not change with the other, NaN included, and is as if it were zero."""
+    model = CMRAN(video_dim=11, audio_dim=7, senses=senses).double().eval()
+    mask = None if lengths is None else padding_mask(torch.tensor(lengths), 5)
+    inputs = [draw(2, 5, 3, 2, 11), draw(2, 5, 7)]
+    expected = model(*inputs, padding_mask=mask)
+    changed = list(inputs)
+    changed[silent] = torch.full_like(changed[silent], torch.nan)
+    torch.testing.assert_close(model(*changed, padding_mask=mask), expected)
+    both = CMRAN(video_dim=11, audio_dim=7).double().eval()
+    both.load_state_dict(model.state_dict())
+    changed[silent] = torch.zeros_like(changed[silent])
+    torch.testing.assert_close(both(*changed, padding_mask=mask), expected)
+    changed[1 - silent] = changed[1 - silent] + 1
+    assert not torch.equal(model(*changed, padding_mask=mask).event_logits, expected.event_logits)
+
+
+def test_categories_are_counted():
+    named = CMRAN(video_dim=11, audio_dim=7, categories=["Bark", "Clock", "Horse"])
+    assert (named.num_categories, named.categories) == (3, ("Bark", "Clock", "Horse"))
+    assert named.category_head.out_features == 3
+    assert CMRAN("weak", video_dim=11, audio_dim=7, categories=("Bark",)).category_head.out_features == 2
+    nameless = CMRAN(video_dim=11, audio_dim=7, num_categories=5)
+    assert (nameless.num_categories, nameless.categories) == (5, None)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -115,6 +144,15 @@ def test_heads_of_the_settings():
         ),
         (lambda: CMRAN()(torch.rand(2, 0, 3, 2, 512), torch.rand(2, 0, 128)), r"none of them empty but the batch"),
         (lambda: CMRAN(num_categories=0), "num_categories must be an int of at least 1, got 0"),
+        (lambda: CMRAN(senses="smell"), 'senses must be "both", "sight" or "hearing", got \'smell\''),
+        (
+            lambda: CMRAN(num_categories=3, categories=["Bark", "Clock"]),
+            "categories must be 3 different names, as num_categories says, got 2, 2 of them different",
+        ),
+        (lambda: CMRAN(categories=["Bark", "Bark"]), "categories must be 2 different names, .* got 2, 1 of them"),
+        (lambda: CMRAN(categories=[]), "num_categories must be an int of at least 1, got 0"),
+        (lambda: CMRAN(categories="Bark"), "categories must be a list or tuple of str, got 'Bark'"),
+        (lambda: CMRAN(categories=["Bark", 3]), "categories must be a list or tuple of str, got "),
         (lambda: CMRAN()(torch.rand(2, 5, 3, 2, 512).double(), torch.rand(2, 5, 128)), "video must have the dtype of"),
         (lambda: CMRAN()([1.0], torch.rand(2, 5, 128)), "video must be a torch.Tensor, got list"),
         (

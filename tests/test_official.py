@@ -5,6 +5,8 @@ authors' released code computed from them, `golden/official_shapes.json` the nam
 """
 
 import json
+import os
+import pickle
 import zlib
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from ave.data import AVE_CATEGORIES
 from ave.model import CMRAN, supervised_loss, video_scores, weak_loss
 from ave.official import (
     agsca_from_official,
     interaction_from_official,
     load_official_state_dict,
+    read_official,
     relation_from_official,
 )
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
@@ -210,3 +214,114 @@ def test_faults_of_one_module(convert, layer, module):
     weights["typo.weight"] = weights.pop(next(iter(weights)))
     with pytest.raises(ValueError, match=rf"does not fit this {type(layer).__name__}.*unexpected: typo\.weight"):
         convert(weights, layer)
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "prefix", "wrapped"), [("supervised", "", False), ("supervised", "module.", True), ("weak", "", True)]
+)
+def test_file_of_the_authors(setting, prefix, wrapped, tmp_path):
+    """Bare or among other things, with or without DataParallel: all that a CMRAN needs follows from their float64."""
+    weights = {f"{prefix}{name}": value for name, value in draw_weights(f"cmran_{setting}").items()}
+    content = {"state_dict": weights, "epoch": 3, "best": 0.7, "args": "x"} if wrapped else weights
+    model = read_official(save(tmp_path / "best.pth.tar", content))
+    assert (model.setting, model.video_dim, model.audio_dim) == (setting, 512, 128)
+    assert model.categories == AVE_CATEGORIES
+    assert not model.training
+    expected = {name: value.float() for name, value in official_cmran(setting).state_dict().items()}
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_file_gives_the_authors_figures_in_float32(old, tmp_path):
+    path = tmp_path / "best.pth.tar"
+    torch.save(draw_weights("cmran_supervised"), path, _use_new_zipfile_serialization=not old)
+    with torch.no_grad():
+        localization = read_official(path)(*(features.float() for features in draw_inputs()))
+    assert_golden(localization.event_logits.double(), "cmran_supervised/event_logits", 1e-4)
+    assert_golden(localization.category_logits.double(), "cmran_supervised/category_logits", 1e-4)
+
+
+def test_widths_of_a_file_follow_from_its_shapes(tmp_path):
+    """As if it had been trained on 37 visual and 11 audio channels."""
+    widths = {512: 37, 128: 11}
+    weights = {
+        name: torch.zeros([widths.get(size, size) for size in shape]) for name, shape in SHAPES["cmran_weak"].items()
+    }
+    model = read_official(save(tmp_path / "best.pth.tar", weights))
+    assert (model.setting, model.video_dim, model.audio_dim) == ("weak", 37, 11)
+
+
+class Hostile:
+    """Runs a command in whoever unpickles it."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_could_run_code_is_refused(old, tmp_path):
+    content = {"v_fc.bias": torch.zeros(3), "hook": Hostile(f"touch {tmp_path / 'harm'}")}
+    torch.save(content, tmp_path / "best.pth.tar", _use_new_zipfile_serialization=not old)
+    with pytest.raises(ValueError, match=r"best\.pth\.tar must hold tensors only, got \w+\.system, refused because"):
+        read_official(tmp_path / "best.pth.tar")
+    assert not (tmp_path / "harm").exists()
+
+
+def save_changed(path, changes):
+    """All of the authors' names, with some replaced or, where None, left out."""
+    weights = {name: torch.zeros(1).expand(shape) for name, shape in SHAPES["cmran_supervised"].items()} | changes
+    return save(path, {name: value for name, value in weights.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda _: None, "can't be read: No such file"),
+        (lambda path: path.mkdir(), "can't be read: Is a directory"),
+        (lambda path: path.write_bytes(b""), "must be a complete checkpoint saved by torch.save"),
+        (lambda path: path.write_text("no checkpoint at all"), "must be a complete checkpoint saved by torch.save"),
+        (
+            lambda path: path.write_bytes(save(path, [torch.rand(97)]).read_bytes()[:-211]),
+            "must be a complete checkpoint",
+        ),
+        (
+            lambda path: path.write_bytes((GOLDEN / "official.npz").read_bytes()),
+            "must be a complete checkpoint saved by torch.save",
+        ),
+        (lambda path: path.write_bytes(pickle.dumps({"v_fc.weight": [1.0]})), "must be a complete checkpoint saved"),
+        (lambda path: save(path, torch.nn.Linear(2, 3)), "must hold tensors only, got torch.nn.modules.linear.Linear"),
+        (lambda path: save(path, {"accuracy": np.float64(0.7)}), "must hold tensors only, got numpy.*scalar, refused"),
+        (lambda path: save(path, [1, 2]), "got: state_dict must map names to tensors, got list"),
+        (lambda path: save(path, {}), r"got: no matrix localize_module\.event_classifier\.weight"),
+        (lambda path: save(path, {"state_dict": {"epoch": 3}}), "got: state_dict must map names to tensors, got int"),
+        (
+            lambda path: save(path, CMRAN(video_dim=11, audio_dim=7).state_dict()),
+            r"must be a checkpoint of the authors' CMRAN, got: no matrix localize_module",
+        ),
+        (
+            lambda path: save_changed(path, {"localize_module.event_classifier.weight": torch.zeros(31, 256)}),
+            r"event_classifier\.weight with 31 rows, neither 28 \(supervised\) nor 29 \(weak\)",
+        ),
+        (lambda path: save_changed(path, {"v_fc.weight": torch.zeros(512)}), r"no matrix v_fc\.weight"),
+        (lambda path: save_changed(path, {"v_fc.bias": None}), r"state_dict does not fit .*missing: v_fc\.bias"),
+        (
+            lambda path: save_changed(path, {"AVInter.video_multihead.out_proj.bias": torch.zeros(3)}),
+            r"misshapen: AVInter\.video_multihead\.out_proj\.bias .*\(3,\), expected \(256,\)",
+        ),
+    ],
+)
+def test_damaged_file(write, message, tmp_path):
+    path = tmp_path / "best.pth.tar"
+    write(path)
+    with pytest.raises((OSError, ValueError), match=message) as error:
+        read_official(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)

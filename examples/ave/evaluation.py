@@ -1,4 +1,4 @@
-"""What is said of a trained CMRAN: segment accuracy, and where its attention lies.
+"""What is said of a trained CMRAN: segment accuracy, its decisions, and where its attention lies.
 
 Axes: B videos, T segments, H x W positions.
 """
@@ -9,40 +9,36 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ave.data import AVEData, Videos
+from ave.data import AVEData
+from ave.loading import Batch, evaluation_loader
 from ave.model import CMRAN, localize
 from crossmodal_attn import record_attention
 
-__all__ = ["Outcomes", "background_accuracy", "object_attention", "observe", "segment_accuracy", "split_loader"]
-
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
-
-TEST_BATCH = 16
-"""Videos a batch in evaluation, as in the authors' code; it changes the memory used, not the result."""
-
-
-def split_loader(data: AVEData, split: str) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """The videos of a split in order, with their segment labels."""
-    return DataLoader(Videos(data.visual, data.audio, data.labels, data.splits[split]), TEST_BATCH)
+__all__ = ["Outcomes", "background_accuracy", "object_attention", "observe", "segment_accuracy"]
 
 
 @torch.no_grad()
-def segment_accuracy(model: CMRAN, loader: Batches, background: int) -> float:
-    """The paper's metric: the share of segments, over all videos, whose label is right, background included."""
+def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
+    """The paper's metric: the share of segments, over all videos, whose label is right, background included.
+
+    Under several processes each brings its own videos, and the segments of all are counted once.
+    """
     model.eval()
-    accuracy = MulticlassAccuracy(background + 1, average="micro").to(next(model.parameters()).device)
-    for video, audio, labels in loader:
-        accuracy.update(localize(model(video, audio), background=background), labels.argmax(-1))
-    return float(accuracy.compute())
+    background = model.num_categories
+    confusion = MulticlassConfusionMatrix(background + 1, validate_args=False).to(next(model.parameters()).device)
+    for video, audio, labels, _ in batches:
+        confusion.update(localize(model(video, audio), background=background), labels.argmax(-1))
+    counts = confusion.compute()
+    return int(counts.trace()) / int(counts.sum())
 
 
 def background_accuracy(data: AVEData, split: str) -> float:
     """The segment accuracy of calling everything background."""
-    return float(data.labels[data.splits[split], :, -1].mean())
+    return float(data.labels[data.splits[split], :, -1].double().mean())
 
 
 @dataclass(frozen=True)
@@ -62,22 +58,48 @@ class Outcomes:
 
 
 @torch.no_grad()
-def observe(model: CMRAN, loader: Batches, background: int) -> Outcomes:
-    """Run a model over a split and keep decisions and attention."""
+def observe(model: CMRAN, data: AVEData, split: str, accelerator: Accelerator, workers: int = 0) -> Outcomes:
+    """Run a model over a split and keep decisions and attention; every process gets those of all videos.
+
+    Raises:
+        FloatingPointError: if what it says is not finite.
+    """
     model.eval()
+    background = model.num_categories
     parts: list[tuple[Tensor, ...]] = []
-    with record_attention(model) as maps:
-        for video, audio, labels in loader:
-            localization = model(video, audio)
-            part = (
+    for video, audio, labels, _ in evaluation_loader(data, split, accelerator, workers):
+        localization = model(video, audio)  # as segment_accuracy runs it: a compiled model is not, where it is recorded
+        with record_attention(model) as maps:
+            model(video, audio)
+        parts.append(
+            (
                 labels.argmax(-1),
                 localize(localization, background=background),
                 localization.event_logits.sigmoid().float(),
                 maps["spatial_channel_attention.spatial_map"].float(),
                 maps["video_relation.cross_relation.attention"].float().mean(1),
+                localization.category_logits.isfinite().all(-1),
             )
-            parts.append(tuple(tensor.cpu() for tensor in part))
-    return Outcomes(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        )
+    videos = len(data.splits[split])
+    *joined, finite = (_gather(torch.cat(tensors), videos, accelerator) for tensors in zip(*parts, strict=True))
+    outcomes = Outcomes(*joined)
+    if not finite.all() or not outcomes.event_score.isfinite().all():
+        raise FloatingPointError(
+            f"the scores of {split} are not finite: see whether its features are, with `check`, or try --precision fp32"
+        )
+    return outcomes
+
+
+def _gather(own: Tensor, videos: int, accelerator: Accelerator) -> Tensor:
+    """All rows, in order, of which process p of P holds p, p + P, p + 2 P, ..."""
+    processes = accelerator.num_processes
+    if processes > 1:
+        rows = -(-videos // processes)
+        padding = own.new_zeros(rows - len(own), *own.shape[1:])
+        gathered = accelerator.gather(torch.cat([own, padding]))
+        own = gathered.unflatten(0, (processes, rows)).transpose(0, 1).flatten(0, 1)[:videos]
+    return own.cpu()
 
 
 def object_attention(spatial_map: Tensor, object_cells: Tensor, event: Tensor) -> tuple[float, float]:

@@ -3,17 +3,22 @@
 Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ave.hub import Pretrained
 from crossmodal_attn import AGSCA, AVInteraction, RelationAware
 
 __all__ = ["CMRAN", "Localization", "localize", "supervised_loss", "video_scores", "weak_loss"]
 
 Setting = Literal["supervised", "weak"]
+Senses = Literal["both", "sight", "hearing"]
 
 
 class Localization(NamedTuple):
@@ -25,27 +30,38 @@ class Localization(NamedTuple):
     """(B, K) supervised, (B, K + 1) weak, background last: which event the video shows."""
 
 
-class CMRAN(nn.Module):
+class CMRAN(Pretrained):
     """The whole network of Xu et al., ACM MM 2020, with the behaviour of the authors' code where the paper is silent.
+
+    ``save_pretrained`` writes it with all its arguments to a directory, ``from_pretrained`` reads it from there or from
+    the Hugging Face Hub, and ``push_to_hub`` takes it there.
 
     Args:
         setting: "supervised" trains on segment labels; "weak" on video labels, with background as a category of its
             own and 2 heads in the interaction, as the authors' code.
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background.
+        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
         embed_dim: width of the relation-aware modules, d_m.
         num_heads: attention heads of the relation-aware modules.
         num_layers: self-attention blocks of each relation-aware module.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: in attention, blocks and interaction.
         input_dropout: after the projection of the visual map.
+        categories: the K names, which go with a checkpoint.
+        senses: what the network is given: "both", or only "sight" or "hearing", where the other sense is zeroed.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if one is out of range, or there are not as many names as categories.
 
     Examples:
         >>> model = CMRAN()
         >>> event_logits, category_logits = model(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128))
         >>> event_logits.shape, category_logits.shape
         (torch.Size([2, 10]), torch.Size([2, 28]))
+        >>> CMRAN("weak", categories=["Bark", "Clock", "Horse"]).num_categories
+        3
     """
 
     def __init__(
@@ -54,19 +70,30 @@ class CMRAN(nn.Module):
         *,
         video_dim: int = 512,
         audio_dim: int = 128,
-        num_categories: int = 28,
+        num_categories: int | None = None,
         embed_dim: int = 256,
         num_heads: int = 4,
         num_layers: int = 2,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         input_dropout: float = 0.2,
+        categories: Sequence[str] | None = None,
+        senses: Senses = "both",
     ) -> None:
         super().__init__()
         if setting not in ("supervised", "weak"):
             raise ValueError(f'setting must be "supervised" or "weak", got {setting!r}')
+        if senses not in ("both", "sight", "hearing"):
+            raise ValueError(f'senses must be "both", "sight" or "hearing", got {senses!r}')
+        if num_categories is None:
+            num_categories = 28 if categories is None else len(categories)
         if not isinstance(num_categories, int) or num_categories < 1:
             raise ValueError(f"num_categories must be an int of at least 1, got {num_categories!r}")
+        if categories is not None:
+            _check_categories(categories, num_categories)
+        self.setting, self.senses = setting, senses
+        self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories
+        self.categories = None if categories is None else tuple(categories)
         weak = setting == "weak"
         widths = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
         self.video_proj = nn.Linear(video_dim, video_dim)
@@ -97,6 +124,10 @@ class CMRAN(nn.Module):
         if padding_mask is not None:
             video = video.masked_fill(padding_mask[..., None, None, None], 0)
             audio = audio.masked_fill(padding_mask[..., None], 0)
+        if self.senses == "sight":
+            audio = torch.zeros_like(audio)
+        elif self.senses == "hearing":
+            video = torch.zeros_like(video)
         video = self.input_dropout(F.relu(self.video_proj(video)))
         video = self.spatial_channel_attention(video, audio)
         masks = {"query_padding_mask": padding_mask, "context_padding_mask": padding_mask}
@@ -130,6 +161,17 @@ class CMRAN(nn.Module):
                 f"padding_mask must be bool, of the batch and time of video, {tuple(audio.shape[:2])}, "
                 f"got {padding_mask.dtype} {tuple(padding_mask.shape)}"
             )
+
+
+def _check_categories(categories: Sequence[str], num_categories: int) -> None:
+    """Distinct names in a list or tuple, the sequences that a checkpoint's JSON can hold."""
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
+        raise TypeError(f"categories must be a list or tuple of str, got {categories!r}")
+    if len(categories) != num_categories or len(set(categories)) != num_categories:
+        raise ValueError(
+            f"categories must be {num_categories} different names, as num_categories says, got {len(categories)}, "
+            f"{len(set(categories))} of them different"
+        )
 
 
 def _pool(fused: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -5,19 +5,84 @@ deep-copied, two guidance layers, the decoder's self-attention) is ignored by na
 an error, before anything is filled.
 """
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from ave.model import CMRAN
+from ave.data import AVE_CATEGORIES
+from ave.model import CMRAN, Setting
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
-__all__ = ["agsca_from_official", "interaction_from_official", "load_official_state_dict", "relation_from_official"]
+__all__ = [
+    "agsca_from_official",
+    "interaction_from_official",
+    "load_official_state_dict",
+    "read_official",
+    "relation_from_official",
+]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Sources = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
 """Our parameter's name -> the name of theirs, and what to take of it."""
+
+
+def read_official(path: Path) -> CMRAN:
+    """Read a checkpoint that the authors' code saved, ``.pth.tar``, into a CMRAN in float32.
+
+    The setting follows from the rows of the category head: 28 are supervised, 29, with background, are weak. With other
+    numbers of categories that could not be told, so they are refused. The widths follow from the shapes.
+
+    Args:
+        path: holds a state dict, or one as "state_dict" among other things.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no checkpoint, holds anything but tensors, numbers and text, or does not fit.
+    """
+    content = _load_tensors(path)
+    state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    try:
+        _check_state_dict(state_dict)
+        state_dict = _without_prefix(state_dict)
+        sizes = {}
+        for name in (_CATEGORY_HEAD, _VIDEO_PROJECTION, _AUDIO_PROJECTION):
+            if name not in state_dict or state_dict[name].dim() != 2:
+                raise ValueError(f"no matrix {name}")
+            sizes[name] = state_dict[name].shape
+        rows = sizes[_CATEGORY_HEAD][0]
+        if rows not in _SETTINGS:
+            raise ValueError(f"{_CATEGORY_HEAD} with {rows} rows, neither 28 (supervised) nor 29 (weak)")
+        model = CMRAN(
+            _SETTINGS[rows],
+            video_dim=sizes[_VIDEO_PROJECTION][1],
+            audio_dim=sizes[_AUDIO_PROJECTION][1],
+            categories=AVE_CATEGORIES,
+        )
+        return load_official_state_dict(model, state_dict).eval()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be a checkpoint of the authors' CMRAN, got: {error}") from error
+
+
+def _load_tensors(path: Path) -> Any:
+    """What torch.load reads without running anything that the file says."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that the errors below speak of
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise OSError(f"{path} can't be read: {error.strerror}") from error
+    except Exception as error:  # on damaged files its unpickler raises whatever it runs into
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} must hold tensors only, got {refused[1]}, refused because loading it could run code: save the "
+                f"network's state_dict() alone"
+            ) from error
+        raise ValueError(f"{path} must be a complete checkpoint saved by torch.save, got something else") from error
 
 
 def load_official_state_dict(model: CMRAN, state_dict: Mapping[str, Tensor]) -> CMRAN:
@@ -37,8 +102,7 @@ def load_official_state_dict(model: CMRAN, state_dict: Mapping[str, Tensor]) -> 
     if not isinstance(model, CMRAN):
         raise TypeError(f"model must be a CMRAN, got {type(model).__name__}")
     _check_state_dict(state_dict)
-    if state_dict and all(name.startswith("module.") for name in state_dict):
-        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    state_dict = _without_prefix(state_dict)
     sources = {
         **_copied("video_proj", "v_fc"),
         **_prefixed("spatial_channel_attention", "spatial_channel_att", _agsca()),
@@ -83,6 +147,10 @@ def interaction_from_official(state_dict: Mapping[str, Tensor], layer: AVInterac
     return _fill(layer, state_dict, _interaction(), ())
 
 
+_CATEGORY_HEAD = "localize_module.event_classifier.weight"
+_VIDEO_PROJECTION = "v_fc.weight"
+_AUDIO_PROJECTION = "audio_encoder.affine_matrix.weight"
+_SETTINGS: dict[int, Setting] = {28: "supervised", 29: "weak"}
 _UNUSED_AGSCA = ("affine_video_guided_1.", "affine_video_guided_2.")
 _UNUSED_DECODER = ("self_attn.",)
 
@@ -126,6 +194,13 @@ def _block(attention: str) -> Sources:
 
 def _interaction() -> Sources:
     return {**_attention("video_multihead"), **_copied("norm", "norm1")}
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names as they were before ``DataParallel`` put ``module.`` in front of them."""
+    if all(name.startswith("module.") for name in state_dict):
+        return {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return state_dict
 
 
 def _check_state_dict(state_dict: Mapping[str, Tensor]) -> None:

@@ -18,44 +18,67 @@ from ave.evaluation import Outcomes
 __all__ = ["draw_attention", "draw_timelines"]
 
 BACKGROUND_COLOR, RIGHT_COLOR, WRONG_COLOR, TRUTH_COLOR = "#e6e6e6", "#4c9f70", "#c8553d", "#3b6ea5"
+UNJUDGED_COLOR = "#7a68a6"
 
 
-def draw_timelines(outcomes: Outcomes, videos: Sequence[int], categories: Sequence[str], title: str) -> Figure:
-    """Truth, prediction and event score of some videos, one above the other.
+def draw_timelines(
+    prediction: Tensor | Sequence[Tensor],
+    event_score: Tensor | Sequence[Tensor],
+    categories: Sequence[str],
+    title: str,
+    *,
+    truth: Tensor | Sequence[Tensor] | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Prediction and event score of some videos, one above the other, and the truth where it is known.
 
     Args:
-        outcomes: of the split.
-        videos: which of its videos to show.
+        prediction: int64 (B, T), or one (T,) for each video where their lengths differ; background is the last label.
+        event_score: in [0, 1], likewise.
         categories: the names; background follows them.
         title: the figure's title.
+        truth: the true labels, likewise.
+        names: what to write above each of the videos.
     """
     background = len(categories)
-    names = [*categories, "background"]
-    figure = Figure(figsize=(10, 0.9 + 1.35 * len(videos)), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.subplots(len(videos), 1, sharex=True, squeeze=False)
-    for axes, video in zip(grid[:, 0], videos, strict=True):
-        truth, prediction = outcomes.truth[video].tolist(), outcomes.prediction[video].tolist()
-        right = [RIGHT_COLOR if said == true else WRONG_COLOR for said, true in zip(prediction, truth, strict=True)]
-        _draw_runs(axes, 1.0, truth, [TRUTH_COLOR] * len(truth), names, background)
-        _draw_runs(axes, 0.0, prediction, right, names, background)
-        seconds = np.arange(len(truth) + 1)
-        score = outcomes.event_score[video].numpy()
-        axes.stairs(2.15 + 0.8 * score, seconds, baseline=2.15, color="black", fill=True, alpha=0.25)
-        axes.stairs(2.15 + 0.8 * score, seconds, baseline=None, color="black")
-        axes.axhline(2.15 + 0.4, color="black", linewidth=0.6, linestyle=":")
-        axes.set(xlim=(0, len(truth)), ylim=(-0.05, 3.05), yticks=[0.45, 1.45, 2.55], xticks=seconds)
-        axes.set_yticklabels(["predicted", "true", "event score\n(dotted: 0.5)"])
+    labels = [*categories, "background"]
+    longest = max(len(scores) for scores in event_score)
+    strips = 1 if truth is None else 2
+    row_height = 0.45 * (strips + 1) + (0 if names is None else 0.25)
+    figure = Figure(figsize=(10, 0.9 + row_height * len(prediction)), layout="constrained")
+    figure.suptitle(title, parse_math=False, wrap=True)
+    grid = figure.subplots(len(prediction), 1, sharex=True, squeeze=False)
+    for video, axes in enumerate(grid[:, 0]):
+        predicted = prediction[video].tolist()
+        if truth is None:
+            colors = [UNJUDGED_COLOR] * len(predicted)
+        else:
+            true = truth[video].tolist()
+            colors = [RIGHT_COLOR if said == was else WRONG_COLOR for said, was in zip(predicted, true, strict=True)]
+            _draw_runs(axes, 1.0, true, [TRUTH_COLOR] * len(true), labels, background, longest)
+        _draw_runs(axes, 0.0, predicted, colors, labels, background, longest)
+        seconds = np.arange(len(predicted) + 1)
+        base = strips + 0.15
+        score = base + 0.8 * event_score[video].numpy()
+        axes.stairs(score, seconds, baseline=base, color="black", fill=True, alpha=0.25)
+        axes.stairs(score, seconds, baseline=None, color="black")
+        axes.plot([0, len(predicted)], [base + 0.4] * 2, color="black", linewidth=0.6, linestyle=":")
+        ticks = [*(strip + 0.45 for strip in range(strips)), base + 0.4]
+        axes.set(xlim=(0, longest), ylim=(-0.05, base + 0.9), yticks=ticks)
+        axes.set_xticks(range(0, longest + 1, -(-longest // 12)))
+        axes.set_yticklabels([*("predicted", "true")[:strips], "event score\n(dotted: 0.5)"])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
+        if names is not None:
+            axes.set_title(names[video], loc="left", fontsize="small", pad=2, parse_math=False)
     grid[-1, 0].set_xlabel("second")
+    if truth is None:
+        legend = {"predicted event": UNJUDGED_COLOR}
+    else:
+        legend = {"true event": TRUTH_COLOR, "predicted, right": RIGHT_COLOR, "predicted, wrong": WRONG_COLOR}
+    legend["background"] = BACKGROUND_COLOR
     figure.legend(
-        handles=[
-            Patch(color=TRUTH_COLOR, label="true event"),
-            Patch(color=RIGHT_COLOR, label="predicted, right"),
-            Patch(color=WRONG_COLOR, label="predicted, wrong"),
-            Patch(color=BACKGROUND_COLOR, label="background"),
-        ],
+        handles=[Patch(color=color, label=label) for label, color in legend.items()],
         loc="outside lower center",
         ncols=4,
         frameon=False,
@@ -64,9 +87,9 @@ def draw_timelines(outcomes: Outcomes, videos: Sequence[int], categories: Sequen
 
 
 def _draw_runs(
-    axes: Axes, bottom: float, labels: list[int], colors: list[str], names: Sequence[str], background: int
+    axes: Axes, bottom: float, labels: list[int], colors: list[str], names: Sequence[str], background: int, longest: int
 ) -> None:
-    """One strip: a box for every run of seconds with one label and color, named inside."""
+    """One strip: a box for every run of seconds with one label and color, named inside where the name fits."""
     start = 0
     for second in range(1, len(labels) + 1):
         if second < len(labels) and (labels[second], colors[second]) == (labels[start], colors[start]):
@@ -76,7 +99,7 @@ def _draw_runs(
         width = second - start
         face = BACKGROUND_COLOR if quiet else color
         axes.add_patch(Rectangle((start, bottom), width, 0.9, facecolor=face, edgecolor="white", linewidth=1.5))
-        text = names[label] if width > 1 or len(names[label]) < 12 else "…"
+        text = names[label] if len(names[label]) < 120 * width / longest else "…"
         axes.text(
             start + width / 2,
             bottom + 0.45,
@@ -86,6 +109,7 @@ def _draw_runs(
             fontsize=8,
             color="#777777" if quiet else "white",
             clip_on=True,
+            parse_math=False,
         )
         start = second
 

@@ -1,0 +1,110 @@
+"""Checkpoints of a run: whole or absent, checked by their digest, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ave.results import write_json, writing
+
+__all__ = ["Checkpoints", "pack_optimizer", "unpack_optimizer"]
+
+
+class Checkpoints:
+    """The last finished epochs of a run, in a directory.
+
+    An epoch is ``epoch-0007.safetensors`` with its tensors, and ``epoch-0007.json`` with its facts and the digest of
+    both. The second is written last and removed first: where it is, the first is whole, or was damaged since.
+
+    Args:
+        directory: made when it is first written to.
+        keep: how many epochs stay.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory, self.keep = directory, keep
+
+    def save(self, epoch: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write an epoch, then remove those that are too old.
+
+        Args:
+            epoch: its number.
+            tensors: by name, on any device.
+            facts: what else there is, in what JSON holds.
+
+        Raises:
+            OSError: if it cannot be written; what was there before stays as it is.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        path = self._path(epoch)
+        with writing(path) as temporary:
+            temporary.write_bytes(data)
+        facts = {"epoch": epoch, **facts}
+        write_json(path.with_suffix(".json"), {"sha256": _digest(data, facts), **facts})
+        # What comes after this epoch is of a run that went on from here before, and was damaged.
+        kept = [number for number in self._epochs() if number <= epoch][-self.keep :]
+        for suffix in (".json", ".safetensors"):
+            for old in self.directory.glob(f"epoch-*{suffix}"):
+                if _number(old) not in kept:
+                    old.unlink()
+
+    def load(self, say: Callable[[str], object] = print) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the newest epoch that is whole.
+
+        Args:
+            say: told about each damaged one on the way.
+
+        Returns:
+            tuple: its tensors, on the CPU, and facts; None if there is no whole one.
+        """
+        for epoch in reversed(self._epochs()):
+            path = self._path(epoch)
+            try:
+                facts = json.loads(path.with_suffix(".json").read_text())
+                digest, data = facts.pop("sha256"), path.read_bytes()
+                if _digest(data, facts) != digest:
+                    raise ValueError("its digest is another")
+                return load(data), facts
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                say(f"{path} is damaged and left out: {error}")
+        return None
+
+    def _path(self, epoch: int) -> Path:
+        return self.directory / f"epoch-{epoch:04}.safetensors"
+
+    def _epochs(self) -> list[int]:
+        return sorted(_number(path) for path in self.directory.glob("epoch-*.json"))
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch-"))
+
+
+def _digest(data: bytes, facts: Mapping[str, Any]) -> str:
+    """The SHA-256 of tensors and facts together."""
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of every parameter, as ``<index of the parameter>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer back what :func:`pack_optimizer` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,127 @@
+"""Checkpoints: what is read is what was written, the damaged is named and left out, the old goes."""
+
+import json
+
+import pytest
+import torch
+
+from ave.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+
+
+def save(checkpoints, *epochs):
+    for epoch in epochs:
+        checkpoints.save(epoch, {"weight": torch.full((2, 3), float(epoch))}, {"history": [epoch]})
+
+
+def load(checkpoints):
+    said = []
+    return checkpoints.load(said.append), said
+
+
+def test_round_trip(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new")
+    tensors = {"a": torch.randn(2, 3), "b": torch.arange(5), "c": torch.tensor(1.0), "d": torch.randn(5, 3).T}
+    checkpoints.save(7, tensors, {"history": [{"loss": 0.1}], "scaler": None})
+    (loaded, facts), said = load(checkpoints)
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert (facts["epoch"], facts["history"], facts["scaler"]) == (7, [{"loss": 0.1}], None)
+    assert said == []
+
+
+def test_nothing_yet(tmp_path):
+    assert load(Checkpoints(tmp_path / "nowhere")) == (None, [])
+
+
+def test_the_last_stay(tmp_path):
+    save(Checkpoints(tmp_path, keep=3), 1, 2, 9, 10)
+    stems = sorted(path.name for path in tmp_path.iterdir())
+    assert stems == [f"epoch-{epoch:04}.{form}" for epoch in (2, 9, 10) for form in ("json", "safetensors")]
+    assert load(Checkpoints(tmp_path))[0][1]["epoch"] == 10
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x01"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.unlink(),
+        lambda path: path.with_suffix(".json").write_text("{"),
+        lambda path: path.with_suffix(".json").write_text("{}"),
+        lambda path: path.with_suffix(".json").write_text("[]"),
+        lambda path: path.with_suffix(".json").write_text(path.with_suffix(".json").read_text().replace("5", "6")),
+        lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"),
+    ],
+)
+def test_the_one_before_a_damaged_one_is_taken(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 4, 5)
+    damage(tmp_path / "epoch-0005.safetensors")
+    (tensors, facts), said = load(checkpoints)
+    assert facts["epoch"] == 4
+    assert tensors["weight"].eq(4).all()
+    assert len(said) == 1
+    assert "epoch-0005.safetensors is damaged" in said[0]
+
+
+def test_a_written_one_without_its_facts_does_not_count(tmp_path):
+    """As a process leaves it that is killed between the two."""
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 4, 5)
+    (tmp_path / "epoch-0005.json").unlink()
+    (tmp_path / ".epoch-0006.safetensors.partial.safetensors").write_bytes(b"half")
+    assert load(checkpoints)[0][1]["epoch"] == 4
+    save(checkpoints, 5, 6)
+    assert load(checkpoints)[0][1]["epoch"] == 6
+
+
+def test_all_damaged(tmp_path):
+    """The run begins anew, and what it then saves stays, not the damaged that had come further."""
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 4, 5)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"x")
+    found, said = load(checkpoints)
+    assert found is None
+    assert len(said) == 2
+    save(checkpoints, 1)
+    assert load(checkpoints)[0][1]["epoch"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001.json", "epoch-0001.safetensors"]
+
+
+def test_what_a_kill_between_two_removals_left_goes(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 2)
+    (tmp_path / "epoch-0001.json").unlink()
+    save(checkpoints, 3, 4)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_nothing_is_pickled(tmp_path):
+    save(Checkpoints(tmp_path), 1)
+    facts = json.loads((tmp_path / "epoch-0001.json").read_text())
+    assert set(facts) == {"epoch", "sha256", "history"}
+    header = (tmp_path / "epoch-0001.safetensors").read_bytes()[8:]
+    assert header.startswith(b'{"weight"')
+
+
+def test_optimizer_round_trip():
+    """After it, both take the same steps."""
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.Adam(model.parameters(), 0.01, fused=True) for model in models]
+
+    def step(model, optimizer):
+        model(torch.ones(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(models[0], optimizers[0])
+    models[1].load_state_dict(models[0].state_dict())
+    packed = {name: value.clone() for name, value in pack_optimizer(optimizers[0]).items()}  # as a file would
+    unpack_optimizer(optimizers[1], packed)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        step(model, optimizer)
+    assert torch.equal(models[0].weight, models[1].weight)
+    assert torch.equal(models[0].bias, models[1].bias)

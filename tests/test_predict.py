@@ -1,0 +1,519 @@
+"""Events in videos without labels: their search against a slow loop, the command on every form of features, and what it
+refuses before it computes or writes anything."""
+
+import csv
+import json
+import os
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ave.data import AVE_CATEGORIES
+from ave.model import CMRAN, Localization
+from ave.prediction import Prediction, find_events, predict
+from ave.pretrained import load_model
+from ave.unlabelled import UnlabelledVideos
+from ave_release import SHAPE, write_dataset, write_release
+from crossmodal_attn import padding_mask
+from oracles import fill_parameters
+from running import call_main
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = {"events.csv", "events.json", "timelines.png"}
+COLUMNS = ["video", "row", "start_s", "end_s", "category", "score"]
+CATEGORIES = ["Bark", "Clock", "Horse"]
+
+
+def slow_events(localization, background, lengths):
+    """The events second by second, as they are defined."""
+    videos = []
+    for video, length in enumerate(lengths):
+        logits = localization.category_logits[video].tolist()
+        category = max(range(len(logits)), key=lambda index: logits[index])
+        powers = [np.exp(logit - max(logits)) for logit in logits]
+        events, running = [], []
+        for second in range(length + 1):
+            logit = localization.event_logits[video, second].item() if second < length else -1.0
+            if logit >= 0 and category != background:
+                running.append(1 / (1 + np.exp(-logit)))
+            elif running:
+                score = sum(running) / len(running) * powers[category] / sum(powers)
+                events.append((second - len(running), second, category, pytest.approx(score, abs=1e-6)))
+                running = []
+        videos.append(events)
+    return videos
+
+
+@pytest.mark.parametrize("width", [3, 4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_events(width, padded, draw):
+    """Supervised and weak, where the last of 4 is background."""
+    localization = Localization(draw(53, 11) - 1, draw(53, width))
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 12, (53,), generator=generator) if padded else torch.full((53,), 11)
+    mask = padding_mask(lengths, 11) if padded else None
+    found = find_events(localization, background=3, padding_mask=mask)
+    assert found == slow_events(localization, 3, lengths.tolist())
+    assert any(len(events) > 1 for events in found)
+    assert any(not events for events in found)
+
+
+@pytest.mark.parametrize(
+    ("event_logits", "spans"),
+    [
+        ([0.0, 0.0, 0.0], [(0, 3)]),
+        ([-1.0, -1.0, -1.0], []),
+        ([1.0, -1.0, 1.0], [(0, 1), (2, 3)]),
+        ([-1.0, 1.0, 1.0], [(1, 3)]),
+        ([1.0], [(0, 1)]),
+    ],
+)
+def test_spans(event_logits, spans):
+    localization = Localization(torch.tensor([event_logits]), torch.tensor([[0.0, 5.0]]))
+    (events,) = find_events(localization, background=2)
+    assert [(event.start, event.end) for event in events] == spans
+    assert all(0 <= event.score <= 1 and event.category == 1 for event in events)
+
+
+def test_background_in_the_weak_setting_is_no_event():
+    localization = Localization(torch.ones(1, 5), torch.tensor([[0.0, 1.0, 2.0]]))
+    assert find_events(localization, background=2) == [[]]
+
+
+def make_model(setting="supervised", **options):
+    small = {"video_dim": SHAPE["video_dim"], "audio_dim": SHAPE["audio_dim"], "categories": CATEGORIES}
+    small |= {"embed_dim": 18, "num_heads": 3, "dim_feedforward": 29}
+    return fill_parameters(CMRAN(setting, **(small | options))).eval()
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    videos = UnlabelledVideos(torch.rand(3, 5, 3, 2, 11), torch.rand(3, 5, 7), torch.arange(3))
+
+    def overflow(*_, **__):
+        return Localization(torch.full((3, 5), torch.inf), torch.zeros(3, 3))
+
+    with pytest.raises(FloatingPointError, match="not finite: try --precision fp32"):
+        predict(overflow, videos.batches("predicting"), 3, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 2, 1] * 13])
+def test_batches_change_nothing(lengths, draw):
+    """39 videos in batches of 16 are what each is by itself, without its padding."""
+    model = make_model("weak")
+    visual, audio = draw(39, 5, 3, 2, 11, dtype=torch.float32), draw(39, 5, 7, dtype=torch.float32)
+    videos = UnlabelledVideos(visual, audio, torch.arange(39), None, None if lengths is None else torch.tensor(lengths))
+    together = predict(model, videos.batches(""), 3, torch.device("cpu"))
+    for row, length in enumerate(lengths or [5] * 39):
+        alone = UnlabelledVideos(visual[row : row + 1, :length], audio[row : row + 1, :length], torch.arange(1))
+        (expected,) = predict(model, alone.batches(""), 3, torch.device("cpu"))
+        assert isinstance(together[row], Prediction)
+        assert torch.equal(together[row].labels, expected.labels)
+        torch.testing.assert_close(together[row].event_score, expected.event_score, rtol=1e-4, atol=1e-5)
+        spans = [(event.start, event.end, event.category) for event in together[row].events]
+        assert spans == [(event.start, event.end, event.category) for event in expected.events]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def release(tmp_path):
+    directory = tmp_path / "release"
+    directory.mkdir()
+    write_release(directory)
+    return directory
+
+
+def read_events(output):
+    """Those of the CSV, which must be those of the JSON, and a picture."""
+    assert {path.name for path in output.iterdir()} == FILES
+    assert (output / "timelines.png").read_bytes().startswith(b"\x89PNG")
+    with (output / "events.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == COLUMNS
+    written = json.loads((output / "events.json").read_text())
+    assert rows == [{name: str(value) for name, value in event.items()} for event in written["events"]]
+    return written
+
+
+def expected_events(model, visual, audio, rows, names):
+    """What the network gives of all videos at once, row by row."""
+    with torch.no_grad():
+        localization = model(torch.as_tensor(visual[rows]).float(), torch.as_tensor(audio[rows]).float())
+    return [
+        {
+            "video": names[row],
+            "row": row,
+            "start_s": start,
+            "end_s": end,
+            "category": model.categories[category],
+            "score": pytest.approx(score.expected, abs=1e-4),
+        }
+        for row, events in zip(
+            rows, slow_events(localization, model.num_categories, [SHAPE["segments"]] * len(rows)), strict=True
+        )
+        for start, end, category, score in events
+    ]
+
+
+@pytest.mark.parametrize("split", [None, "test", "train"])
+def test_a_release(release, checkpoint, split, tmp_path, capsys):
+    """All videos or those of a split, in the order of the split, named by their row."""
+    arguments = [] if split is None else ["--split", split]
+    call_main("predict", "--checkpoint", checkpoint, "--features", release, "--output", tmp_path / "out", *arguments)
+    rows = list(range(SHAPE["videos"]))
+    if split is not None:
+        with h5py.File(release / f"{split}_order.h5") as file:
+            rows = file["order"][:].tolist()
+    with h5py.File(release / "visual_feature.h5") as visual, h5py.File(release / "audio_feature.h5") as audio:
+        features = visual["avadataset"][:], audio["avadataset"][:]
+    written = read_events(tmp_path / "out")
+    expected = expected_events(load_model(str(checkpoint)), *features, rows, list(map(str, range(SHAPE["videos"]))))
+    assert written["events"] == expected
+    assert expected
+    assert (written["videos"], written["features"]) == (len(rows), str(release))
+    printed = capsys.readouterr().out
+    assert f"{len(rows)} videos of {len(rows) * SHAPE['segments']} s in all" in printed
+    assert re.search(
+        rf"^all +{len(expected)} +{sum(e['end_s'] - e['start_s'] for e in expected)}$", printed, re.MULTILINE
+    )
+
+
+def test_only_features_are_needed_and_names_are_used(release, checkpoint, tmp_path):
+    """Labels and orders may be absent; an id that stands twice is told apart by the row."""
+    for path in release.iterdir():
+        if path.name not in ("visual_feature.h5", "audio_feature.h5"):
+            path.unlink()
+    names = [f"video-{row // 2:07}"[:11] for row in range(SHAPE["videos"])]
+    lines = ["Category&VideoID&Quality&StartTime&EndTime"]
+    lines += [f"Bark&{name}&good&0&{SHAPE['segments']}" for name in names]
+    (release / "Annotations.txt").write_text("\n".join(lines) + "\n")
+    call_main("predict", "--checkpoint", checkpoint, "--features", release, "--output", tmp_path / "out")
+    events = read_events(tmp_path / "out")["events"]
+    assert {(event["video"], event["row"]) for event in events} <= {(name, row) for row, name in enumerate(names)}
+    assert len({event["row"] for event in events}) > len({event["video"] for event in events})
+
+
+def test_a_prepared_set(release, checkpoint, tmp_path):
+    call_main("prepare", "--data", release, "--output", tmp_path / "prepared", "--dtype", "float32")
+    for form in ("release", "prepared"):
+        call_main(
+            "predict", "--checkpoint", checkpoint, "--features", tmp_path / form, "--output", tmp_path / f"out-{form}"
+        )
+    outputs = [(tmp_path / f"out-{form}" / "events.csv").read_bytes() for form in ("release", "prepared")]
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8])
+def test_one_video_of_an_npz(checkpoint, dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    visual, audio = (rng.random(shape) * 3 for shape in ((5, 3, 2, 11), (5, 7)))
+    visual, audio = visual.astype(dtype), audio.astype(dtype)
+    np.savez(tmp_path / "one.npz", visual=visual, audio=audio, names=np.array("$a clip$"))
+    call_main("predict", "--checkpoint", checkpoint, "--features", tmp_path / "one.npz", "--output", tmp_path / "out")
+    written = read_events(tmp_path / "out")
+    assert written["videos"] == 1
+    expected = expected_events(load_model(str(checkpoint)), visual[None], audio[None], [0], ["$a clip$"])
+    assert written["events"] == expected
+
+
+def test_padded_videos_of_an_npz(checkpoint, tmp_path):
+    """What stands in the padding, NaN included, changes nothing, and no event reaches into it."""
+    rng = np.random.default_rng(0)
+    visual, audio = rng.random((17, 5, 3, 2, 11)), rng.random((17, 5, 7))
+    lengths = rng.integers(1, 6, 17)
+    results = []
+    for filling in (0.0, np.nan):
+        for video, length in enumerate(lengths):
+            visual[video, length:], audio[video, length:] = filling, filling
+        np.savez_compressed(tmp_path / "some.npz", visual=visual, audio=audio, lengths=lengths)
+        output = tmp_path / f"out-{filling}"
+        call_main("predict", "--checkpoint", checkpoint, "--features", tmp_path / "some.npz", "--output", output)
+        results.append(read_events(output)["events"])
+    assert results[0] == results[1]
+    assert results[0]
+    assert all(event["end_s"] <= lengths[event["row"]] for event in results[0])
+
+
+def test_official_checkpoint(tmp_path, capsys):
+    """Its categories are those of AVE; so its head says nothing but the 23rd of them."""
+    path = tmp_path / "best.pth.tar"
+    shapes = json.loads((GOLDEN / "official_shapes.json").read_text())["cmran_supervised"]
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    weights["localize_module.event_classifier.bias"][22] = 9.0
+    torch.save({"state_dict": weights}, path)
+    np.savez(tmp_path / "one.npz", visual=np.ones((3, 1, 1, 512)), audio=np.ones((3, 128)))
+    call_main("predict", "--official", path, "--features", tmp_path / "one.npz", "--output", tmp_path / "out")
+    (event,) = read_events(tmp_path / "out")["events"]
+    assert {name: event[name] for name in COLUMNS[:5]} == {
+        "video": "0",
+        "row": 0,
+        "start_s": 0,
+        "end_s": 3,
+        "category": "Cat",
+    }
+    assert event["score"] == pytest.approx(0.5 / (1 + 27 * np.exp(-9.0)), abs=1e-4)
+
+
+def test_no_event_is_a_result(tmp_path, release, capsys):
+    model = make_model("weak", categories=None, num_categories=3)
+    with torch.no_grad():
+        model.category_head.bias[3] += 1000
+    model.save_pretrained(tmp_path / "model")
+    call_main("predict", "--checkpoint", tmp_path / "model", "--features", release, "--output", tmp_path / "out")
+    assert read_events(tmp_path / "out")["events"] == []
+    assert "23 without an event" in capsys.readouterr().out
+
+
+def test_many_categories_are_cut(tmp_path, monkeypatch, capsys):
+    """More than a dozen categories are summed up, and those without names are numbered."""
+
+    def forward(_, video, audio, padding_mask=None):
+        category = torch.nn.functional.one_hot(audio[:, 0, 0].long(), 19)
+        return Localization(torch.ones(video.shape[:2]), 9.0 * category)
+
+    monkeypatch.setattr(CMRAN, "forward", forward)
+    make_model(categories=None, num_categories=19).save_pretrained(tmp_path / "model")
+    category = np.minimum(np.arange(211) % 23, 18)  # 55 of the last, 10 or 9 of each other
+    audio = np.broadcast_to(category[:, None, None], (211, 2, 7))
+    np.savez(tmp_path / "many.npz", visual=np.ones((211, 2, 1, 1, 11)), audio=audio)
+    arguments = ["--checkpoint", tmp_path / "model", "--features", tmp_path / "many.npz", "--output", tmp_path / "out"]
+    call_main("predict", *arguments)
+    events = read_events(tmp_path / "out")["events"]
+    assert [event["category"] for event in events] == [f"category {index}" for index in category]
+    counts = sorted(np.bincount(category).tolist(), reverse=True)
+    printed = capsys.readouterr().out
+    lines = [
+        tuple(map(int, line)) for line in re.findall(r"^(?:all|category \d+|7 others) +(\d+) +(\d+)$", printed, re.M)
+    ]
+    assert lines == [(count, 2 * count) for count in (211, *counts[:12], sum(counts[12:]))]
+
+
+@pytest.mark.realdata
+def test_names_and_splits_of_ave(tmp_path):
+    """Of features in the release's number, every event of the test split bears the id that stands in its row."""
+    place = os.environ.get("CROSSMODAL_ATTN_DATA")
+    if not place:
+        pytest.skip("CROSSMODAL_ATTN_DATA does not name a directory with ave/, the files of the AVE release")
+    release = Path(place) / "ave"
+    (tmp_path / "ave").mkdir()
+    for name in ("Annotations.txt", "train_order.h5", "val_order.h5", "test_order.h5"):
+        (tmp_path / "ave" / name).symlink_to(release / name)
+    rng = np.random.default_rng(0)
+    write_dataset(tmp_path / "ave" / "visual_feature.h5", rng.random((4143, 10, 3, 2, 11)))
+    write_dataset(tmp_path / "ave" / "audio_feature.h5", rng.random((4143, 10, 7)))
+    model = make_model(categories=AVE_CATEGORIES)
+    with torch.no_grad():
+        model.event_head.bias.fill_(100.0)
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["--checkpoint", tmp_path / "model", "--features", tmp_path / "ave", "--output", tmp_path / "out"]
+    call_main("predict", *arguments, "--split", "test")
+    events = read_events(tmp_path / "out")["events"]
+    with h5py.File(release / "test_order.h5") as file:
+        rows = file["order"][:].tolist()
+    ids = [line.split("&")[1] for line in (release / "Annotations.txt").read_text().splitlines()]
+    assert [(event["video"], event["row"]) for event in events] == [(ids[row], row) for row in rows]
+    assert [(event["start_s"], event["end_s"]) for event in events] == [(0, 10)] * 402
+
+
+def write_npz(directory, **changes):
+    """An .npz that fits, but for what is changed or, where None, left out."""
+    arrays = {"visual": np.ones((3, 5, 3, 2, 11)), "audio": np.ones((3, 5, 7))} | changes
+    np.savez(directory / "features.npz", **{name: array for name, array in arrays.items() if array is not None})
+    return ["--features", directory / "features.npz"]
+
+
+def one_bad_value(value):
+    visual = np.ones((3, 5, 3, 2, 11))
+    visual[2, 4, 1, 1, 3] = value
+    return visual
+
+
+def cut_npz(directory):
+    arguments = write_npz(directory)
+    content = arguments[1].read_bytes()
+    arguments[1].write_bytes(content[: len(content) // 2])
+    return arguments
+
+
+def flip_npz(directory):
+    arguments = write_npz(directory)
+    content = bytearray(arguments[1].read_bytes())
+    content[1000] ^= 255
+    arguments[1].write_bytes(content)
+    return arguments
+
+
+def pickle_npz(directory):
+    np.savez(directory / "features.npz", visual=np.array([{}], dtype=object), audio=np.ones((3, 5, 7)))
+    return ["--features", directory / "features.npz"]
+
+
+def change_release(change, *arguments):
+    def write(directory):
+        (directory / "ave").mkdir()
+        write_release(directory / "ave")
+        change(directory / "ave")
+        return ["--features", directory / "ave", *arguments]
+
+    return write
+
+
+def other_checkpoint(**options):
+    def write(directory):
+        make_model(**options).save_pretrained(directory / "other")
+        return [*write_npz(directory), "--checkpoint", directory / "other"]
+
+    return write
+
+
+def full_output(directory):
+    (directory / "full").mkdir()
+    (directory / "full" / "events.csv").write_text("mine")
+    return [*write_npz(directory), "--output", directory / "full"]
+
+
+REFUSED = [
+    (
+        lambda place: ["--features", place / "none"],
+        "--features must be a directory or an .npz, got .*none, which is not",
+    ),
+    (lambda place: ["--features", place], "visual_feature"),
+    (lambda _: ["--features", __file__], "--features must be a directory or an .npz, got .*, which is neither"),
+    (cut_npz, r"got .*features\.npz, which is neither, or is cut off"),
+    (flip_npz, r"features\.npz must be an undamaged .npz without Python objects, got: .*CRC"),
+    (pickle_npz, r"features\.npz must be an undamaged .npz without Python objects, got: Object arrays cannot"),
+    (partial(write_npz, audio=None), "must hold an array of numbers called audio, got none"),
+    (partial(write_npz, visual=np.array(["a"])), "must hold an array of numbers called visual, got <U1"),
+    (partial(write_npz, visual=np.float64(3)), r"visual features must have shape \(videos, seconds, .*, got \(\)"),
+    (partial(write_npz, visual=np.ones((3, 5, 6, 11))), r"visual features must have shape .* got \(3, 5, 6, 11\)"),
+    (partial(write_npz, audio=np.ones((3, 7))), r"audio features must have shape \(videos, seconds, channels\)"),
+    (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must be of the same videos and seconds"),
+    (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them empty, got"),
+    (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
+    (partial(write_npz, audio=np.ones((3, 5, 13))), "audio features must have 7 channels, .*, got 13"),
+    (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got others in row 2, second 4"),
+    (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got others in row 2, second 4"),
+    (
+        partial(write_npz, audio=np.full((3, 5, 7), np.inf)),
+        "audio features must be finite, got others in row 0, second 0",
+    ),
+    (partial(write_npz, names=np.array(["a", "b"])), "names must be as many as the 3 videos, got 2"),
+    (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in names, got int64"),
+    (partial(write_npz, lengths=np.array([1.0, 2.0, 3.0])), "must hold integers in lengths, got float64"),
+    (partial(write_npz, lengths=np.array([1, 2, 6])), r"lengths must be 3 numbers from 1 to 5, got \[1, 2, 6\]"),
+    (partial(write_npz, lengths=np.array([1, 0, 5])), r"lengths must be 3 numbers from 1 to 5, got \[1, 0, 5\]"),
+    (partial(write_npz, lengths=np.array([5, 5])), r"lengths must be 3 numbers from 1 to 5, got \[5, 5\]"),
+    (lambda place: [*write_npz(place), "--split", "test"], "--split must be left out for what is no directory of AVE"),
+    (
+        change_release(lambda place: (place / "test_order.h5").unlink(), "--split", "val"),
+        "--split val needs the order files of the release",
+    ),
+    (change_release(lambda place: (place / "audio_feature.h5").unlink()), "audio_feature"),
+    (
+        change_release(lambda place: write_dataset(place / "audio_feature.h5", np.ones((23, 5, 13)))),
+        "audio features must have 7 channels, .*, got 13",
+    ),
+    (
+        change_release(lambda place: write_dataset(place / "audio_feature.h5", np.full((23, 5, 7), np.nan))),
+        "audio features must be finite, got others in row 0, second 0",
+    ),
+    (other_checkpoint(video_dim=512), "visual features must have 512 channels, .*, got 11"),
+    (
+        lambda place: [*write_npz(place), "--checkpoint", place / "none"],
+        "none must be a directory that save_pretrained",
+    ),
+    (full_output, "--output must be a new or empty directory"),
+    (
+        lambda place: [*write_npz(place), "--device", "abacus"],
+        "--device must name a device that works here, got abacus",
+    ),
+]
+
+
+@pytest.mark.parametrize(("write", "message"), REFUSED)
+def test_refused_input(write, message, checkpoint, tmp_path, monkeypatch, capsys):
+    """One line, exit code 2, nothing computed and nothing written."""
+
+    def compute(*_, **__):
+        raise AssertionError("computed before all was checked")
+
+    monkeypatch.setattr(CMRAN, "forward", compute)
+    (tmp_path / "place").mkdir()
+    arguments = write(tmp_path / "place")
+    if "--checkpoint" not in arguments:
+        arguments = [*arguments, "--checkpoint", checkpoint]
+    if "--output" not in arguments:
+        arguments = [*arguments, "--output", tmp_path / "out"]
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        call_main("predict", *arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("ave_cmran.py: error: ")
+    assert re.search(message, line)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--features", "a"], "one of the arguments --checkpoint --official is required"),
+        (["--checkpoint", "a"], "the following arguments are required: --features"),
+        (
+            ["--checkpoint", "a", "--official", "b", "--features", "c"],
+            "--official: not allowed with argument --checkpoint",
+        ),
+        (["--checkpoint", "a", "--features", "c", "--split", "all"], "--split: invalid choice: 'all'"),
+    ],
+)
+def test_refused_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call_main("predict", *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_process_predicts(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ave.commands.predict.make_accelerator", lambda *_: SimpleNamespace(num_processes=2))
+    with pytest.raises(SystemExit) as stop:
+        call_main("predict", "--checkpoint", checkpoint, *write_npz(tmp_path), "--output", tmp_path / "out")
+    assert stop.value.code == 2
+    assert "one process must predict alone, got 2: start it without a launcher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failure", [OSError("no space left on device"), FloatingPointError("not finite")])
+def test_what_fails_leaves_nothing_behind(failure, checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr("ave.commands.predict.predict", fail)
+    with pytest.raises(SystemExit) as stop:
+        call_main("predict", "--checkpoint", checkpoint, *write_npz(tmp_path), "--output", tmp_path / "out")
+    assert stop.value.code == 1
+    assert str(failure) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call_main("predict", "--help")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name in ("--checkpoint", "--official", "--features", "--split", "--device", "--precision", "--output"):
+        assert name in printed
+    for word in ("events.csv", "events.json", "timelines.png", "lengths", "probability"):
+        assert word in printed

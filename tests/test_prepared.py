@@ -1,0 +1,477 @@
+"""Prepared sets: equal to the release but for rounding, whatever stopped the preparation, and never half of one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ave_cmran
+from ave import preparing, storage
+from ave.prepared import read_prepared
+from ave.preparing import Preparation, round_features
+from ave.reading import inspect_set, read_features, read_set
+from ave.release import read_release
+from ave_release import write_dataset, write_release
+
+EXAMPLES = Path(ave_cmran.__file__).parent
+FEATURES = ("visual_feature", "audio_feature", "visual_feature_noisy", "audio_feature_noisy")
+# Half a unit in the last place, relative to a normal number; below those, half of the least number.
+PRECISION = {"float16": (2**-11, 2**-25), "float32": (2**-24, 2**-150)}
+
+
+@pytest.fixture
+def release(tmp_path):
+    directory = tmp_path / "release"
+    directory.mkdir()
+    arrays = write_release(directory)
+    (directory / "Annotations.txt").write_text("".join(f"Bark&id{row}&good&0&5\n" for row in range(23)), "utf-8")
+    return directory, arrays
+
+
+@pytest.fixture
+def prepared(release, tmp_path):
+    Preparation(release[0], tmp_path / "prepared").run()
+    return tmp_path / "prepared"
+
+
+def contents(directory):
+    """Every file below a directory."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype):
+    directory, arrays = release
+    Preparation(directory, tmp_path / "prepared", dtype).run()
+    own, other = read_set(directory, setting), read_set(tmp_path / "prepared", setting)
+    relative, absolute = PRECISION[dtype]
+    fields = ("visual", "audio", "background_visual", "background_audio")
+    for field, name in zip(fields, FEATURES, strict=True):
+        rounded, features = getattr(other, field), arrays[name]
+        assert rounded.dtype == dtype
+        np.testing.assert_allclose(rounded[[2, 1]].double(), features[[2, 1]], rtol=relative, atol=absolute)
+        np.testing.assert_array_equal(rounded[:], features.astype(dtype))
+    for field in ("labels", "video_labels", "background_labels"):
+        torch.testing.assert_close(getattr(other, field), getattr(own, field), rtol=0, atol=0)
+    for split in own.splits:
+        torch.testing.assert_close(other.splits[split], own.splits[split], rtol=0, atol=0)
+    assert other.categories == own.categories
+    assert other.names == own.names == tuple(f"id{row}" for row in range(23))
+    features = read_features(tmp_path / "prepared")
+    assert features.names == own.names
+    assert list(features.splits) == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+def test_manifest_tells_the_rounding(release, tmp_path, dtype):
+    directory, arrays = release
+    files = Preparation(directory, tmp_path / "prepared", dtype).run()["files"]
+    assert json.loads((tmp_path / "prepared" / "prepared.json").read_text())["files"].keys() == files.keys()
+    for name in FEATURES:
+        errors = np.abs(arrays[name] - arrays[name].astype(dtype))
+        assert files[name]["absolute_error"] == errors.max() > 0
+        normal = arrays[name] >= np.finfo(dtype).tiny
+        assert files[name]["relative_error"] == (errors[normal] / arrays[name][normal]).max() <= PRECISION[dtype][0]
+    assert files["labels"]["absolute_error"] == files["train_order"]["absolute_error"] == 0
+
+
+def test_rounding_of_every_kind_of_number():
+    numbers = np.array([0.0, 1e-9, 2**-24, 6e-5, 1.0, 1.0004, 65504.0, 65519.0])
+    rounding = round_features(numbers, np.dtype("float16"))
+    np.testing.assert_array_equal(rounding.values.astype(float), [0, 0, 2**-24, 1007 * 2**-24, 1, 1, 65504, 65504])
+    assert rounding.absolute == 15
+    assert rounding.relative == pytest.approx(0.0004 / 1.0004)
+    integers = round_features(np.arange(7), np.dtype("float16"))
+    assert (integers.values.tolist(), *integers[1:]) == ([0, 1, 2, 3, 4, 5, 6], 0, 0)
+
+
+def test_weak_files_may_come_later(release, tmp_path):
+    directory, _ = release
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for name in ("mil_labels", "labels_noisy", "visual_feature_noisy", "audio_feature_noisy"):
+        (directory / f"{name}.h5").rename(aside / f"{name}.h5")
+    output = tmp_path / "prepared"
+    Preparation(directory, output).run()
+    assert read_prepared(output).video_labels is None
+    with pytest.raises(FileNotFoundError, match=r"mil_labels\.npy is missing; run prepare again with a release that"):
+        read_prepared(output, "weak")
+    for path in aside.iterdir():
+        path.rename(directory / path.name)
+    Preparation(directory, output).run()
+    assert read_prepared(output, "weak").background_visual.shape == (3, 5, 3, 2, 11)
+
+
+def test_a_finished_set_is_left_alone(release, prepared):
+    before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
+    preparation = Preparation(release[0], prepared)
+    assert preparation.is_finished
+    preparation.run()
+    assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["visual_feature", "labels", "val_order"])
+@pytest.mark.parametrize("kind", ["flipped", "cut", "longer", "gone"])
+def test_damage_is_named_and_mended(release, prepared, name, kind):
+    whole = contents(prepared)
+    path = prepared / f"{name}.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-7] ^= 0x10
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"flipped": bytes(raw), "cut": bytes(raw[:-1]), "longer": bytes(raw) + b"x"}[kind])
+    (fault,) = inspect_set(prepared).faults
+    assert fault.files == (name,)
+    with pytest.raises(ValueError, match=rf"{name}\.npy (is missing|must have .*); run prepare again, which mends"):
+        read_set(prepared)
+    preparation = Preparation(release[0], prepared)
+    assert f"{name}.npy" in preparation.remarks[0]
+    assert preparation.remarks[0].endswith("it is prepared anew")
+    preparation.run()
+    assert contents(prepared) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"prepared\.json must be what prepare wrote, got: JSONDecodeError.*; run prepare again"),
+        ("[]", r"prepared\.json must be what prepare wrote, got: TypeError"),
+        ('{"form": 1}', r"prepared\.json must be what prepare wrote, got: KeyError\('dtype'\)"),
+        ('{"form": 7, "dtype": "", "files": {}, "names": null}', r"prepared\.json must be of form 1, got 7"),
+    ],
+)
+def test_a_damaged_manifest_is_named(prepared, text, message):
+    (prepared / "prepared.json").write_text(text)
+    for read in (read_set, read_features, inspect_set):
+        with pytest.raises(ValueError, match=message):
+            read(prepared)
+
+
+def test_a_damaged_manifest_is_written_anew(release, prepared):
+    whole = contents(prepared)
+    (prepared / "prepared.json").write_text("{")
+    Preparation(release[0], prepared).run()
+    assert contents(prepared) == whole
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from ave import preparing, storage
+storage.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
+note = preparing.Preparation._note
+def slow(self):
+    note(self)
+    time.sleep(0.05)
+preparing.Preparation._note = slow
+preparing.Preparation(Path(sys.argv[1]), Path(sys.argv[2])).run()
+"""
+
+
+def start_slowly(directory, output):
+    """A process that prepares in blocks of three videos, twenty of them a second at most."""
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SLOW, directory, output], env=environment)  # noqa: S603
+
+
+@pytest.mark.parametrize("moments", [[("visual_feature", 3), ("visual_feature", 12), ("audio_feature_noisy", 0)]])
+def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path, moments):
+    directory, _ = release
+    uninterrupted, output = tmp_path / "uninterrupted", tmp_path / "output"
+    Preparation(directory, uninterrupted).run()
+    for name, rows in moments:
+        process = start_slowly(directory, output)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            noted = json.loads(path.read_text()) if (path := output / "unfinished.json").exists() else {"files": {}}
+            current = noted.get("current")
+            if name in noted["files"] or (current and current["name"] == name and current["rows"] >= rows):
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        for read in (read_set, inspect_set):
+            with pytest.raises(ValueError, match=r"prepare has not finished here; run it again"):
+                read(output)
+    preparation = Preparation(directory, output)
+    assert preparation.remarks[0].startswith(f"going on in {output} with ")
+    preparation.run()
+    assert contents(output) == contents(uninterrupted)
+
+
+class Stopped(BaseException):
+    """Like a kill, but in this process."""
+
+
+def stop_after(monkeypatch, count):
+    """Make a preparation stop after it has noted its state so many times."""
+    noted = []
+
+    def note(self, original=Preparation._note):
+        original(self)
+        noted.append(1)
+        if len(noted) == count:
+            raise Stopped
+
+    monkeypatch.setattr(Preparation, "_note", note)
+
+
+def test_stopped_after_any_block_it_goes_on_from_there(release, tmp_path, monkeypatch):
+    directory, _ = release
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
+    Preparation(directory, tmp_path / "uninterrupted").run()
+    whole = contents(tmp_path / "uninterrupted")
+    starts = []
+
+    def blocks(self, start=0, original=storage.StoredArray.blocks, **options):
+        starts.append(start)
+        return original(self, start, **options)
+
+    for count in range(1, 40):
+        with monkeypatch.context() as patch:
+            stop_after(patch, count)
+            try:
+                Preparation(directory, tmp_path / "output").run()
+            except Stopped:
+                pass
+            else:
+                break
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.StoredArray, "blocks", blocks)
+            Preparation(directory, tmp_path / "output").run()
+        assert contents(tmp_path / "output") == whole
+        shutil.rmtree(tmp_path / "output")
+    assert 20 < count < 39
+    assert {5, 10, 15, 20} <= set(starts)
+
+
+def test_a_block_that_was_not_noted_is_written_again(release, tmp_path, monkeypatch):
+    directory, _ = release
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
+    Preparation(directory, tmp_path / "uninterrupted").run()
+    for tail in (b"half a block", None):
+        with monkeypatch.context() as patch:
+            stop_after(patch, 6)
+            with pytest.raises(Stopped):
+                Preparation(directory, tmp_path / "output").run()
+        partial = tmp_path / "output" / "visual_feature.npy.partial"
+        raw = partial.read_bytes()
+        partial.write_bytes(raw[:-99] if tail is None else raw + tail)
+        Preparation(directory, tmp_path / "output").run()
+        assert contents(tmp_path / "output") == contents(tmp_path / "uninterrupted")
+        shutil.rmtree(tmp_path / "output")
+
+
+@pytest.mark.parametrize("change", ["source", "dtype", "state"])
+def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_path, monkeypatch, change):
+    directory, _ = release
+    output = tmp_path / "output"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            Preparation(directory, output).run()
+    if change == "source":
+        write_dataset(directory / "labels.h5", np.eye(29)[np.full((23, 5), 3)])
+    if change == "state":
+        (output / "unfinished.json").write_text("")
+    preparation = Preparation(directory, output, "float32" if change == "dtype" else "float16")
+    message = {
+        "source": "was begun from another labels.h5, so all is prepared anew",
+        "dtype": "was begun in float16, so all is prepared anew",
+        "state": "unfinished.json is damaged, so all is prepared anew",
+    }
+    assert message[change] in preparation.remarks[0]
+    preparation.run()
+    Preparation(directory, tmp_path / "fresh", preparation.dtype.name).run()
+    assert contents(output) == contents(tmp_path / "fresh")
+    torch.testing.assert_close(read_set(output).labels, read_release(directory).labels)
+
+
+FULL = """
+import resource, sys
+import ave_cmran
+from ave import storage
+storage.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+ave_cmran.main(["prepare", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 9000, 13900])
+def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_path, limit):
+    """A limit on the size of files fails as a full disk does, with another number."""
+    directory, _ = release
+    output = tmp_path / "output"
+    arguments = [sys.executable, "-c", FULL, str(limit), "--data", directory, "--output", output]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert process.returncode == 1, process.stderr
+    (line,) = (line for line in process.stderr.splitlines() if "error" in line)
+    assert "File too large; what is written is kept: run prepare again to go on" in line
+    assert "Traceback" not in process.stderr
+    assert not (output / "prepared.json").exists()
+    Preparation(directory, output).run()
+    Preparation(directory, tmp_path / "uninterrupted").run()
+    assert contents(output) == contents(tmp_path / "uninterrupted")
+
+
+def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"--output must be on a disk with 35\.\dkB free, got 20\.0kB free at"):
+        Preparation(release[0], tmp_path / "new" / "output")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("visual_feature", -1.0, r"visual_feature\.h5 must hold features of at least 0.*row 22, and maybe more"),
+        ("audio_feature_noisy", np.inf, r"audio_feature_noisy\.h5 must hold finite features"),
+        (
+            "audio_feature",
+            np.nan,
+            r"audio_feature\.h5 must hold finite features, got 1 that are not.*`check` finds all",
+        ),
+        (
+            "audio_feature",
+            7e4,
+            r"audio_feature\.h5: --dtype float16 ends at 65504, got features up to 70000: use --dtype float32",
+        ),
+    ],
+)
+def test_bad_features_leave_nothing_behind(release, tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
+    directory, arrays = release
+    array = arrays[name].copy()
+    array[-1, 2, 1] = array[-1, 2, 1] * 0
+    array[-1].flat[-1] = value
+    write_dataset(directory / f"{name}.h5", array)
+    with pytest.raises(ValueError, match=message):
+        Preparation(directory, tmp_path / "output").run()
+    assert not (tmp_path / "output").exists()
+    if value == 7e4:
+        Preparation(directory, tmp_path / "output", "float32").run()
+        assert read_set(tmp_path / "output").audio[[22]].max() == 70000
+
+
+def test_bad_features_that_came_later_leave_the_finished_set(release, tmp_path):
+    directory, arrays = release
+    (directory / "audio_feature_noisy.h5").unlink()
+    output = tmp_path / "output"
+    Preparation(directory, output).run()
+    whole = contents(output)
+    write_dataset(directory / "audio_feature_noisy.h5", -arrays["audio_feature_noisy"])
+    with pytest.raises(ValueError, match="must hold features of at least 0"):
+        Preparation(directory, output).run()
+    after = contents(output)
+    assert json.loads(after.pop("prepared.json")) == json.loads(whole.pop("prepared.json"))
+    assert after == whole
+    read_set(output)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (lambda output: output.write_text(""), "must be a new or empty directory.*got"),
+        (lambda output: (output.mkdir(), (output / "notes.txt").touch()), r"which holds notes\.txt"),
+        (lambda output: (output.mkdir(), (output / "labels.npy").touch()), r"which holds labels\.npy"),
+    ],
+)
+def test_output_with_other_files_is_refused(release, tmp_path, arrange, message):
+    arrange(tmp_path / "output")
+    with pytest.raises(ValueError, match=message):
+        Preparation(release[0], tmp_path / "output")
+
+
+def test_output_with_another_set_is_refused(release, prepared):
+    directory, arrays = release
+    whole = contents(prepared)
+    with pytest.raises(ValueError, match=r"must be a new directory, got .*, which holds a set prepared in float16"):
+        Preparation(directory, prepared, "float32")
+    write_dataset(directory / "audio_feature.h5", arrays["audio_feature"])
+    with pytest.raises(ValueError, match=r"which holds a set prepared from another audio_feature\.h5"):
+        Preparation(directory, prepared)
+    assert contents(prepared) == whole
+
+
+def test_a_release_with_a_fault_is_refused(release, tmp_path):
+    (release[0] / "val_order.h5").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val_order\.h5 is missing"):
+        Preparation(release[0], tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_report_has_sizes_and_every_file(prepared):
+    report = inspect_set(prepared, "weak")
+    assert report.faults == ()
+    cells = {line.split()[0]: line.split() for line in report.table.splitlines()[3:]}
+    assert cells["visual_feature.npy"][1:4] == ["15.3kB", "23x5x3x2x11", "float16"]
+    assert all(cells[f"{name}.npy"][-1] == "ok" for name in (*FEATURES, "labels", "test_order"))
+    assert cells["Annotations.txt"][1] == "23"
+
+
+def run_command(*arguments):
+    ave_cmran.main(list(map(str, arguments)))
+
+
+def test_commands(release, tmp_path, capsys):
+    directory, _ = release
+    output = tmp_path / "output"
+    run_command("check", "--data", directory, "--setting", "weak")
+    assert "for the weak setting" in capsys.readouterr().out
+    run_command("prepare", "--data", directory, "--output", output)
+    table = capsys.readouterr().out
+    sizes = [
+        sum(path.stat().st_size for path in place.glob(f"*.{end}"))
+        for place, end in ((directory, "h5"), (output, "npy"))
+    ]
+    (line,) = (line.split() for line in table.splitlines() if line.startswith("all "))
+    assert float(line[3]) == pytest.approx(sizes[0] / sizes[1], abs=0.01)
+    (line,) = (line.split() for line in table.splitlines() if line.startswith("visual_feature "))
+    assert 0 < float(line[4]) < 2**-12 + 1e-6
+    run_command("prepare", "--data", directory, "--output", output)
+    assert "nothing to do" in capsys.readouterr().out
+    run_command("check", "--data", output)
+    assert "prepared in float16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "damage", "message"),
+    [
+        ("check", "negative", "must hold features of at least 0"),
+        ("check", "missing", "labels.h5 is missing"),
+        ("check", "nowhere", "is no directory"),
+        ("prepare", "negative", "must hold features of at least 0"),
+        ("prepare", "missing", "labels.h5 is missing"),
+        ("prepare", "nowhere", "is no directory"),
+        ("prepare", "file", "--output must be a new or empty directory"),
+    ],
+)
+def test_bad_input_is_a_line_and_exit_code_2(release, tmp_path, capsys, command, damage, message):
+    directory, arrays = release
+    output = tmp_path / "output"
+    if damage == "negative":
+        write_dataset(directory / "audio_feature.h5", -arrays["audio_feature"])
+    elif damage == "missing":
+        (directory / "labels.h5").unlink()
+    elif damage == "nowhere":
+        directory = tmp_path / "nowhere"
+    else:
+        output.write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        run_command(command, "--data", directory, *(["--output", output] if command == "prepare" else []))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ave_cmran.py: error: ")
+    assert message in line
+    assert not output.exists() or damage == "file"

@@ -1,0 +1,332 @@
+"""Checkpoints: what is saved is what is loaded, from a directory, a training or a Hub; nothing is unpickled; what does
+not fit is refused in one line."""
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from ave.model import CMRAN
+from ave.pretrained import load_model
+from oracles import fill_parameters
+
+FILES = {"config.json", "model.safetensors", "README.md"}
+SMALL = {"video_dim": 11, "audio_dim": 7, "embed_dim": 18, "num_heads": 3, "dim_feedforward": 29}
+
+
+def make_model(setting="supervised", **options):
+    return fill_parameters(CMRAN(setting, **{**SMALL, "categories": ["Bark", "Clock", "Horse"], **options})).eval()
+
+
+def assert_same(model, expected):
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    for name in ("setting", "senses", "video_dim", "audio_dim", "num_categories", "categories"):
+        assert getattr(model, name) == getattr(expected, name)
+    assert not model.training
+
+
+@pytest.fixture
+def saved(tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("senses", ["both", "hearing"])
+def test_round_trip(setting, senses, tmp_path, capfd, draw):
+    model = make_model(setting, senses=senses, num_layers=1)
+    model.save_pretrained(tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
+    loaded = CMRAN.from_pretrained(tmp_path / "model")
+    assert_same(loaded, model)
+    inputs = draw(2, 5, 3, 2, 11, dtype=torch.float32), draw(2, 5, 7, dtype=torch.float32)
+    assert torch.equal(loaded(*inputs).event_logits, model(*inputs).event_logits)
+    assert_same(load_model(str(tmp_path / "model")), model)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_config_says_all_and_is_overruled(tmp_path):
+    model = CMRAN("weak", **SMALL, num_layers=3, dropout=0.3, input_dropout=0.5, categories=("Bark",), senses="sight")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == {
+        "setting": "weak",
+        **SMALL,
+        "num_layers": 3,
+        "num_categories": None,
+        "dropout": 0.3,
+        "input_dropout": 0.5,
+        "categories": ["Bark"],
+        "senses": "sight",
+    }
+    assert CMRAN.from_pretrained(tmp_path, input_dropout=0.25).input_dropout.p == 0.25
+
+
+def test_loaded_network_is_saved_alike(saved, tmp_path):
+    CMRAN.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    assert {name: (saved / name).read_bytes() for name in FILES} == {
+        name: (tmp_path / "again" / name).read_bytes() for name in FILES
+    }
+
+
+def test_model_card(tmp_path):
+    """Filled in from the network and what was measured; text and numbers are shown, lists are not."""
+    metrics = {"accuracy": 0.78125, "chosen_epoch": 3, "best_on": "val", "history": [1, 2], "none": None}
+    make_model("weak", senses="sight").save_pretrained(tmp_path, model_card_kwargs={"data": "AVE", "metrics": metrics})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.library_name == "crossmodal-attn"
+    assert card.data.pipeline_tag == "video-classification"
+    assert "audio-visual-event-localization" in card.data.tags
+    lines = card.text.splitlines()
+    assert "| setting | weak: trained on one label for the whole video |" in lines
+    assert "| trained on | AVE |" in lines
+    assert "| visual features | (videos, seconds, height, width, 11) |" in lines
+    assert "| given only its | sight; the other sense is zeroed |" in lines
+    start = lines.index("## Results")
+    assert lines[start + 2 : start + 8] == [
+        "| metric | |",
+        "|---|---|",
+        "| accuracy | 0.7812 |",
+        "| chosen epoch | 3 |",
+        "| best on | val |",
+        "",
+    ]
+    assert lines[lines.index("## Categories") + 2 :][:4] == ["0. Bark", "1. Clock", "2. Horse", ""]
+    assert "10.1145/3394171.3413581" in card.text
+    for left_over in ("{{", "{%", "None", "history"):
+        assert left_over not in card.text
+
+
+def test_model_card_without_figures_and_names(tmp_path):
+    make_model(categories=None).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| categories | 28, and background |" in card
+    for absent in ("Results", "trained on |", "Categories", "given only"):
+        assert absent not in card
+
+
+def test_failed_saving_leaves_no_weights(tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def fail(path, data):
+        write(path, data[: len(data) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="no space left"):
+        make_model().save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_with_one_seed_is_named_by_its_directory(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "seed-3" / "model")
+    (tmp_path / "config.json").write_text('{"settings": {}}')
+    for place in (tmp_path, tmp_path / "seed-3", tmp_path / "seed-3" / "model"):
+        assert_same(load_model(str(place)), model)
+
+
+def test_training_with_several_seeds_leaves_the_choice(tmp_path):
+    for seed in (3, 5):
+        make_model().save_pretrained(tmp_path / f"seed-{seed}" / "model")
+    with pytest.raises(ValueError, match=r"holds several: name one of .*seed-3/model, .*seed-5/model$"):
+        load_model(str(tmp_path))
+
+
+def edit(change):
+    """Change the weights of a checkpoint."""
+
+    def write(directory):
+        weights = load_file(directory / "model.safetensors")
+        change(weights)
+        save_file(weights, directory / "model.safetensors")
+
+    return write
+
+
+def configure(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def cut(directory, name, size):
+    (directory / name).write_bytes((directory / name).read_bytes()[:size])
+
+
+def leave_pickle_only(directory):
+    weights = load_file(directory / "model.safetensors")
+    torch.save(weights, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+
+
+DAMAGES = [
+    (shutil.rmtree, "must be a directory that save_pretrained wrote, or owner/name on the Hugging Face Hub"),
+    (
+        lambda path: (path / "config.json").unlink(),
+        "must hold config.json and model.safetensors, .* got no config.json",
+    ),
+    (
+        lambda path: (path / "model.safetensors").unlink(),
+        "got no model.safetensors; pickled weights, .* are never read",
+    ),
+    (leave_pickle_only, "got no model.safetensors; pickled weights, such as pytorch_model.bin, are never read"),
+    (partial(cut, name="model.safetensors", size=-97), "model.safetensors must be a complete safetensors file"),
+    (partial(cut, name="model.safetensors", size=5), "model.safetensors must be a complete safetensors file"),
+    (partial(cut, name="model.safetensors", size=0), "model.safetensors must be a complete safetensors file"),
+    (partial(cut, name="config.json", size=30), "config.json must be JSON, got: "),
+    (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), "config.json must be JSON, got: "),
+    (lambda path: (path / "config.json").write_text("[1]"), "config.json must hold a JSON object, got list"),
+    (partial(configure, width=3), "config.json must hold the arguments of the network, got unknown ones: width"),
+    (
+        partial(configure, setting="strong"),
+        'config.json must hold the arguments of a CMRAN, got: setting must be "super',
+    ),
+    (partial(configure, num_heads=5), "got: embed_dim must be divisible by num_heads"),
+    (partial(configure, video_dim="wide"), "config.json must hold the arguments of a CMRAN"),
+    (partial(configure, categories=["Bark", "Bark"]), "got: categories must be 2 different names"),
+    (partial(configure, audio_dim=13), "must hold the weights of its config.json, got: .*size mismatch"),
+    (edit(lambda weights: weights.pop("event_head.bias")), "got: .*Missing key.*event_head.bias"),
+    (edit(lambda weights: weights.update(extra=torch.ones(3))), "got: .*Unexpected key.*extra"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_damaged_checkpoint(saved, damage, message):
+    damage(saved)
+    for load in (CMRAN.from_pretrained, load_model):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+            load(str(saved))
+        assert str(saved) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    edit(lambda weights: weights["event_head.bias"].fill_(torch.nan))(saved)
+    with pytest.raises(
+        ValueError, match=r"must hold finite weights, got others in 1 of them, the first event_head\.bias"
+    ):
+        load_model(str(saved))
+
+
+def test_more_can_be_allowed(saved):
+    edit(lambda weights: weights.pop("event_head.bias"))(saved)
+    assert CMRAN.from_pretrained(saved, strict=False).video_dim == 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, None), "one of --checkpoint and --official must be given, got None and None"),
+        (("a", Path("b")), "one of --checkpoint and --official must be given, got a and b"),
+        ((__file__, None), "--checkpoint must be a directory, got the file .*; --official reads the authors' files"),
+        (("", None), "must be a directory|must hold config.json"),
+    ],
+)
+def test_what_is_no_checkpoint(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_model(*arguments)
+
+
+def test_without_a_network_the_hub_is_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        OSError, match="owner/name is no directory, and was not got from the Hugging Face Hub: "
+    ) as error:
+        load_model("owner/name")
+    assert "\n" not in str(error.value)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub as serves one repository, whose files are in ``directory``."""
+
+    directory: Path
+    commit = "0123456789" * 4
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        files = {file.name: file.read_bytes() for file in self.directory.iterdir()}
+        digests = {name: hashlib.sha1(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
+        if path == "/api/models/owner/name/revision/main":
+            return self.answer(json.dumps({"id": "owner/name", "sha": self.commit}).encode())
+        if path == f"/api/models/owner/name/tree/{self.commit}":
+            tree = [
+                {"type": "file", "path": name, "size": len(files[name]), "oid": digest}
+                for name, digest in digests.items()
+            ]
+            return self.answer(json.dumps(tree).encode())
+        prefix = f"/owner/name/resolve/{self.commit}/"
+        if (name := path.removeprefix(prefix)) in files:
+            return self.answer(files[name], {"ETag": f'"{digests[name]}"', "X-Repo-Commit": self.commit})
+        return self.send_error(404)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, body, headers=()):
+        self.send_response(200)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+LOAD = "import sys; from ave.pretrained import load_model; load_model(sys.argv[1]).save_pretrained(sys.argv[2])"
+
+
+def load_from_hub(directory, tmp_path):
+    """Serve a directory on this machine, and load it in a process whose Hub that is."""
+    handler = type("Handler", (Hub,), {"directory": directory})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            return subprocess.run(  # noqa: S603
+                [sys.executable, "-c", LOAD, "owner/name", str(tmp_path / "loaded")],
+                cwd=tmp_path,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(Path(__file__).parents[1] / "examples"),
+                    "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                    "HF_HOME": str(tmp_path / "cache"),
+                    "HF_HUB_OFFLINE": "",
+                },
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            server.shutdown()
+
+
+def test_from_a_hub(saved, tmp_path):
+    """Only the config and the weights are downloaded, so that there is nothing to unpickle."""
+    torch.save({}, saved / "pytorch_model.bin")
+    done = load_from_hub(saved, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "loaded" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+    downloaded = {path.name for path in (tmp_path / "cache").glob("hub/models--owner--name/snapshots/*/*")}
+    assert downloaded == {"config.json", "model.safetensors"}
+
+
+def test_from_a_hub_with_pickled_weights_only(saved, tmp_path):
+    leave_pickle_only(saved)
+    done = load_from_hub(saved, tmp_path)
+    assert done.returncode == 1
+    message = "owner/name must hold config.json and model.safetensors, as save_pretrained writes them, got no model.saf"
+    assert message in done.stderr.splitlines()[-1]

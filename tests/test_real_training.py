@@ -1,0 +1,62 @@
+"""The command on the real labels, splits and background audio, beside feature files of the release's exact shape."""
+
+import json
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+
+from ave.commands import train
+from ave.data import AVE_CATEGORIES
+from ave.model import CMRAN
+from ave_release import write_dataset
+from running import call_main, run_main
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch):
+    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, embed_dim=20, dim_feedforward=17))
+
+
+def shorten(directory, split, videos):
+    """Keep the first rows of a split, and write features for them."""
+    path = directory / f"{split}_order.h5"
+    with h5py.File(path) as file:
+        rows = file["order"][:videos]
+    path.unlink()
+    write_dataset(path, rows, "order")
+    rng = np.random.default_rng(0)
+    for name, shape in {"visual_feature": (10, 7, 7, 512), "audio_feature": (10, 128)}.items():
+        with h5py.File(directory / f"{name}.h5", "a") as file:
+            for row in rows:
+                file["avadataset"][row] = rng.random(shape)
+
+
+def test_a_short_training(real_release, setting, tmp_path, capsys):
+    """From the release's files to the results, in both settings; weakly with the 178 background videos."""
+    for split, videos in {"train": 7, "val": 3, "test": 5}.items():
+        shorten(real_release, split, videos)
+    output, metrics = run_main(tmp_path, "--data", real_release, "--setting", setting, "--epochs", 1)
+    assert metrics["segments"] == 50
+    assert np.isfinite(metrics["history"][0]["loss"])
+    assert metrics["accuracy_without_seen"] is not None
+    assert CMRAN.from_pretrained(output / "seed-0" / "model").categories == AVE_CATEGORIES
+    assert "4143x10x7x7x512" in capsys.readouterr().out
+
+
+def test_every_test_segment_is_counted(real_release, tmp_path):
+    """4,020 in all, 715 of them background; 8 videos have an id that also stands in train."""
+    model = CMRAN(categories=AVE_CATEGORIES, embed_dim=20, dim_feedforward=17)
+    model.save_pretrained(tmp_path / "model")
+    call_main(
+        "evaluate", "--checkpoint", tmp_path / "model", "--data", real_release, "--output", tmp_path / "evaluation"
+    )
+    (metrics,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
+    confusion = np.array(metrics["confusion"])
+    assert (metrics["videos"], metrics["segments"], confusion.sum()) == (402, 4020, 4020)
+    assert confusion[28].sum() == 715
+    assert metrics["background_accuracy"] == pytest.approx(715 / 4020)
+    assert metrics["seen_videos"] == 8

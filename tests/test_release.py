@@ -1,0 +1,432 @@
+"""Reading of the AVE release: what is read is what stands in the files, and all that is wrong is named at once."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ave.data import AVE_CATEGORIES
+from ave.reading import inspect_set, read_features, read_set
+from ave.release import read_release
+from ave_release import COLUMNS, SHAPE, write_dataset, write_release
+
+WEAK = ("mil_labels", "labels_noisy", "visual_feature_noisy", "audio_feature_noisy")
+REPOSITORY = "https://github.com/YapengTian/AVE-ECCV18"
+
+
+@pytest.fixture
+def release(tmp_path):
+    return tmp_path, write_release(tmp_path)
+
+
+def write_annotations(directory, count=SHAPE["videos"], header=""):
+    lines = [f"Flûte&id{row % 19}&good&0&{row % 10}\n" for row in range(count)]
+    (directory / "Annotations.txt").write_text(header + "".join(lines), "utf-8")
+
+
+def replace(name, values, dataset="avadataset"):
+    """A damage: other values in a file."""
+    return lambda directory: write_dataset(directory / f"{name}.h5", values, dataset)
+
+
+def put(name, place, value):
+    """A damage: one other value in a file."""
+
+    def damage(directory):
+        with h5py.File(directory / f"{name}.h5", "r+") as file:
+            (array,) = file.values()
+            array[place] = value
+
+    return damage
+
+
+def test_rows_are_those_of_the_files(release):
+    directory, arrays = release
+    data = read_release(directory)
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 13, "val": 5, "test": 5}
+    assert sorted(torch.cat(list(data.splits.values())).tolist()) == list(range(SHAPE["videos"]))
+    np.testing.assert_array_equal(data.visual[[7, 2]], arrays["visual_feature"][[7, 2]].astype(np.float32))
+    np.testing.assert_array_equal(data.audio[[7, 2]], arrays["audio_feature"][[7, 2]].astype(np.float32))
+    np.testing.assert_array_equal(data.labels, arrays["labels"])
+    assert data.categories == AVE_CATEGORIES
+    assert data.names is None
+
+
+def test_weak_files_are_read_where_they_are(release, setting):
+    directory, arrays = release
+    data = read_release(directory, setting)
+    np.testing.assert_array_equal(data.video_labels, arrays["mil_labels"])
+    np.testing.assert_array_equal(data.background_visual[:], arrays["visual_feature_noisy"].astype(np.float32))
+    np.testing.assert_array_equal(data.background_audio[:], arrays["audio_feature_noisy"].astype(np.float32))
+    np.testing.assert_array_equal(data.background_labels, arrays["labels_noisy"])
+
+
+def test_supervised_needs_no_weak_files(release):
+    directory, _ = release
+    for name in WEAK:
+        (directory / f"{name}.h5").unlink()
+    data = read_release(directory)
+    assert data.video_labels is data.background_visual is data.background_audio is data.background_labels is None
+    report = inspect_set(directory, "supervised")
+    report.raise_for_faults()
+    assert f"not there, and not needed here: {', '.join(f'{name}.h5' for name in WEAK)}" in report.remarks
+    with pytest.raises(
+        FileNotFoundError, match=r"mil_labels\.h5 is missing.*also labels_noisy \(missing\), visual_fea"
+    ):
+        read_release(directory, "weak")
+
+
+def test_labels_may_be_called_right_labels(release):
+    directory, arrays = release
+    (directory / "labels.h5").rename(directory / "right_labels.h5")
+    np.testing.assert_array_equal(read_release(directory).labels, arrays["labels"])
+    assert "right_labels.h5" in str(inspect_set(directory))
+
+
+def test_other_categories_are_numbered(release):
+    directory, _ = release
+    write_dataset(directory / "labels.h5", np.eye(4)[np.zeros((23, 5), int)])
+    for name in WEAK:
+        (directory / f"{name}.h5").unlink()
+    assert read_release(directory).categories == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint16", ">i8"])
+def test_orders_may_be_of_any_integers(release, dtype):
+    directory, _ = release
+    rows = read_release(directory).splits["val"]
+    write_dataset(directory / "val_order.h5", rows.numpy().astype(dtype), "order")
+    assert read_release(directory).splits["val"].dtype == torch.int64
+    assert read_release(directory).splits["val"].tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("header", ["", "Category&VideoID&Quality&StartTime&EndTime\n"])
+def test_names_are_those_of_the_annotations(release, header):
+    directory, _ = release
+    write_annotations(directory, header=header)
+    assert read_release(directory).names == tuple(f"id{row % 19}" for row in range(23))
+    assert any(remark.startswith("the 23 videos have 19 YouTube ids, ") for remark in inspect_set(directory).remarks)
+
+
+def test_features_need_no_labels(release):
+    directory, arrays = release
+    write_annotations(directory)
+    for path in directory.glob("*label*"):
+        path.unlink()
+    features = read_features(directory)
+    np.testing.assert_array_equal(features.visual[:], arrays["visual_feature"].astype(np.float32))
+    np.testing.assert_array_equal(features.audio[:], arrays["audio_feature"].astype(np.float32))
+    assert len(features.names) == 23
+    assert {split: len(rows) for split, rows in features.splits.items()} == {"train": 13, "val": 5, "test": 5}
+    (directory / "val_order.h5").unlink()
+    assert read_features(directory).splits is None
+    (directory / "audio_feature.h5").unlink()
+    with pytest.raises(FileNotFoundError, match=r"audio_feature\.h5 is missing"):
+        read_features(directory)
+
+
+DAMAGES = {
+    "missing": (
+        lambda directory: (directory / "visual_feature.h5").unlink(),
+        "visual_feature",
+        r"visual_feature\.h5 is missing; the release has it: https://drive\.google\.com/file/d/1hQwbhutA3fQturduRnHMy",
+    ),
+    "truncated": (
+        lambda directory: (directory / "labels.h5").write_bytes((directory / "labels.h5").read_bytes()[:5000]),
+        "labels",
+        f"a complete HDF5 file, got one that is cut short or damaged .*the release has it: data/ of {REPOSITORY}",
+    ),
+    "not HDF5": (
+        lambda directory: (directory / "labels.h5").write_bytes(b"\x00" * 4000),
+        "labels",
+        "must be a complete HDF5 file, got a file of another kind",
+    ),
+    "web page": (
+        lambda directory: (directory / "audio_feature.h5").write_text("<!DOCTYPE html><title>Google Drive</title>"),
+        "audio_feature",
+        "got a web page, as Google Drive shows one before a large file.*1F6p4BAOY-i0fDXUOhG7xHuw_fnO5exBS",
+    ),
+    "dataset": (
+        replace("labels", np.zeros((23, 5, 29)), "labels"),
+        "labels",
+        "hold the dataset avadataset, got labels",
+    ),
+    "group": (replace("labels", np.zeros(3), "avadataset/x"), "labels", "hold the dataset avadataset, got avadataset"),
+    "text": (replace("labels", np.full((23, 5, 29), b"x")), "labels", r"must hold an array of numbers, got \|S1"),
+    "rank": (
+        replace("visual_feature", np.zeros((23, 5, 6, 11))),
+        "visual_feature",
+        r"must have the shape \(23, 5, any, any, any\), none of it empty, got \(23, 5, 6, 11\)",
+    ),
+    "rows": (
+        replace("audio_feature", np.zeros((22, 5, 7))),
+        "audio_feature",
+        r"must have the shape \(23, 5, any\), got \(22, 5, 7\): 22 videos where labels\.h5 has 23",
+    ),
+    "segments": (
+        replace("audio_feature", np.zeros((23, 4, 7))),
+        "audio_feature",
+        r"4 segments where labels\.h5 has 5",
+    ),
+    "extra rows": (
+        replace("audio_feature_noisy", np.zeros((2, 5, 7))),
+        "audio_feature_noisy",
+        r"2 background videos where labels_noisy\.h5 has 3",
+    ),
+    "extra width": (
+        replace("visual_feature_noisy", np.zeros((3, 5, 3, 2, 13))),
+        "visual_feature_noisy",
+        r"13 visual channels where visual_feature\.h5 has 11",
+    ),
+    "columns": (replace("mil_labels", np.eye(28)[:23]), "mil_labels", r"28 labels where labels\.h5 has 29"),
+    "empty": (
+        replace("visual_feature", np.zeros((23, 5, 0, 2, 11))),
+        "visual_feature",
+        r"none of it empty, got \(23, 5, 0, 2, 11\)",
+    ),
+    "empty order": (replace("val_order", np.zeros(0, int), "order"), "val_order", r"none of it empty, got \(0,\)"),
+    "NaN": (
+        put("visual_feature", (17, 2, 1, 1, slice(3, 6)), np.nan),
+        "visual_feature",
+        "must hold finite features, got 3 that are not, the first of them in row 17",
+    ),
+    "infinity": (
+        put("audio_feature", (4, 2, 6), np.inf),
+        "audio_feature",
+        "must hold finite features, got 1 that are not, the first of them in row 4",
+    ),
+    "negative": (
+        put("audio_feature_noisy", (slice(1, 3), 2, 6), -1e-30),
+        "audio_feature_noisy",
+        "must hold features of at least 0, as they follow a ReLU, got 2 that are less, the first of them in row 1",
+    ),
+    "two ones": (
+        put("labels", (3, 1), 1.0),
+        "labels",
+        r"must hold one-hot labels, a 1 among zeros, got values from 1 to 1 that sum to 29 in row 3, second 1 \(so or "
+        r"alike in 1 of 115\)",
+    ),
+    "no one": (
+        put("labels", 3, 0.0),
+        "labels",
+        r"from 0 to 0 that sum to 0 in row 3, second 0 \(so or alike in 5 of 115",
+    ),
+    "probabilities": (
+        replace("mil_labels", np.full((23, 29), 1 / 29)),
+        "mil_labels",
+        r"one-hot labels.*got values from 0\.0344828 to 0\.0344828 that sum to 1 in row 0 \(so",
+    ),
+    "NaN label": (
+        put("labels_noisy", (1, 1), np.nan),
+        "labels_noisy",
+        "got values from nan to nan that sum to nan in row 1",
+    ),
+    "one column": (
+        replace("labels", np.ones((23, 5, 1))),
+        "labels",
+        "must have two labels or more",
+    ),
+    "out of range": (
+        replace("train_order", np.array([0, 23]), "order"),
+        "train_order",
+        "must hold row numbers from 0 to 22, got 0 to 23",
+    ),
+    "negative row": (
+        replace("train_order", np.array([0, -1]), "order"),
+        "train_order",
+        "must hold row numbers from 0 to 22, got -1 to 0",
+    ),
+    "float order": (
+        replace("val_order", np.array([0.6, 1.9]), "order"),
+        "val_order",
+        "must hold integers, the rows of a split, got float64",
+    ),
+    "order name": (replace("val_order", np.arange(5)), "val_order", "must hold the dataset order, got avadataset"),
+    "twice": (
+        lambda directory: put("train_order", 1, read_release(directory).splits["train"][0].item())(directory),
+        "train_order",
+        "must hold every row once, got 1 more often, for example row",
+    ),
+    "annotations short": (
+        lambda directory: write_annotations(directory, 22),
+        "Annotations.txt",
+        r"Annotations\.txt must hold a line for each of the 23 videos of labels\.h5, got 22; the release has it: data/",
+    ),
+    "annotations broken": (
+        lambda directory: (directory / "Annotations.txt").write_text("Bark&x&good&0\n" * 23),
+        "Annotations.txt",
+        "must hold lines category&YouTube id&quality&start&end, got 'Bark&x&good&0'",
+    ),
+    "annotations binary": (
+        lambda directory: (directory / "Annotations.txt").write_bytes(b"\xff\xfe\x00"),
+        "Annotations.txt",
+        "must be text in utf-8, got: 'utf-8' codec",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_named(release, kind):
+    """In the table, in the list of faults, and as the one line of an error; and only it."""
+    directory, _ = release
+    damage, name, message = DAMAGES[kind]
+    damage(directory)
+    report = inspect_set(directory, "weak")
+    (fault,) = (fault for fault in report.faults if fault.files == (name,))
+    others = [fault for fault in report.faults if fault.files != (name,)]
+    assert others == [] or all(fault.verdict == "overlap" for fault in others)  # where an order is another
+    (line,) = (line for line in report.table.splitlines() if line.partition(".")[0] == name.removesuffix(".txt"))
+    assert line.endswith(f" {fault.verdict}")
+    assert f"\nwrong: {fault.message}" in str(report)
+    assert "; the release has it: " in fault.message
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        report.raise_for_faults()
+    assert str(directory / name.removesuffix(".txt")) in str(error.value)
+    assert "\n" not in str(error.value)
+    if fault.verdict in ("non-finite", "negative"):
+        read_set(directory, "weak")  # which does not read all features
+    else:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read_set(directory, "weak")
+
+
+@pytest.mark.parametrize(("own", "other"), [("train", "val"), ("train", "test"), ("val", "test")])
+def test_overlapping_orders_are_named(release, own, other):
+    """A row in two splits would be tested on after training."""
+    directory, _ = release
+    splits = read_release(directory).splits
+    shared = splits[own][:3]
+    write_dataset(directory / f"{other}_order.h5", torch.cat([shared, splits[other]]).numpy(), "order")
+    message = (
+        rf"{own}_order\.h5 and {other}_order\.h5 must have no row in common, got 3, for example row {shared.min()}"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_set(directory, "supervised")
+    lines = str(inspect_set(directory)).splitlines()
+    assert sum(line.endswith(" overlap") for line in lines) == 2
+
+
+def test_all_faults_are_found_at_once(release):
+    directory, _ = release
+    for name in ("two ones", "rows", "NaN", "negative", "annotations short", "out of range"):
+        DAMAGES[name][0](directory)
+    put("visual_feature", (2, 0, 0, 0, 0), -3.0)(directory)
+    verdicts = {(*fault.files, fault.verdict) for fault in inspect_set(directory, "weak").faults}
+    assert verdicts == {
+        ("labels", "not one-hot"),
+        ("audio_feature", "wrong shape"),
+        ("visual_feature", "non-finite"),
+        ("visual_feature", "negative"),
+        ("audio_feature_noisy", "negative"),
+        ("train_order", "out of range"),
+        ("Annotations.txt", "wrong"),
+    }
+    with pytest.raises(ValueError, match=r"not one-hot|one-hot labels") as error:
+        inspect_set(directory, "weak").raise_for_faults()
+    assert "; and also audio_feature (wrong shape), train_order (out of range)" in str(error.value)
+
+
+def test_without_labels_the_others_are_held_against_each_other(release):
+    directory, _ = release
+    (directory / "labels.h5").write_bytes(b"")
+    write_dataset(directory / "audio_feature.h5", np.zeros((22, 5, 7)))
+    messages = [fault.message for fault in inspect_set(directory).faults]
+    assert any("22 videos where visual_feature.h5 has 23" in message for message in messages)
+    assert len(messages) == 2
+
+
+def test_another_projects_labels_are_not_taken(release):
+    directory, _ = release
+    (directory / "labels.h5").rename(directory / "prob_label.h5")
+    message = r"labels\.h5 is missing; prob_label\.h5 is another project's file, not the labels; the release has it"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_set(directory, "supervised")
+
+
+def test_files_of_other_tasks_are_remarked(release):
+    directory, _ = release
+    for name in ("prob_label.h5", "labels_closs.h5", "val_order_match.h5"):
+        (directory / name).touch()
+    report = inspect_set(directory, "weak")
+    assert report.faults == ()
+    assert sum("is not needed: " in remark for remark in report.remarks) == 3
+
+
+def test_videos_in_no_split_are_remarked(release):
+    directory, _ = release
+    rows = read_release(directory).splits["train"]
+    write_dataset(directory / "train_order.h5", rows[2:].numpy(), "order")
+    report = inspect_set(directory)
+    assert report.faults == ()
+    assert f"2 videos are in no split, for example row {rows[:2].min()}" in report.remarks
+
+
+def test_table_counts_every_split(release):
+    directory, arrays = release
+    write_annotations(directory)
+    data = read_release(directory)
+    cells = {line.split()[0]: line.split() for line in inspect_set(directory, "weak").table.splitlines()[3:]}
+    assert cells["visual_feature.h5"][1:4] == ["avadataset", "23x5x3x2x11", "float64"]
+    assert cells["labels.h5"][-4:] == ["13", "5", "5", "ok"]
+    assert cells["labels_noisy.h5"][-2:] == ["3", "ok"]
+    assert cells["val_order.h5"][-2:] == ["5", "ok"]
+    background = [int(arrays["labels"][rows, :, -1].sum()) for rows in data.splits.values()]
+    assert cells["background"][2:] == list(map(str, background))
+    assert cells["Annotations.txt"][1:] == ["23", "YouTube", "ids", "ok"]
+
+
+def test_missing_directory(tmp_path):
+    for read in (read_set, inspect_set):
+        with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+            read(tmp_path / "nowhere", "weak")
+
+
+def test_setting_is_checked(release):
+    for read in (read_set, inspect_set):
+        with pytest.raises(ValueError, match='setting must be "supervised" or "weak", got \'strong\''):
+            read(release[0], "strong")
+
+
+@pytest.mark.realdata
+def test_real_labels_and_splits(real_release):
+    data = read_set(real_release, "weak")
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 3339, "val": 402, "test": 402}
+    assert len(set(torch.cat(list(data.splits.values())).tolist())) == 4143
+    background = {split: int(data.labels[rows, :, -1].sum()) for split, rows in data.splits.items()}
+    assert background == {"train": 5631, "val": 732, "test": 715}
+    assert data.labels[data.splits["test"]].flatten(0, 1).shape == (4020, COLUMNS)
+    assert torch.bincount((10 - data.labels[..., -1].sum(1)).long()).tolist() == [
+        *(1, 0, 214, 220, 217, 196, 200, 139, 111, 95, 2750)
+    ]
+    assert data.categories == AVE_CATEGORIES
+    assert data.video_labels[:, -1].sum() == 0
+    assert data.visual.shape == (4143, 10, 7, 7, 512)
+    assert data.background_labels.argmax(-1).tolist() == [28] * 178
+    audio = data.background_audio[:]
+    assert audio.shape == (178, 10, 128)
+    assert audio.min() == 0
+    assert 4.53 < audio.max() < 4.55
+    assert 0.6 < (audio == 0).double().mean() < 0.7
+
+
+@pytest.mark.realdata
+def test_real_names(real_release):
+    data = read_set(real_release, "supervised")
+    assert len(data.names) == 4143
+    assert len(set(data.names)) == 4097
+    groups = [{data.names[row] for row in rows.tolist()} for rows in data.splits.values()]
+    crossing = groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    assert len(crossing) == 18
+
+
+@pytest.mark.realdata
+def test_real_report(real_release):
+    report = inspect_set(real_release, "weak")
+    report.raise_for_faults()
+    (background,) = (line for line in report.table.splitlines() if "background" in line)
+    assert background.split()[-3:] == ["5631", "732", "715"]
+    assert "the 4143 videos have 4097 YouTube ids, 18 of them in more than one split" in report.remarks
+    assert max(map(len, report.table.splitlines())) <= 120
+    put("visual_feature", (4100, 9, 6, 6, 511), -1.0)(real_release)
+    with pytest.raises(ValueError, match="got 1 that are less, the first of them in row 4100"):
+        inspect_set(real_release, "weak").raise_for_faults()
