@@ -1,0 +1,80 @@
+"""The benchmark of data loading, on a tiny set: it measures all it says, and leaves no set behind."""
+
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "data_loading.py"
+
+
+@pytest.fixture
+def disk(benchmark, tmp_path):
+    """A directory on a disk, whose files the page cache can forget."""
+    path = tmp_path / "forgotten"
+    path.write_bytes(bytes(1 << 20))
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("the system has no posix_fadvise")
+    benchmark.forget(path)
+    if benchmark.resident_share(path) == 1:
+        pytest.skip("the temporary directory is in memory")
+    return tmp_path
+
+
+@pytest.fixture
+def benchmark():
+    specification = importlib.util.spec_from_file_location("data_loading", PATH)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_way_is_measured(benchmark, disk, monkeypatch, capsys):
+    temporary = disk / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    output = disk / "results" / "data_loading.json"
+    benchmark.main(["--videos", "7", "--batch-size", "3", "--repeats", "2", "--output", str(output)])
+    results = json.loads(output.read_text())
+    table = capsys.readouterr().out
+    assert len(results["samples_per_second"]) == 6
+    for name, states in results["samples_per_second"].items():
+        assert name in table
+        for values in states.values():
+            assert len(values["all"]) == 2
+            assert 0 < min(values["all"]) <= values["median"] <= max(values["all"])
+    assert results["bytes_before"] > 7 * 10 * 7 * 7 * 512 * 8
+    assert results["bytes_after"] == 7 * 10 * 7 * 7 * 512 * 2 + 128
+    assert list(temporary.iterdir()) == []
+
+
+def test_ways_give_the_same_batches(benchmark, tmp_path, assert_close):
+    for layout in benchmark.LAYOUTS:
+        (tmp_path / layout).mkdir()
+        benchmark.write_set(tmp_path / layout, 5, layout)
+    benchmark.Preparation(tmp_path / "chunked", tmp_path / "prepared").run()
+    expected = benchmark.RowByRow(tmp_path / "contiguous")([3, 0, 4])
+    assert expected[0].min() == 0
+    assert 0.7 < (expected[0] == 0).double().mean() < 0.8
+    for batch in (
+        benchmark.RowByRow(tmp_path / "chunked")([3, 0, 4]),
+        benchmark.ByDataset(tmp_path / "contiguous")([3, 0, 4]),
+    ):
+        assert_close(batch, expected)
+    for stored in benchmark.AsStored(tmp_path / "prepared")([3, 0, 4]):
+        assert stored.dtype == torch.float16
+    for rounded, features in zip(benchmark.ByDataset(tmp_path / "prepared")([3, 0, 4]), expected, strict=True):
+        assert_close(rounded, features.half().float(), expected[0].dtype)
+
+
+def test_page_cache_is_seen_and_dropped(benchmark, disk):
+    path = disk / "file"
+    path.write_bytes(bytes(1 << 20))
+    benchmark.forget(path)
+    assert benchmark.resident_share(path) == 0
+    path.read_bytes()
+    assert benchmark.resident_share(path) == 1
