@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ave.model import CMRAN
+from ave_release import write_release
 from oracles import CASES, Case, make_cmran
 
 # The tensors are tiny: threads would only wait for one another.
@@ -80,12 +81,27 @@ def cmran(setting: str) -> CMRAN:
 
 
 @pytest.fixture
-def real_release(tmp_path: Path) -> Path:
-    """The real labels, orders and background audio, beside feature files of the release's shape that take no space."""
+def release(tmp_path: Path) -> Path:
+    """A small release of random features, complete but for the annotations."""
+    directory = tmp_path / "release"
+    directory.mkdir()
+    write_release(directory)
+    return directory
+
+
+@pytest.fixture
+def ave_files() -> Path:
+    """The files of the AVE release that are small."""
     place = os.environ.get("CROSSMODAL_ATTN_DATA")
     if not place:
         pytest.skip("CROSSMODAL_ATTN_DATA does not name a directory with ave/, the files of the AVE release")
-    for path in [*(Path(place) / "ave").glob("*.h5"), Path(place) / "ave" / "Annotations.txt"]:
+    return Path(place) / "ave"
+
+
+@pytest.fixture
+def real_release(ave_files: Path, tmp_path: Path) -> Path:
+    """The real labels, orders and background audio, beside feature files of the release's shape that take no space."""
+    for path in [*ave_files.glob("*.h5"), ave_files / "Annotations.txt"]:
         (tmp_path / path.name).symlink_to(path)
     for name, shape in {
         "visual_feature": (4143, 10, 7, 7, 512),

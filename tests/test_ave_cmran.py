@@ -11,21 +11,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ave.commands import evaluate, train
 from ave.model import CMRAN
 from ave.procedural import make_procedural_set
-from ave_release import SHAPE, write_release
+from ave_release import SHAPE
 from running import call_main, run_main
 
 FILES = {
     *("config.json", "metrics.json", "metrics.csv", "history.csv", "categories.csv", "confusion.csv"),
     *("learning_curves.png", "confusion.png", "timelines.png", "attention.png"),
 }
-
-
-@pytest.fixture
-def release(tmp_path):
-    directory = tmp_path / "release"
-    directory.mkdir()
-    write_release(directory)
-    return directory
 
 
 @pytest.fixture(autouse=True)

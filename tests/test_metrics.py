@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-from pathlib import Path
 
 import h5py
 import pytest
@@ -166,17 +164,13 @@ def test_seen_in_training_is_unknown_without_names():
 
 
 @pytest.mark.realdata
-def test_seen_in_training_of_the_real_splits():
+def test_seen_in_training_of_the_real_splits(ave_files):
     """45 ids of AVE stand for several videos, 18 of them in several splits; the test videos among them are found."""
-    place = os.environ.get("CROSSMODAL_ATTN_DATA")
-    if not place:
-        pytest.skip("CROSSMODAL_ATTN_DATA does not name a directory with ave/, the files of the AVE release")
-    directory = Path(place) / "ave"
-    lines = (directory / "Annotations.txt").read_text().splitlines()
+    lines = (ave_files / "Annotations.txt").read_text().splitlines()
     names = tuple(line.split("&")[1] for line in lines)
     splits = {}
     for split in ("train", "val", "test"):
-        with h5py.File(directory / f"{split}_order.h5") as file:
+        with h5py.File(ave_files / f"{split}_order.h5") as file:
             splits[split] = file["order"][:].tolist()
 
     where = {}

@@ -3,7 +3,6 @@ refuses before it computes or writes anything."""
 
 import csv
 import json
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -123,14 +122,6 @@ def test_batches_change_nothing(lengths, draw):
 def checkpoint(tmp_path):
     make_model().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
-
-
-@pytest.fixture
-def release(tmp_path):
-    directory = tmp_path / "release"
-    directory.mkdir()
-    write_release(directory)
-    return directory
 
 
 def read_events(output):
@@ -300,15 +291,11 @@ def test_many_categories_are_cut(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.realdata
-def test_names_and_splits_of_ave(tmp_path):
+def test_names_and_splits_of_ave(tmp_path, ave_files):
     """Of features in the release's number, every event of the test split bears the id that stands in its row."""
-    place = os.environ.get("CROSSMODAL_ATTN_DATA")
-    if not place:
-        pytest.skip("CROSSMODAL_ATTN_DATA does not name a directory with ave/, the files of the AVE release")
-    release = Path(place) / "ave"
     (tmp_path / "ave").mkdir()
     for name in ("Annotations.txt", "train_order.h5", "val_order.h5", "test_order.h5"):
-        (tmp_path / "ave" / name).symlink_to(release / name)
+        (tmp_path / "ave" / name).symlink_to(ave_files / name)
     rng = np.random.default_rng(0)
     write_dataset(tmp_path / "ave" / "visual_feature.h5", rng.random((4143, 10, 3, 2, 11)))
     write_dataset(tmp_path / "ave" / "audio_feature.h5", rng.random((4143, 10, 7)))
@@ -319,9 +306,9 @@ def test_names_and_splits_of_ave(tmp_path):
     arguments = ["--checkpoint", tmp_path / "model", "--features", tmp_path / "ave", "--output", tmp_path / "out"]
     call_main("predict", *arguments, "--split", "test")
     events = read_events(tmp_path / "out")["events"]
-    with h5py.File(release / "test_order.h5") as file:
+    with h5py.File(ave_files / "test_order.h5") as file:
         rows = file["order"][:].tolist()
-    ids = [line.split("&")[1] for line in (release / "Annotations.txt").read_text().splitlines()]
+    ids = [line.split("&")[1] for line in (ave_files / "Annotations.txt").read_text().splitlines()]
     assert [(event["video"], event["row"]) for event in events] == [(ids[row], row) for row in rows]
     assert [(event["start_s"], event["end_s"]) for event in events] == [(0, 10)] * 402
 

@@ -5,7 +5,7 @@ Axes: N videos, T segments of a second, H x W positions, C visual channels, A au
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,13 +97,10 @@ def _take(array: Rows, rows: Tensor) -> Tensor:
     return array.index_select(0, rows.to(array.device, non_blocking=True))
 
 
-class Shares(Sampler[Share]):
+class Shares(Sampler[Share], Sized):
     """One process's shares of the batches of an epoch."""
 
     epoch = 1
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
 
 class ShuffledShares(Shares):
