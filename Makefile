@@ -3,7 +3,7 @@ BIN := .venv/bin
 DIST := dist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types wheel clean
+.PHONY: help demo bench test lint format types wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,10 @@ help: ## List the targets
 
 demo: .venv/.ready ## Train, evaluate and show CMRAN on the embedded procedural set (DEMO_ARGS="--epochs 2" to pass options)
 	$(BIN)/python examples/ave_cmran.py $(DEMO_ARGS)
+
+bench: .venv/.ready ## Measure speed and memory beside the rivals, on the CPU (BENCH_ARGS="--quick" to pass options)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test: .venv/.ready ## Run the tests and the doctests (TEST_ARGS="-k masks" to choose)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TEST_ARGS)

@@ -19,8 +19,6 @@ import argparse
 import ctypes
 import mmap
 import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -32,13 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
 from ave.data import SPLITS
 from ave.loading import Share, Videos
 from ave.preparing import Preparation
 from ave.reading import read_set
 from ave.results import format_table, write_json
+from benchmarks.machine import describe_machine
+from benchmarks.measuring import summarise
 
 SEGMENTS, GRID, VIDEO_DIM, AUDIO_DIM, LABELS = 10, 7, 512, 128, 29
 LAYOUTS = ("contiguous", "chunked")
@@ -154,23 +152,6 @@ def measure(way: Way, batches: list[list[int]]) -> dict[str, float]:
     return speeds
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    information = Path("/proc/cpuinfo").read_text()
-    names = [line.partition(":")[2].strip() for line in information.splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "h5py": h5py.__version__,
-        "hdf5": h5py.version.hdf5_version,
-    }
-
-
 def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, Any]:
     """Make the set in both layouts, prepare it, and measure every way, interleaved."""
     ways: dict[str, Way] = {}
@@ -199,17 +180,11 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         "bytes_before": files["visual_feature"]["source"]["bytes"],
         "bytes_after": files["visual_feature"]["bytes"],
         "prepare_seconds": seconds,
-        "machine": describe_machine(),
+        "machine": {**describe_machine(), "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
         "samples_per_second": {
             name: {state: summarise(values) for state, values in states.items()} for name, states in speeds.items()
         },
     }
-
-
-def summarise(values: list[float]) -> dict[str, Any]:
-    """The median, the quartiles, and all of them."""
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "quartiles": [lower, upper], "all": values}
 
 
 def format_results(results: dict[str, Any]) -> str:

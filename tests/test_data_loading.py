@@ -1,44 +1,34 @@
 """The benchmark of data loading, on a tiny set: it measures all it says, and leaves no set behind."""
 
-import importlib.util
 import json
 import os
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "data_loading.py"
+from benchmarks import data_loading
 
 
 @pytest.fixture
-def disk(benchmark, tmp_path):
+def disk(tmp_path):
     """A directory on a disk, whose files the page cache can forget."""
     path = tmp_path / "forgotten"
     path.write_bytes(bytes(1 << 20))
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("the system has no posix_fadvise")
-    benchmark.forget(path)
-    if benchmark.resident_share(path) == 1:
+    data_loading.forget(path)
+    if data_loading.resident_share(path) == 1:
         pytest.skip("the temporary directory is in memory")
     return tmp_path
 
 
-@pytest.fixture
-def benchmark():
-    specification = importlib.util.spec_from_file_location("data_loading", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_every_way_is_measured(benchmark, disk, monkeypatch, capsys):
+def test_every_way_is_measured(disk, monkeypatch, capsys):
     temporary = disk / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     output = disk / "results" / "data_loading.json"
-    benchmark.main(["--videos", "7", "--batch-size", "3", "--repeats", "2", "--output", str(output)])
+    data_loading.main(["--videos", "7", "--batch-size", "3", "--repeats", "2", "--output", str(output)])
     results = json.loads(output.read_text())
     table = capsys.readouterr().out
     assert len(results["samples_per_second"]) == 6
@@ -52,29 +42,29 @@ def test_every_way_is_measured(benchmark, disk, monkeypatch, capsys):
     assert list(temporary.iterdir()) == []
 
 
-def test_ways_give_the_same_batches(benchmark, tmp_path, assert_close):
-    for layout in benchmark.LAYOUTS:
+def test_ways_give_the_same_batches(tmp_path, assert_close):
+    for layout in data_loading.LAYOUTS:
         (tmp_path / layout).mkdir()
-        benchmark.write_set(tmp_path / layout, 5, layout)
-    benchmark.Preparation(tmp_path / "chunked", tmp_path / "prepared").run()
-    expected = benchmark.RowByRow(tmp_path / "contiguous")([3, 0, 4])
+        data_loading.write_set(tmp_path / layout, 5, layout)
+    data_loading.Preparation(tmp_path / "chunked", tmp_path / "prepared").run()
+    expected = data_loading.RowByRow(tmp_path / "contiguous")([3, 0, 4])
     assert expected[0].min() == 0
     assert 0.7 < (expected[0] == 0).double().mean() < 0.8
     for batch in (
-        benchmark.RowByRow(tmp_path / "chunked")([3, 0, 4]),
-        benchmark.ByDataset(tmp_path / "contiguous")([3, 0, 4]),
+        data_loading.RowByRow(tmp_path / "chunked")([3, 0, 4]),
+        data_loading.ByDataset(tmp_path / "contiguous")([3, 0, 4]),
     ):
         assert_close(batch, expected)
-    for stored in benchmark.AsStored(tmp_path / "prepared")([3, 0, 4]):
+    for stored in data_loading.AsStored(tmp_path / "prepared")([3, 0, 4]):
         assert stored.dtype == torch.float16
-    for rounded, features in zip(benchmark.ByDataset(tmp_path / "prepared")([3, 0, 4]), expected, strict=True):
+    for rounded, features in zip(data_loading.ByDataset(tmp_path / "prepared")([3, 0, 4]), expected, strict=True):
         assert_close(rounded, features.half().float(), expected[0].dtype)
 
 
-def test_page_cache_is_seen_and_dropped(benchmark, disk):
+def test_page_cache_is_seen_and_dropped(disk):
     path = disk / "file"
     path.write_bytes(bytes(1 << 20))
-    benchmark.forget(path)
-    assert benchmark.resident_share(path) == 0
+    data_loading.forget(path)
+    assert data_loading.resident_share(path) == 0
     path.read_bytes()
-    assert benchmark.resident_share(path) == 1
+    assert data_loading.resident_share(path) == 1

@@ -1,0 +1,78 @@
+"""Row 1: CMRA against other attention on the joined memory, and its block against ``nn.TransformerDecoderLayer``.
+
+The query and the context have T steps each, so the memory has 2 T. With padding, a quarter of each is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measuring import SEED, Form, Session, compare
+from benchmarks.passes import TASKS, make_pass
+from benchmarks.rivals import ATTENTION_RIVALS, X_TRANSFORMERS, DecoderLayer
+from crossmodal_attn import CMRA, CrossModalRelation
+
+__all__ = ["TITLE", "run"]
+
+TITLE = "CMRA, and the block around it"
+SIZES = ((32, 10, 256, 4), (8, 128, 256, 4), (2, 1024, 256, 8), (1, 4096, 512, 8), (1, 16384, 512, 8))
+"""Batch, length T, width D, heads."""
+GPU_LENGTH = 16384
+"""What is left to a GPU from this length on: forms that build the weights need more memory than most hosts have."""
+DTYPES = (torch.float32, torch.bfloat16)
+DECODER = "nn.TransformerDecoderLayer"
+
+
+def run(session: Session) -> Iterator[dict[str, Any]]:
+    """Measure every size, with and without padding, in every dtype, forward and in training."""
+    for batch, length, width, heads in SIZES:
+        operations = batch * length * width * (12.0 * width + 8.0 * length)
+        for dtype in DTYPES:
+            size = {"batch": batch, "length": length, "width": width, "heads": heads}
+            case = {**size, "dtype": str(dtype).removeprefix("torch.")}
+            reason = session.skips(dtype, operations)
+            if length >= GPU_LENGTH and session.device.type != "cuda":
+                reason = "left to a GPU: the forms that build the attention weights need tens of gigabytes"
+            if reason is not None:
+                yield {"case": case, "skipped": reason}
+                continue
+            for padded in (False, True):
+                for task in TASKS:
+                    names = {**case, "padding": "a quarter" if padded else "none", "task": task}
+                    yield _measure(session, names, size, dtype, padded, task)
+
+
+def _measure(
+    session: Session, case: dict[str, Any], size: dict[str, int], dtype: torch.dtype, padded: bool, task: str
+) -> dict[str, Any]:
+    torch.manual_seed(SEED)
+    factory: dict[str, Any] = {"device": session.device, "dtype": dtype}
+    layer = CMRA(size["width"], size["heads"], **factory)
+    block = CrossModalRelation(size["width"], size["heads"], dropout=0.0, **factory)
+    query, context = (torch.randn(size["batch"], size["length"], size["width"], **factory) for _ in range(2))
+    padding = None
+    if padded:
+        padding = torch.zeros(size["batch"], size["length"], dtype=torch.bool, device=session.device)
+        padding[:, -size["length"] // 4 :] = True
+    skipped = {} if find_spec("x_transformers") else {X_TRANSFORMERS: "x-transformers is not installed"}
+    modules = {name: build(layer) for name, build in ATTENTION_RIVALS.items() if name not in skipped}
+    modules[DECODER] = DecoderLayer(block)
+
+    def timed(module: nn.Module, call: Callable[[], Tensor]) -> Callable[[], object]:
+        return make_pass(task, module, call, (query, context))
+
+    def ours(module: nn.Module) -> Callable[[], Tensor]:
+        return lambda: module(query, context, query_padding_mask=padding, context_padding_mask=padding)
+
+    def theirs(module: nn.Module) -> Callable[[], Tensor]:
+        return lambda: module(query, context, padding, padding)
+
+    forms = [Form(type(module).__name__, timed(module, ours(module))) for module in (layer, block)]
+    forms += [Form(name, timed(module, theirs(module))) for name, module in modules.items()]
+    ratios = [(name, "CMRA") for name in ATTENTION_RIVALS]
+    return compare(session, case, forms, [*ratios, (DECODER, "CrossModalRelation")], skipped)

@@ -1,0 +1,90 @@
+"""The machine that figures are of: what it is, and how fast it multiplies, which tells what is out of its reach."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+__all__ = ["describe_machine", "out_of_reach", "product_rate"]
+
+PACKAGES = ("crossmodal-attn", "torch", "numpy", "einops", "accelerate", "x-transformers")
+PROBE_SIZES = {"cpu": 512, "cuda": 4096}
+SLOWEST = 4.0
+"""A narrow dtype that is this many times slower than float32 has no hardware here: nobody would use it."""
+
+
+def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What figures depend on: processor, threads, memory, versions; and the GPU, if it is one."""
+    device = torch.device(device)
+    machine: dict[str, Any] = {
+        "device": device.type,
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine["gpu"] = properties.name
+        machine["gpu_memory_bytes"] = properties.total_memory
+        machine["compute_capability"] = f"{properties.major}.{properties.minor}"
+        machine["cuda"] = torch.version.cuda
+        machine["cudnn"] = torch.backends.cudnn.version()
+    return machine
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second in a square matrix product."""
+    size = PROBE_SIZES[device.type]
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=0.05).median
+
+
+def out_of_reach(device: torch.device, dtype: torch.dtype, operations: float, limit: float) -> str | None:
+    """Why a forward pass is not worth measuring here, or None if it is.
+
+    Args:
+        device: what would run it.
+        dtype: of its matrix products.
+        operations: of these, a multiplication and an addition being two.
+        limit: seconds that the products may take.
+    """
+    rate = product_rate(device, dtype)
+    slower = product_rate(device, torch.float32) / rate
+    name = str(dtype).removeprefix("torch.")
+    if dtype in (torch.bfloat16, torch.float16) and slower > SLOWEST:
+        return f"matrix products in {name} are {slower:.0f} times slower than in float32 on this {device.type}"
+    if operations > limit * rate:
+        return (
+            f"its matrix products in {name} alone take about {operations / rate:.1f} s on this {device.type}, "
+            f"at most {limit:g} s are measured"
+        )
+    return None

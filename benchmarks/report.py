@@ -1,0 +1,197 @@
+"""Tables and pictures, made from the JSON files of a run alone: ``python -m benchmarks.report DIR`` makes them anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ave.results import writing
+from benchmarks.pictures import draw_epochs, draw_growth, draw_ratios
+
+__all__ = ["main", "write_report"]
+
+ROWS = ("cmra", "agsca", "network", "growth", "epoch")
+MISSING = "-"
+
+
+def write_report(directory: Path) -> None:
+    """Write ``report.md`` and the pictures that it shows from ``cmra.json`` and its like.
+
+    Args:
+        directory: holds them, and gets the report.
+
+    Raises:
+        ValueError: if there is none of them.
+    """
+    paths = [path for name in ROWS if (path := directory / f"{name}.json").is_file()]
+    if not paths:
+        raise ValueError(f"{directory} must hold results such as {ROWS[0]}.json, got none: run python -m benchmarks")
+    parts = ["# Results\n", "Made by `python -m benchmarks.report` from the JSON files beside it.\n"]
+    for path in paths:
+        results = json.loads(path.read_text())
+        describe, draw = SECTIONS.get(results["row"], (_comparison, draw_ratios))
+        picture = path.with_suffix(".png")
+        with writing(picture) as temporary:
+            draw(results).savefig(temporary, dpi=120)
+        parts += [f"## {results['title']}\n", _origin(results), f"![{results['title']}]({picture.name})\n"]
+        parts += describe(results)
+        parts += _skipped(results)
+    with writing(directory / "report.md") as temporary:
+        temporary.write_text("\n".join(parts))
+
+
+def _origin(results: dict[str, Any]) -> str:
+    """The machine and the settings, in words."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    where = f"{machine['gpu']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
+    quick = " **A quick run: it shows that all works, no more.**" if results["quick"] else ""
+    return (
+        f"{where}{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['threads']} threads, {machine['memory_bytes'] / 1e9:.0f} GB; {machine['system']}, "
+        f"Python {machine['python']}, {versions}; seed {results['seed']}; measured in "
+        f"{results['measured_in_seconds']:.0f} s.{quick}\n"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _measured(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (case for case in results["cases"] if "skipped" not in case)
+
+
+def _cells(case: dict[str, Any]) -> list[str]:
+    return [str(value) for value in case["case"].values()]
+
+
+def _number(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _spread(summary: dict[str, Any], scale: float = 1.0) -> str:
+    """The median, and the quartiles in brackets."""
+    median, lower, upper = (_number(value * scale) for value in (summary["median"], *summary["quartiles"]))
+    return f"{median} ({lower}-{upper})"
+
+
+def _comparison(results: dict[str, Any]) -> list[str]:
+    """The ratios, a column each, and then what they are made of."""
+    cases = list(_measured(results))
+    if not cases:
+        return []
+    keys = list(cases[0]["case"])
+    pairs = list(dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"]))
+    header = [*keys, *(f"{of} / {to}" for of, to in pairs)]
+    times, memories = [], []
+    for case in cases:
+        found = {(ratio["of"], ratio["to"]): ratio for ratio in case["ratios"]}
+        ratios = [found.get(pair) for pair in pairs]
+        times.append([*_cells(case), *(_spread(ratio["time"]) if ratio else MISSING for ratio in ratios)])
+        memory = [_number(ratio["memory"]) if ratio and ratio["memory"] else MISSING for ratio in ratios]
+        memories.append([*_cells(case), *memory])
+    with_speed = any("videos_per_second" in form for case in cases for form in case["forms"].values())
+    lines = []
+    for case in cases:
+        for name, form in case["forms"].items():
+            if "skipped" in form:
+                continue
+            speed = [_number(form["videos_per_second"])] if with_speed else []
+            figures = [_spread(form["seconds"], 1e3), _number(form["peak_bytes"] / 1e6)]
+            lines.append([*_cells(case), name, *figures, *speed, str(case["rounds"])])
+    columns = [*keys, "form", "time, ms", "peak memory, MB", *(["videos/s"] if with_speed else []), "rounds"]
+    return [
+        "### Time, as ratios\n",
+        "Median of the ratios within a round, quartiles in brackets.\n",
+        _table(header, times),
+        "### Peak memory, as ratios\n",
+        _table(header, memories),
+        "### Time and peak memory\n",
+        _table(columns, lines),
+    ]
+
+
+def _growth(results: dict[str, Any]) -> list[str]:
+    """The fitted exponents, and the points."""
+    fits, points = [], []
+    for case in _measured(results):
+        fit = case["fits"]
+        if fit:
+            reach = f"{fit['from']} ... {fit['to']}"
+            fits.append([*_cells(case), reach, _spread(fit["time"]), _number(fit["memory"])])
+        for name, form in case["forms"].items():
+            if "seconds" in form:
+                points.append([*_cells(case), name, _spread(form["seconds"], 1e3), _number(form["peak_bytes"] / 1e6)])
+    return [
+        "### Fitted exponents\n",
+        _table(["against", "task", "over", "exponent of time", "exponent of peak memory"], fits),
+        "### Time and peak memory\n",
+        _table(["against", "task", "size", "time, ms", "peak memory, MB"], points),
+    ]
+
+
+def _epoch(results: dict[str, Any]) -> list[str]:
+    """Where the time of an epoch goes."""
+    cases = list(_measured(results))
+    if not cases:
+        return []
+    parts = list(cases[0]["parts"])
+    rows = [
+        [
+            *_cells(case),
+            *(_spread(case["parts"][part]) for part in parts),
+            _spread(case["epoch_seconds"]),
+            _number(case["first_epoch_seconds"]),
+            _number(case["seconds_in_all"]),
+        ]
+        for case in cases
+    ]
+    return [
+        "Seconds of an epoch after the first, which warms up.\n",
+        _table([*cases[0]["case"], *parts, "an epoch", "the first", "all epochs"], rows),
+    ]
+
+
+def _skipped(results: dict[str, Any]) -> list[str]:
+    """What was not measured, and why; what all of one case's neighbours share is told once."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for case in results["cases"]:
+        name = ", ".join(f"{key} {value}" for key, value in case["case"].items())
+        if "skipped" in case:
+            reasons.setdefault(("", case["skipped"]), []).append(name)
+        for form, result in case.get("forms", {}).items():
+            if "skipped" in result:
+                reasons.setdefault((form, result["skipped"]), []).append(name)
+    if not reasons:
+        return []
+    lines = [
+        f"- {form + ': ' if form else ''}{reason} ({'; '.join(names)})" for (form, reason), names in reasons.items()
+    ]
+    return ["### Not measured\n", "\n".join(lines) + "\n"]
+
+
+SECTIONS: dict[str, tuple[Callable[[dict[str, Any]], list[str]], Callable[[dict[str, Any]], Any]]] = {
+    "growth": (_growth, draw_growth),
+    "epoch": (_epoch, draw_epochs),
+}
+"""By row: what describes it and what draws it; the other rows are comparisons."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the tables and pictures of a directory anew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="holds the JSON files")
+    try:
+        write_report(parser.parse_args(arguments).directory)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

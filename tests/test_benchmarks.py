@@ -1,0 +1,291 @@
+"""The benchmarks: rivals compute what ours do before they are timed, memory is counted right, and all is reported.
+
+Timed with few rounds on tiny sizes; no test says how fast anything is.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ave.model import CMRAN, supervised_loss
+from ave.official import agsca_from_official, load_official_state_dict
+from benchmarks import __main__ as command
+from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, report
+from benchmarks.measuring import Form, Session, compare
+from benchmarks.memory import peak_memory
+from benchmarks.passes import TASKS, make_pass
+from benchmarks.published import PublishedCMRAN
+from benchmarks.rivals import ATTENTION_RIVALS, X_TRANSFORMERS, DecoderLayer, LiteralAGSCA
+from crossmodal_attn import AGSCA, CMRA, CrossModalRelation, padding_mask
+from oracles import fill_parameters
+from test_official import draw_inputs, draw_labels, draw_weights
+
+CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parent / "golden"
+FIGURES = np.load(GOLDEN / "official.npz")
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["dense", "padded"])
+@pytest.mark.parametrize("name", ATTENTION_RIVALS)
+def test_attention_rivals_compute_cmra(name, padded, draw, assert_close):
+    layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
+    if name == X_TRANSFORMERS:
+        pytest.importorskip("x_transformers")
+        for module in layer.children():
+            nn.init.zeros_(module.bias)
+    rival = ATTENTION_RIVALS[name](layer)
+    query, context = draw(2, 7, 39).requires_grad_(), draw(2, 5, 39).requires_grad_()
+    paddings = (padding_mask([7, 4]), padding_mask([3, 5])) if padded else (None, None)
+    ours = layer(query, context, query_padding_mask=paddings[0], context_padding_mask=paddings[1])
+    theirs = rival(query, context, *paddings)
+    upstream = draw(*ours.shape)
+    if padded:  # what stands at a padded query is anything
+        ours, theirs, upstream = (tensor[~paddings[0]] for tensor in (ours, theirs, upstream))
+    assert_close(theirs, ours)
+    gradients = [torch.autograd.grad(output, (query, context), upstream) for output in (theirs, ours)]
+    assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ATTENTION_RIVALS)
+def test_attention_rivals_hold_the_same_weights(name):
+    if name == X_TRANSFORMERS:
+        pytest.importorskip("x_transformers")
+    layer = CMRA(39, 3)
+    weights, theirs = (
+        sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+        for module in (layer, ATTENTION_RIVALS[name](layer))
+    )
+    assert weights == theirs
+
+
+def test_decoder_layer_is_torch_s(draw, assert_close):
+    block = CrossModalRelation(39, 3, 29, dropout=0.0, dtype=torch.float64)
+    rival = DecoderLayer(block)
+    query, context = draw(2, 7, 39), draw(2, 5, 39)
+    assert rival.layer.linear1.out_features == 29
+    assert_close(rival(query, context), rival.layer(query, context))
+    padding = padding_mask([3, 5])
+    changed = context.masked_fill(padding.unsqueeze(-1), 3.0)
+    assert_close(rival(query, changed, None, padding), rival(query, context, None, padding))
+
+
+def test_literal_agsca_computes_agsca(draw, assert_close):
+    literal = fill_parameters(LiteralAGSCA(19, 17, 23).double())
+    layer = agsca_from_official(literal.state_dict(), AGSCA(19, 17, 23, dtype=torch.float64))
+    video, audio = draw(2, 3, 5, 4, 19).requires_grad_(), draw(2, 3, 17).requires_grad_()
+    ours, theirs = layer(video, audio), literal(video, audio)
+    assert_close(theirs, ours)
+    upstream = draw(*ours.shape)
+    same = (
+        ((video, audio, layer.channel_video_proj.weight, layer.spatial_weight), ours),
+        ((video, audio, literal.affine_video_1.weight, literal.affine_v_s_att.weight), theirs),
+    )
+    expected, actual = (torch.autograd.grad(output, leaves, upstream) for leaves, output in same)
+    assert_close([gradient.squeeze(0) for gradient in actual], [gradient.squeeze(0) for gradient in expected])
+
+
+def test_published_network_has_the_authors_parameters():
+    shapes = json.loads((GOLDEN / "official_shapes.json").read_text())["cmran_supervised"]
+    assert {name: list(value.shape) for name, value in PublishedCMRAN().state_dict().items()} == shapes
+
+
+def test_published_network_gives_the_authors_figures_and_ours():
+    published = PublishedCMRAN(dropout=0.0, input_dropout=0.0).double()
+    published.load_state_dict(draw_weights("cmran_supervised"))
+    ours = load_official_state_dict(CMRAN(dropout=0.0, input_dropout=0.0).double(), published.state_dict())
+    labels = draw_labels()
+    losses, norms = [], []
+    for model in (published, ours):
+        localization = model(*draw_inputs())
+        for name in ("event_logits", "category_logits"):
+            expected = torch.from_numpy(FIGURES[f"case1/cmran_supervised/{name}"])
+            torch.testing.assert_close(getattr(localization, name).detach(), expected, rtol=0, atol=1e-10)
+        loss = supervised_loss(localization, labels)
+        loss.backward()
+        losses.append(loss.detach())
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-10)
+    torch.testing.assert_close(*norms, rtol=0, atol=1e-8)
+    expected = torch.from_numpy(FIGURES["case1/cmran_supervised/grad_norm"])
+    torch.testing.assert_close(norms[0], expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_steps_of_the_network_learn_the_same(precision, assert_close):
+    """Through the very calls that are timed: the same loss before each of two steps, without dropout."""
+    torch.manual_seed(1)
+    options = {"dropout": 0.0, "input_dropout": 0.0}
+    published = PublishedCMRAN(7, 5, 3, **options)
+    ours = load_official_state_dict(
+        CMRAN(video_dim=7, audio_dim=5, num_categories=3, **options), published.state_dict()
+    )
+    video, audio = torch.rand(2, 3, 2, 2, 7), torch.rand(2, 3, 5)
+    labels = nn.functional.one_hot(torch.tensor([[0, 3, 1], [2, 2, 3]]), 4).float()
+    steps = [
+        network.make_call(network.TASKS[1], model, precision, None, video, audio, labels) for model in (published, ours)
+    ]
+    before = [parameter.clone() for parameter in ours.parameters()]
+    for _ in range(2):
+        assert_close(*(step() for step in steps))
+    assert all(not torch.equal(*pair) for pair in zip(before, ours.parameters(), strict=True))
+
+
+def test_floor_is_the_products_over_the_map(draw, assert_close):
+    layer, video = AGSCA(19, 17, 23, dtype=torch.float64), draw(2, 3, 4, 19)
+    weights = (layer.channel_video_proj.weight, layer.spatial_video_proj.weight)
+    products = [video.flatten(0, -2) @ weight.T for weight in weights]
+    assert_close(agsca.make_floor(layer, video, TASKS[0])(), products)
+    gradients = agsca.make_floor(layer, video, TASKS[1])()
+    assert [gradient.shape for gradient in gradients] == [(19, 19), (24, 19), (23, 19), (24, 19)]
+
+
+def test_passes_give_all_gradients_and_keep_none(draw):
+    layer = CMRA(6, 3, dtype=torch.float64)
+    query, context = draw(2, 5, 6), draw(2, 7, 6)
+    gradients = make_pass(TASKS[1], layer, lambda: layer(query, context), (query, context))()
+    assert [gradient.shape for gradient in gradients] == [
+        tensor.shape for tensor in (query, context, *layer.parameters())
+    ]
+    assert all(tensor.grad is None for tensor in (query, context, *layer.parameters()))
+    assert layer.training
+    output = make_pass(TASKS[0], layer, lambda: layer(query, context), (query, context))()
+    assert not output.requires_grad
+    assert not layer.training
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    numbers = torch.zeros(1000, dtype=torch.float64)
+    assert peak_memory(numbers.exp, CPU) == 8000
+    assert peak_memory(numbers.sin_, CPU) == 0
+
+    def one_after_the_other():
+        first = numbers.exp()
+        del first
+        return numbers.exp()
+
+    assert peak_memory(one_after_the_other, CPU) == 8000
+    weight = numbers.clone().requires_grad_()
+
+    def forward_and_backward():
+        output = weight.exp().sin()  # both are kept for backward, as is the gradient while it is used
+        return torch.autograd.grad(output, weight, torch.ones_like(output))
+
+    assert 4 * 8000 <= peak_memory(forward_and_backward, CPU) <= 6 * 8000
+
+
+def test_forms_take_turns():
+    calls = []
+    forms = [Form(name, lambda name=name: calls.append(name)) for name in ("first", "second")]
+    result = compare(Session(CPU, quick=True), {"size": 7}, forms, [("first", "second"), ("first", "none")])
+    assert result["case"] == {"size": 7}
+    assert result["rounds"] == 2
+    for form in result["forms"].values():
+        assert len(form["seconds"]["all"]) == 2
+        assert form["peak_bytes"] == 0
+    (ratio,) = result["ratios"]
+    first, second = (result["forms"][name]["seconds"]["all"] for name in ("first", "second"))
+    expected = sum(a / b for a, b in zip(first, second, strict=True)) / 2
+    assert ratio["time"]["median"] == pytest.approx(expected, rel=1e-4)
+    assert ratio["memory"] is None
+    changes = [name for name, before in zip(calls[1:], calls, strict=False) if name != before]
+    # Warm-ups and memory, then a round in this order, and one that starts with the second.
+    assert changes == ["second", "first", "second", "first"]
+
+
+def test_a_form_that_fails_is_told(capsys):
+    def fail():
+        raise torch.OutOfMemoryError("out of memory\ndetails")
+
+    forms = [Form("works", lambda: None), Form("fails", fail)]
+    result = compare(Session(CPU, quick=True), {"size": 7}, forms, [("fails", "works")], {"absent": "not installed"})
+    assert result["forms"]["fails"] == {"skipped": "OutOfMemoryError: out of memory"}
+    assert result["forms"]["absent"] == {"skipped": "not installed"}
+    assert "seconds" in result["forms"]["works"]
+    assert result["ratios"] == []
+    assert "size 7" in capsys.readouterr().err
+
+
+def test_what_is_out_of_reach_is_told(monkeypatch):
+    rates = {torch.float32: 1e9, torch.bfloat16: 1e8, torch.float64: 5e8}
+    monkeypatch.setattr(machine, "product_rate", lambda _, dtype: rates[dtype])
+    assert machine.out_of_reach(CPU, torch.float32, 1e9, limit=2) is None
+    assert "10 times slower" in machine.out_of_reach(CPU, torch.bfloat16, 0, limit=2)
+    assert Session(CPU).skips(torch.float32, 9e9) is None
+    assert "quick" in Session(CPU, quick=True).skips(torch.float32, 1e11)
+    assert "about 4.0 s" in machine.out_of_reach(CPU, torch.float64, 2e9, limit=2)
+
+
+def test_random_set_has_the_shapes_of_the_release():
+    data = epoch.make_set((5, 3, 2), grid=2, video_dim=11)
+    assert data.visual.shape == (10, 10, 2, 2, 11)
+    assert data.visual.dtype == data.audio.dtype == torch.float16
+    assert data.labels.shape == (10, 10, 29)
+    assert sorted(torch.cat(list(data.splits.values())).tolist()) == list(range(10))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every row on as little as shows that it runs, nothing compiled."""
+    monkeypatch.setattr(measuring.Session, "rounds", (2, 2))
+    monkeypatch.setattr(measuring.Session, "block_seconds", 1e-4)
+    monkeypatch.setattr(cmra, "SIZES", ((2, 3, 8, 2), (1, 16384, 8, 2)))
+    for name, value in {"BATCHES": (2,), "LENGTH": 3, "GRID": 2, "CHANNELS": (11,)}.items():
+        monkeypatch.setattr(agsca, name, value)
+    for name, value in {"BATCHES": (1,), "LENGTH": 2, "GRID": 1}.items():
+        monkeypatch.setattr(network, name, value)
+    monkeypatch.setattr(growth, "LENGTHS", (4, 8, 512, 1024))
+    monkeypatch.setattr(growth, "CONTEXT_LENGTH", 8)
+    monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+def test_command_measures_and_reports_every_row(tiny, tmp_path, capsys):
+    command.main(["--quick", "--output", str(tmp_path)])
+    results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in command.ROWS}
+    text = (tmp_path / "report.md").read_text()
+    for name, result in results.items():
+        assert result["quick"] is True
+        assert result["machine"]["versions"]["torch"] == torch.__version__
+        assert result["machine"]["threads"] == 1
+        assert f"## {result['title']}" in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert any("skipped" not in case for case in result["cases"]), name
+        for case in result["cases"]:
+            for form in case.get("forms", {}).values():
+                assert "skipped" in form or form["seconds"]["median"] > 0
+    assert "left to a GPU" in text
+    first = next(case for case in results["cmra"]["cases"] if "forms" in case)
+    assert {"CMRA", "CrossModalRelation", *ATTENTION_RIVALS} < set(first["forms"])
+    assert {ratio["to"] for ratio in first["ratios"]} == {"CMRA", "CrossModalRelation"}
+    assert all(case["fits"]["time"] for case in results["growth"]["cases"])
+    epochs = next(case for case in results["epoch"]["cases"] if "parts" in case)
+    assert {"data", "forward and backward", "optimizer", "evaluation"} <= set(epochs["parts"])
+
+    others = [tmp_path / f"{name}.json" for name in command.ROWS if name != "agsca"]
+    before = [path.read_bytes() for path in others]
+    command.main(["--quick", "--rows", "agsca", "--output", str(tmp_path)])
+    assert [path.read_bytes() for path in others] == before
+    text = (tmp_path / "report.md").read_text()
+
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".md", ".png")}
+    for name in made:
+        (tmp_path / name).unlink()
+    report.main([str(tmp_path)])
+    assert (tmp_path / "report.md").read_text() == text
+    assert {path.name for path in tmp_path.iterdir() if path.suffix in (".md", ".png")} == set(made)
+
+
+def test_bad_input_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path)])
+    assert "must hold results such as cmra.json, got none" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            command.main(["--device", "cuda", "--output", str(tmp_path)])
+        assert "--device cuda needs a GPU" in capsys.readouterr().err
