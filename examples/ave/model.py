@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ave.hub import Pretrained
 from crossmodal_attn import AGSCA, AVInteraction, RelationAware
+from crossmodal_attn.dropout import Dropout
 
 __all__ = ["CMRAN", "Localization", "localize", "supervised_loss", "video_scores", "weak_loss"]
 
@@ -97,7 +98,7 @@ class CMRAN(Pretrained):
         weak = setting == "weak"
         widths = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
         self.video_proj = nn.Linear(video_dim, video_dim)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.spatial_channel_attention = AGSCA(video_dim, audio_dim)
         self.video_relation = RelationAware(video_dim, audio_dim, *widths)
         self.audio_relation = RelationAware(audio_dim, video_dim, *widths)

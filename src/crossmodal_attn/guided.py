@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_device, check_dtype, check_features, check_size, check_tensor
+from crossmodal_attn._tiles import attend, pool, tiles_apply
 
 __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
 
@@ -51,7 +52,14 @@ def channel_attention(
     for name, function in (("squeeze", squeeze), ("excite", excite)):
         if not callable(function):
             raise TypeError(f"{name} must be callable, such as a torch.nn.Linear, got {type(function).__name__}")
-    return excite(F.relu(squeeze(F.relu(audio) * F.relu(video).mean(-2)))).sigmoid()
+    return _excite(F.relu(video).mean(-2), audio, squeeze, excite)
+
+
+def _excite(
+    pooled: Tensor, audio: Tensor, squeeze: Callable[[Tensor], Tensor], excite: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The channel map of the pooled map (*, C) and the projected audio (*, C)."""
+    return excite(F.relu(squeeze(F.relu(audio) * pooled))).sigmoid()
 
 
 def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -209,17 +217,14 @@ class AGSCA(nn.Module):
             )
         check_device("video", video, "audio", audio)
         video = video.flatten(len(leading), -2)
-        channel_map = channel_attention(
-            self.channel_video_proj(video), self.channel_audio_proj(audio), self.squeeze, self.excite
-        )
+        in_tiles = tiles_apply(video, self.channel_video_proj, self.spatial_video_proj)
+        pooled, again = pool(video, self.channel_video_proj, in_tiles=in_tiles)
+        channel_map = _excite(pooled, self.channel_audio_proj(audio), self.squeeze, self.excite)
         gate = channel_map + 1
-        spatial_map = spatial_attention(
-            self.spatial_video_proj(gate.unsqueeze(-2) * video),
-            self.spatial_audio_proj(audio),
-            self.spatial_weight,
-            self.spatial_bias,
+        compared = self.spatial_weight * F.relu(self.spatial_audio_proj(audio))
+        output, spatial_map = attend(
+            video, again, gate, compared, self.spatial_video_proj, self.spatial_bias, in_tiles=in_tiles
         )
-        output = gate * (spatial_map.unsqueeze(-2) @ video).squeeze(-2)
         return (output, channel_map, spatial_map.unflatten(-1, spatial)) if need_weights else output
 
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability
+from crossmodal_attn.dropout import Dropout
 from crossmodal_attn.masks import zero_padding
 from crossmodal_attn.relation import CMRA
 
@@ -56,7 +57,7 @@ class AVInteraction(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.attention = CMRA(embed_dim, num_heads, dropout, include_query=False, **factory)
         self.norm = nn.LayerNorm(embed_dim, **factory)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None, need_weights: bool = False

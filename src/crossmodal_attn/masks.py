@@ -70,7 +70,7 @@ def zero_padding(features: Tensor, padding: Tensor | None) -> Tensor:
     """Zero the padded steps of (B, T, *) features: masked scores alone would still let 0 x NaN = NaN through."""
     if padding is None:
         return features
-    return features.masked_fill(padding.reshape(padding.shape + (1,) * (features.dim() - 2)), 0)
+    return torch.where(padding.reshape(padding.shape + (1,) * (features.dim() - 2)), 0, features)
 
 
 def join_masks(

@@ -62,7 +62,7 @@ def relation_attention(
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     mask, empty = _open_empty_rows(attn_mask, query.dtype)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-    return output.masked_fill(empty, 0)
+    return torch.where(empty, 0, output)
 
 
 def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
@@ -314,15 +314,13 @@ class CMRA(nn.Module):
                 "attn_mask", attn_mask, [size, (batch, *size), (batch * self.num_heads, *size)], query, additive=True
             )
 
-        queries = rearrange(
-            self.q_proj(query), "batch time (heads width) -> batch heads time width", heads=self.num_heads
-        )
         if self.context_kv_proj is None:
             joined = self.kv_proj(torch.cat(memory, 1))
         else:
             joined = torch.cat([self.context_kv_proj(torch.cat(contexts, 1)), self.kv_proj(query)], 1)
-        keys, values = rearrange(
-            joined, "batch time (two heads width) -> two batch heads time width", two=2, heads=self.num_heads
+        queries, keys, values = (
+            rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
+            for projected in (self.q_proj(query), *joined.chunk(2, -1))
         )
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         attended = relation_attention(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability, check_size
+from crossmodal_attn.dropout import Dropout
 from crossmodal_attn.masks import zero_padding
 from crossmodal_attn.relation import CMRA
 
@@ -65,7 +66,7 @@ class CrossModalRelation(nn.Module):
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, **factory)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim, **factory)
         self.norm2 = nn.LayerNorm(embed_dim, **factory)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
