@@ -27,7 +27,7 @@ SEED = 0
 WARM_UPS = {"cpu": 1, "cuda": 4}
 """Calls before anything is measured; CUDA graphs are recorded in the third."""
 LONGEST = 10.0
-"""Seconds that the matrix products of a forward pass may take; what takes longer is skipped."""
+"""Seconds that the matrix products of a pass may take; what takes longer is skipped."""
 QUICK_OPERATIONS = 3e10
 """The most multiplications and additions in those of a quick run."""
 SLOW = 1.0
@@ -52,7 +52,7 @@ class Session:
     @property
     def rounds(self) -> tuple[int, int]:
         """The least and the most rounds."""
-        return (2, 2) if self.quick else (3, 9)
+        return (2, 2) if self.quick else (3, 25)
 
     @property
     def case_seconds(self) -> float:

@@ -63,9 +63,9 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def _name(case: dict[str, Any]) -> str:
-    """A case in a few words: texts as they are, numbers with what they are of."""
+    """A case in a few words: with what its values are of, where they do not say so themselves."""
     return ", ".join(
-        str(value) if isinstance(value, str) and value != "none" else f"{key} {value}" for key, value in case.items()
+        str(value) if key in ("dtype", "task") else f"{key} {value}" for key, value in case.items() if value != "none"
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from crossmodal_attn.dropout import LEVELS, Dropout
+from crossmodal_attn.dropout import LEVELS, Dropout, ReLUDropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1 / 3])
@@ -84,3 +84,40 @@ def test_it_is_a_dropout_of_torch():
     assert torch.equal(dropout(torch.ones(7)), torch.ones(7))
     with pytest.raises(ValueError, match="probability"):
         Dropout(1.5)
+
+
+RECTIFIED = {
+    "forward": lambda layer, features: layer(features),
+    "backward": lambda layer, features: torch.autograd.grad(layer(features).sin().sum(), features),
+    "second derivative": lambda layer, features: torch.autograd.grad(
+        torch.autograd.grad(layer(features).sin().sum(), features, create_graph=True)[0].square().sum(), features
+    ),
+    "batched gradients": lambda layer, features: torch.autograd.grad(
+        layer(features), features, torch.stack([torch.ones(5, 7), torch.eye(5, 7)]).double(), is_grads_batched=True
+    ),
+    "forward mode": lambda layer, features: torch.func.jvp(layer, (features,), (features.cos(),)),
+    "vmap": lambda layer, features: torch.vmap(layer, randomness="same")(features),
+    "gradients of each": lambda layer, features: torch.vmap(
+        torch.func.grad(lambda one: layer(one).sin().sum()), randomness="same"
+    )(features),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("transform", RECTIFIED.values(), ids=RECTIFIED)
+def test_rectified_is_the_dropout_of_a_relu(draw, transform):
+    """With the same random numbers, to the last bit, under every transform of torch's."""
+    features = draw(5, 7).requires_grad_()
+    dropout = Dropout(0.4)
+    results = []
+    for layer in (ReLUDropout(0.4), lambda values: dropout(values.relu())):
+        torch.manual_seed(11)
+        results.append(transform(layer, features))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_rectified_in_evaluation_and_where_nothing_is_kept(draw):
+    features = draw(5, 7)
+    assert torch.equal(ReLUDropout(0.5).eval()(features), features.relu())
+    assert torch.equal(ReLUDropout(0.0)(features), features.relu())
+    assert not ReLUDropout(1.0)(features).any()

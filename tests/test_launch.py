@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import distributed
 
 from ave.model import CMRAN
@@ -75,8 +76,9 @@ def work(rank, folder, processes):
 @pytest.fixture(scope="module")
 def spawned(release):
     """Where two processes have left their training, and one."""
-    for processes in (2, 1):
-        torch.multiprocessing.spawn(work, (release, processes), nprocs=processes)
+    torch.multiprocessing.spawn(work, (release, 2), nprocs=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    work(0, release, 1)
     return release
 
 

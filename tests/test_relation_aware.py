@@ -85,9 +85,10 @@ def test_dropout_acts_in_training_only(draw, name):
 def test_dropout_has_its_three_places(draw):
     """After attention, ReLU and feed-forward network; dropout one leaves only the residual path of the query."""
     layer = CASES["cross-relation"].make().train()
-    layer.dropout.p = 1.0
     widths = []
-    layer.dropout.register_forward_hook(lambda *call: widths.append(call[-1].shape[-1]))
+    for dropout in (layer.dropout, layer.activation):
+        dropout.p = 1.0
+        dropout.register_forward_hook(lambda *call: widths.append(call[-1].shape[-1]))
     query = draw(2, 5, 39)
     torch.testing.assert_close(layer(query, draw(2, 7, 39)), layer.norm2(layer.norm1(query)))
     assert widths == [39, 29, 39]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ave.hub import Pretrained
 from crossmodal_attn import AGSCA, AVInteraction, RelationAware
-from crossmodal_attn.dropout import Dropout
+from crossmodal_attn.dropout import ReLUDropout
 
 __all__ = ["CMRAN", "Localization", "localize", "supervised_loss", "video_scores", "weak_loss"]
 
@@ -98,7 +98,7 @@ class CMRAN(Pretrained):
         weak = setting == "weak"
         widths = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
         self.video_proj = nn.Linear(video_dim, video_dim)
-        self.input_dropout = Dropout(input_dropout)
+        self.input_dropout = ReLUDropout(input_dropout)
         self.spatial_channel_attention = AGSCA(video_dim, audio_dim)
         self.video_relation = RelationAware(video_dim, audio_dim, *widths)
         self.audio_relation = RelationAware(audio_dim, video_dim, *widths)
@@ -129,7 +129,7 @@ class CMRAN(Pretrained):
             audio = torch.zeros_like(audio)
         elif self.senses == "hearing":
             video = torch.zeros_like(video)
-        video = self.input_dropout(F.relu(self.video_proj(video)))
+        video = self.input_dropout(self.video_proj(video))
         video = self.spatial_channel_attention(video, audio)
         masks = {"query_padding_mask": padding_mask, "context_padding_mask": padding_mask}
         related_video = self.video_relation(video, audio, **masks)

@@ -1,12 +1,14 @@
-"""Dropout whose mask is cheap to draw on a CPU."""
+"""Dropout whose mask is cheap to draw on a CPU, alone and after a ReLU."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
-__all__ = ["Dropout"]
+__all__ = ["Dropout", "ReLUDropout"]
 
 LEVELS = 2**16
 """Probabilities are multiples of 1 / LEVELS: the values of 16 random bits."""
@@ -45,14 +47,89 @@ class Dropout(nn.Dropout):
         Returns:
             Tensor: of the same shape.
         """
-        levels = round((1 - self.p) * LEVELS)
-        if not self.training or levels in (0, LEVELS) or input.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self._draws_cheaply(input):
             return F.dropout(input, self.p, self.training)
-        return input * _draw_mask(input.shape, levels).to(input.dtype).mul_(LEVELS / levels)
+        return input * _draw_mask(input, self.p)
+
+    def _draws_cheaply(self, features: Tensor) -> bool:
+        cheap = features.device.type == "cpu" and not torch.compiler.is_compiling()
+        return cheap and self.training and 0 < _levels(self.p) < LEVELS
 
 
-def _draw_mask(shape: torch.Size, levels: int) -> Tensor:
-    """Bool, True with a probability of ``levels`` of LEVELS."""
-    size = math.prod(shape)
-    bits = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),)).view(torch.int16)
-    return (bits[:size] < levels - LEVELS // 2).view(shape)
+class ReLUDropout(Dropout):
+    """:class:`Dropout` of the rectified input, ``Dropout(p)(relu(input))``, which remembers the output alone.
+
+    What the output has above zero is what the ReLU let through and the dropout kept. So on a CPU neither the input nor
+    the mask is held for the backward pass, and that pass goes over the output once. The random numbers are
+    :class:`Dropout`'s.
+
+    Args:
+        p: probability of dropping an element, in [0, 1].
+
+    Raises:
+        ValueError: if ``p`` is out of range.
+
+    Examples:
+        >>> features = torch.randn(2, 10, 2048)
+        >>> torch.equal(ReLUDropout(0.1).eval()(features), features.relu())
+        True
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - named as by torch
+        """Rectify, and drop elements in training.
+
+        Args:
+            input: of any shape, floating point.
+
+        Returns:
+            Tensor: of the same shape.
+        """
+        if not self._draws_cheaply(input):
+            return F.dropout(F.relu(input), self.p, self.training)
+        output: Tensor = _ReLUDropout.apply(input, self.p)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _ReLUDropout(Function):
+    @staticmethod
+    def forward(features: Tensor, p: float) -> Tensor:
+        return F.relu(features).mul_(_draw_mask(features, p))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+        ctx.scale = _scale(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, output, 0) * ctx.scale, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (output,) = ctx.saved_tensors
+        pushed: Tensor = torch.ops.aten.threshold_backward(tangent, output, 0) * ctx.scale
+        return pushed
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], features: Tensor, p: float) -> tuple[Tensor, int]:
+        def plain(one: Tensor) -> Tensor:
+            return F.relu(one) * _draw_mask(one, p)
+
+        return torch.vmap(plain, in_dims[:1], randomness=info.randomness)(features), 0
+
+
+def _levels(p: float) -> int:
+    return round((1 - p) * LEVELS)
+
+
+def _scale(p: float) -> float:
+    return LEVELS / _levels(p)
+
+
+def _draw_mask(features: Tensor, p: float) -> Tensor:
+    """What to multiply features with: zero, or the scale."""
+    size = math.prod(features.shape)
+    bits = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),)).view(torch.int16)[:size]
+    return (bits < _levels(p) - LEVELS // 2).to(features.dtype).mul_(_scale(p)).view(features.shape)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability, check_size
-from crossmodal_attn.dropout import Dropout
+from crossmodal_attn.dropout import Dropout, ReLUDropout
 from crossmodal_attn.masks import zero_padding
 from crossmodal_attn.relation import CMRA
 
@@ -66,6 +65,7 @@ class CrossModalRelation(nn.Module):
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, **factory)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim, **factory)
         self.norm2 = nn.LayerNorm(embed_dim, **factory)
+        self.activation = ReLUDropout(dropout)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -106,7 +106,7 @@ class CrossModalRelation(nn.Module):
         )
         attended, weights = result if need_weights else (result, None)
         hidden = self.norm1(zero_padding(query, query_padding_mask) + self.dropout(attended))
-        feedforward = self.linear2(self.dropout(F.relu(self.linear1(hidden))))
+        feedforward = self.linear2(self.activation(self.linear1(hidden)))
         output: Tensor = self.norm2(hidden + self.dropout(feedforward))
         return output if weights is None else (output, weights)
 
