@@ -289,3 +289,42 @@ def test_bad_input_is_named(tmp_path, capsys):
         with pytest.raises(SystemExit):
             command.main(["--device", "cuda", "--output", str(tmp_path)])
         assert "--device cuda needs a GPU" in capsys.readouterr().err
+
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "cpu"
+QUOTED = [
+    ("network", {"videos": 32, "task": "training step"}, "published, float64", "ours, float32, eager"),
+    ("network", {"videos": 32, "task": "training step"}, "published, float32", "ours, float32, eager"),
+    ("network", {"videos": 256, "task": "training step"}, "published, float64", "ours, float32, eager"),
+    ("network", {"videos": 256, "task": "training step"}, "published, float32", "ours, float32, eager"),
+    ("agsca", {"map": "32 x 10 x 7 x 7 x 512", "task": "forward"}, "AGSCA", "floor"),
+    ("agsca", {"map": "32 x 10 x 7 x 7 x 512", "task": "forward and backward"}, "literal", "AGSCA"),
+    (
+        "cmra",
+        {"length": 128, "padding": "none", "task": "forward and backward"},
+        "nn.MultiheadAttention, need_weights=False",
+        "CMRA",
+    ),
+    ("cmra", {"length": 4096, "padding": "none", "task": "forward and backward"}, "nn.MultiheadAttention", "CMRA"),
+]
+"""The lines of the README's table, in their order: row, case, and the two forms of the ratio."""
+
+
+def test_readme_quotes_what_was_measured():
+    """Every ratio in its table is that of the committed results, to two digits."""
+    readme = (RESULTS.parents[2] / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if line.endswith(" times less |")]
+    assert len(lines) == len(QUOTED)
+    for line, (row, wanted, of, to) in zip(lines, QUOTED, strict=True):
+        results = json.loads((RESULTS / f"{row}.json").read_text())
+        assert not results["quick"]
+        (ratio,) = [
+            ratio
+            for case in results["cases"]
+            if wanted.items() <= case["case"].items()
+            for ratio in case.get("ratios", ())
+            if (ratio["of"], ratio["to"]) == (of, to)
+        ]
+        time, memory = ratio["time"]["median"], ratio["memory"] if to != "floor" else 1 / ratio["memory"]
+        assert f"| {time:#.2g} times" in line
+        assert f"| {memory:#.2g} times less |".replace(". ", " ") in line

@@ -103,7 +103,6 @@ RECTIFIED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("transform", RECTIFIED.values(), ids=RECTIFIED)
 def test_rectified_is_the_dropout_of_a_relu(draw, transform):
     """With the same random numbers, to the last bit, under every transform of torch's."""

@@ -51,9 +51,6 @@ def batched_gradients(layer, parameters, video, audio):
     return torch.autograd.grad(output, (video, audio, *parameters.values()), directions, is_grads_batched=True)
 
 
-FORWARD_MODE_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-"""Torch's forward mode, of any function, compiles some of its formulas so."""
-
 TRANSFORMS = {
     "forward": call,
     "inference mode": lambda *arguments: torch.inference_mode()(call)(*arguments),
@@ -86,7 +83,6 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.usefixtures("rows")
-@FORWARD_MODE_WARNS
 def test_tiles_change_nothing(layer, inputs, assert_close, monkeypatch, transform):
     """Values and derivatives are those of the plain forms."""
     arguments = (layer, dict(layer.named_parameters()), *inputs)
@@ -98,7 +94,6 @@ def test_tiles_change_nothing(layer, inputs, assert_close, monkeypatch, transfor
 
 
 @pytest.mark.usefixtures("rows")
-@FORWARD_MODE_WARNS
 def test_gradients(layer, inputs):
     """First, second, forward-mode and batched derivatives, against differences."""
     parameters = dict(layer.named_parameters())
