@@ -8,6 +8,7 @@ from torch.utils import _pytree
 
 from crossmodal_attn import AGSCA, _tiles, guided
 from crossmodal_attn._tiles import tiles_apply
+from crossmodal_attn.dropout import Dropout
 from oracles import fill_parameters
 
 
@@ -148,6 +149,14 @@ def test_two_backward_passes_give_the_same(layer, inputs):
     for gradient, copy, again in zip(first, copies, second, strict=True):
         assert torch.equal(gradient, copy)
         assert torch.equal(again, copy)
+
+
+def test_another_default_device_changes_nothing(layer, inputs):
+    expected = torch.autograd.grad(layer(*inputs).sum(), inputs)
+    with torch.device("meta"):
+        gradients = torch.autograd.grad(layer(*inputs).sum(), inputs)
+        assert Dropout(0.5)(inputs[0]).device.type == "cpu"
+    assert all(map(torch.equal, gradients, expected))
 
 
 def test_other_features_may_depend_on_the_video(inputs):

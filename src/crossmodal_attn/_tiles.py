@@ -209,7 +209,7 @@ class _Pool(_InTiles):
     def forward(video: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         pooled = video.new_empty(len(video), len(weight))
         # A byte for each channel is all that is kept of the projected map.
-        is_on = torch.empty(*video.shape[:2], len(weight), dtype=torch.bool) if keep else None
+        is_on = video.new_empty(*video.shape[:2], len(weight), dtype=torch.bool) if keep else None
         for tile in _tiles(video):
             projected = F.linear(video[tile], weight, bias)
             if is_on is not None:
@@ -225,7 +225,7 @@ class _Pool(_InTiles):
             return _Pool.plain_backward(ctx, d_pooled, torch.zeros_like(video) if d_again is None else d_again)
         needs_video, needs_weight, needs_bias, _keep = ctx.needs_input_grad
         # What comes was made by attend for this alone, so it may be added to.
-        d_video = torch.zeros(video.shape, dtype=video.dtype) if needs_video and d_again is None else d_again
+        d_video = video.new_zeros(video.shape) if needs_video and d_again is None else d_again
         d_weight = torch.zeros_like(weight) if needs_weight else None
         d_bias = torch.zeros_like(bias) if needs_bias else None
         d_mean = d_pooled / video.shape[1]
@@ -283,7 +283,7 @@ class _Attend(_InTiles):
         needs_video, _, _, _, needs_weight, *_ = ctx.needs_input_grad
         summed, scores, projected_map = kept
         spatial_map = scores.softmax(-1)
-        d_video = torch.empty(video.shape, dtype=video.dtype) if needs_video else None
+        d_video = video.new_empty(video.shape) if needs_video else None
         d_weight = torch.zeros_like(weight) if needs_weight else None
         d_bias, d_compared = torch.zeros_like(bias), torch.empty_like(compared)
         d_gate, d_summed = d_attended * summed, d_attended * gate

@@ -131,5 +131,5 @@ def _scale(p: float) -> float:
 def _draw_mask(features: Tensor, p: float) -> Tensor:
     """What to multiply features with: zero, or the scale."""
     size = math.prod(features.shape)
-    bits = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),)).view(torch.int16)[:size]
+    bits = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),), device="cpu").view(torch.int16)[:size]
     return (bits < _levels(p) - LEVELS // 2).to(features.dtype).mul_(_scale(p)).view(features.shape)
