@@ -1,0 +1,404 @@
+"""Pictures of attention: which segments relate, where a sound is seen, and what is said of a video over time.
+
+Each function draws into one matplotlib Axes and returns it; without one it makes a figure, with a colour bar or a
+legend. Nothing is shown or saved. Tensors of any device and dtype will do, and so do arrays and lists.
+Axes: T segments of the query, M memory length, h x w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, count, groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from crossmodal_attn._checks import check_size
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
+    from matplotlib.patches import Rectangle
+    from matplotlib.text import Text
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise ImportError(
+        "crossmodal_attn.plots needs matplotlib, which could not be imported: pip install crossmodal-attn[plots]"
+    ) from error
+
+__all__ = ["plot_relations", "plot_spatial_attention", "plot_timeline"]
+
+# Right and wrong are told apart with any colour vision (Okabe and Ito).
+COLORS = {
+    "true event": "#0072b2",
+    "predicted event": "#7a68a6",
+    "predicted, right": "#009e73",
+    "predicted, wrong": "#d55e00",
+    "background": "#e6e6e6",
+}
+"""By what a stretch of a timeline is."""
+STRIP_HEIGHT, SCORE_HEIGHT = 0.9, 0.8
+"""Of timelines, whose rows are one apart."""
+
+
+def plot_relations(
+    weights: Tensor | ArrayLike,
+    lengths: Sequence[int],
+    names: Sequence[str] | None = None,
+    *,
+    vmax: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the attention of a query over its memories: a row for each query segment, a column for each memory segment.
+
+    Each memory is a block of columns, counted from zero; white lines part the blocks. The axes are labelled
+    "query segment" and "memory segment": ``ax.set(ylabel=...)`` says it in other words. The image is ``ax.images[0]``.
+
+    Args:
+        weights: the attention weights of one video, at least 0, (T, M), or (heads, T, M), of which the mean is drawn:
+            ``weights[0]`` of what a :class:`~crossmodal_attn.CMRA` returns.
+        lengths: the length of each memory, in the memory's order [contexts..., query]; they sum to M.
+        names: of the memories, written above them.
+        vmax: the weight that the last colour stands for; by default the largest. The first stands for 0.
+        ax: where to draw; by default in a new figure, with a colour bar.
+
+    Returns:
+        Axes: ``ax``, or that of the new figure.
+
+    Raises:
+        TypeError: if ``weights`` are not numbers, a length is not an int, or ``ax`` is not an Axes.
+        ValueError: if the shape of ``weights``, ``lengths`` and ``names`` do not fit one another, or a weight is
+            negative or not finite.
+
+    Examples:
+        >>> import torch
+        >>> from crossmodal_attn import CMRA
+        >>> layer = CMRA(embed_dim=64, num_heads=4)
+        >>> video, audio = torch.randn(2, 10, 64), torch.randn(2, 12, 64)
+        >>> output, weights = layer(video, audio, need_weights=True)
+        >>> ax = plot_relations(weights[0], [12, 10], ["audio", "video"])
+        >>> ax.set_title("the first video")
+        Text(0.5, 1.0, 'the first video')
+    """
+    values = _read_weights(weights)
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise ValueError(
+            "weights must have shape (query length, memory length) or (heads, query length, memory length), those of "
+            f"one video, got {values.shape}"
+        )
+    meaning = "attention" if values.ndim == 2 else "attention, mean over heads"
+    mean = values if values.ndim == 2 else values.mean(0)
+    segments, memory = mean.shape
+    for index, length in enumerate(lengths):
+        check_size(f"lengths[{index}]", length)
+    if sum(lengths) != memory:
+        raise ValueError(f"lengths must sum to the memory length of weights, {memory}, got {list(lengths)}")
+    if names is not None and len(names) != len(lengths):
+        raise ValueError(f"names must hold one name for each of the {len(lengths)} lengths, got {list(names)}")
+    own, ax = ax is None, _axes(ax, figsize=(8, 4.5))
+    image = ax.imshow(mean, cmap="viridis", vmin=0, vmax=vmax, aspect="auto")
+    starts = list(accumulate(lengths, initial=0))[:-1]
+    for start in starts[1:]:
+        ax.axvline(start - 0.5, color="white", linewidth=3)
+    step = _tick_step(memory, 24)
+    columns = {
+        start + segment: str(segment)
+        for start, length in zip(starts, lengths, strict=True)
+        for segment in range(0, length, step)
+    }
+    ax.set_xticks(list(columns), list(columns.values()), fontsize="small")
+    rows = range(0, segments, _tick_step(segments, 12))
+    ax.set_yticks(rows, [str(row) for row in rows], fontsize="small")
+    ax.set(xlabel="memory segment", ylabel="query segment")
+    if names is not None:
+        # On an axis of their own, of which a title keeps clear.
+        above = ax.secondary_xaxis("top")
+        centres = [start + (length - 1) / 2 for start, length in zip(starts, lengths, strict=True)]
+        above.set_xticks(centres, names, parse_math=False)
+        above.tick_params(length=0)
+    if own:
+        ax.figure.colorbar(image, ax=ax, label=meaning)
+    return ax
+
+
+def plot_spatial_attention(
+    weights: Tensor | ArrayLike,
+    frame: Tensor | ArrayLike | None = None,
+    *,
+    alpha: float = 0.6,
+    interpolation: str = "nearest",
+    vmax: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw where one segment attends in space, over its frame if there is one.
+
+    In the manner of Figure 6 of Xu et al., ACM MM 2020. Coordinates are those of ``imshow``: pixels of the frame, or
+    without one cells of the map, whole numbers at their centres. The map is the last of ``ax.images``.
+
+    Args:
+        weights: the attention of one segment, at least 0, (h, w): ``spatial_map[0, 0]`` of what an
+            :class:`~crossmodal_attn.AGSCA` returns for (B, T, h, w, C).
+        frame: the picture below the map, which covers it whole: (height, width), grey, or (height, width, channels)
+            with 1, 3 or 4 channels; uint8, or floating point in [0, 1].
+        alpha: how opaque the map is over the frame, in [0, 1]. Little attention darkens the frame, much brightens it.
+        interpolation: matplotlib's name of it. By default every cell is seen; "bilinear" is smooth.
+        vmax: the weight that the last colour stands for; by default the largest. The first stands for 0. Give the
+            segments of a video the same, to compare them.
+        ax: where to draw; by default in a new figure, with a colour bar that says what uniform attention would be.
+
+    Returns:
+        Axes: ``ax``, or that of the new figure.
+
+    Raises:
+        TypeError: if ``weights`` or ``frame`` are not numbers, or ``ax`` is not an Axes.
+        ValueError: if ``weights`` or ``frame`` have another shape, a weight is negative or not finite, or ``frame``
+            goes beyond [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from crossmodal_attn import AGSCA
+        >>> layer = AGSCA(video_dim=512, audio_dim=128)
+        >>> video, audio = torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128)
+        >>> output, channel_map, spatial_map = layer(video, audio, need_weights=True)
+        >>> frame = torch.rand(224, 224, 3)
+        >>> ax = plot_spatial_attention(spatial_map[0, 3], frame)
+        >>> [image.get_array().shape for image in ax.images]
+        [(224, 224, 3), (7, 7)]
+    """
+    values = _read_weights(weights)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"weights must have shape (height, width), the spatial map of one segment, got {values.shape}")
+    picture = None if frame is None else _read_frame(frame)
+    own, ax = ax is None, _axes(ax, figsize=(5, 4))
+    over: dict[str, Any] = {}
+    if picture is not None:
+        height, width = picture.shape[:2]
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        over = {"alpha": alpha, "extent": (-0.5, width - 0.5, height - 0.5, -0.5)}
+    image = ax.imshow(values, cmap="magma", vmin=0, vmax=vmax, interpolation=interpolation, **over)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    if own:
+        ax.figure.colorbar(image, ax=ax, label=f"attention (uniform: {1 / values.size:.2g})")
+    return ax
+
+
+def plot_timeline(
+    prediction: Tensor | ArrayLike,
+    event_score: Tensor | ArrayLike | None = None,
+    truth: Tensor | ArrayLike | None = None,
+    *,
+    categories: Sequence[str],
+    threshold: float = 0.5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what is said of a video, segment by segment: below the prediction, above it the truth, then the event score.
+
+    In the manner of Figure 5 of Xu et al., ACM MM 2020. Segment t lies between t and t + 1. Successive segments of one
+    label are one box, with the label's name inside where it fits. ``ax.legend()`` explains the colours.
+
+    Args:
+        prediction: the predicted labels, integers (T,): indices of ``categories``, and ``len(categories)`` for
+            background.
+        event_score: how sure it is that there is an event, in [0, 1], (T,).
+        truth: the true labels, likewise (T,). Where they are known predictions are told right from wrong.
+        categories: the names of the categories.
+        threshold: the score from which on a segment is an event; a dotted line, if scores are given.
+        ax: where to draw; by default in a new figure, with a legend.
+
+    Returns:
+        Axes: ``ax``, or that of the new figure.
+
+    Raises:
+        TypeError: if labels are not integers, scores are not numbers, or ``ax`` is not an Axes.
+        ValueError: if the arguments are not all (T,), a label has no name, or a score is not in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> prediction, truth = [2, 2, 0, 0, 0, 2], [2, 0, 0, 0, 0, 2]
+        >>> score = torch.tensor([0.1, 0.4, 0.9, 0.9, 0.8, 0.2])
+        >>> ax = plot_timeline(prediction, score, truth, categories=["Church bell", "Bark"])
+        >>> ax.get_legend_handles_labels()[1]
+        ['true event', 'predicted, right', 'predicted, wrong', 'background']
+    """
+    names = [*categories, "background"]
+    background = len(categories)
+    predicted = _read_labels("prediction", prediction, background)
+    length = len(predicted)
+    if truth is None:
+        legend = ["predicted event", "background"]
+        kinds = ["background" if label == background else "predicted event" for label in predicted]
+        strips = {"predicted": (predicted, kinds)}
+    else:
+        legend = ["true event", "predicted, right", "predicted, wrong", "background"]
+        true = _read_labels("truth", truth, background)
+        if len(true) != length:
+            raise ValueError(f"truth must have the length of prediction, {length}, got {len(true)}")
+        kinds = [_judge(said, was, background) for said, was in zip(predicted, true, strict=True)]
+        true_kinds = ["background" if label == background else "true event" for label in true]
+        strips = {"predicted": (predicted, kinds), "true": (true, true_kinds)}
+    score = None if event_score is None else _read_score(event_score, length)
+    rows = len(strips) + (score is not None)
+    own, ax = ax is None, _axes(ax, figsize=(10, 0.9 + 0.45 * rows))
+    for kind in legend:
+        # Boxes without a width, so that every timeline has the same legend.
+        ax.add_patch(Rectangle((0, 0), 0, 0, facecolor=COLORS[kind], label=kind))
+    ticks = {}
+    for bottom, (name, (labels, of_kind)) in enumerate(strips.items()):
+        _draw_strip(ax, bottom, labels, of_kind, names)
+        ticks[name] = bottom + STRIP_HEIGHT / 2
+    if score is not None:
+        base = len(strips) + 0.15
+        line = base + SCORE_HEIGHT * score
+        ax.stairs(line, range(length + 1), baseline=base, color="black", fill=True, alpha=0.25)
+        ax.stairs(line, range(length + 1), baseline=None, color="black")
+        level = base + SCORE_HEIGHT * threshold
+        ax.plot([0, length], [level, level], color="black", linewidth=0.6, linestyle=":")
+        ticks[f"event score\n(dotted: {threshold:g})"] = base + SCORE_HEIGHT / 2
+    ax.set(xlim=(0, length), ylim=(-0.05, rows + 0.05), xlabel="segment")
+    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    ax.set_yticks(list(ticks.values()), list(ticks))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    if own:
+        ax.figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return ax
+
+
+def _judge(said: int, was: int, background: int) -> str:
+    """What a predicted segment is, where the truth is known."""
+    if said != was:
+        return "predicted, wrong"
+    return "background" if said == background else "predicted, right"
+
+
+def _draw_strip(ax: Axes, bottom: float, labels: Sequence[int], kinds: Sequence[str], names: Sequence[str]) -> None:
+    """A named box for every run of segments of one label and kind."""
+    start = 0
+    for (label, kind), run in groupby(zip(labels, kinds, strict=True)):
+        width = len(list(run))
+        box = Rectangle((start, bottom), width, STRIP_HEIGHT, facecolor=COLORS[kind], edgecolor="white", linewidth=1.5)
+        ax.add_patch(box)
+        ax.add_artist(_BoxName(box, names[label], color="#666666" if kind == "background" else "white"))
+        start += width
+
+
+class _BoxName(Text):
+    """A name in the middle of a box: on one line or two, or an ellipsis, what fits the box when it is drawn."""
+
+    def __init__(self, box: Rectangle, name: str, **style: Any) -> None:
+        x, y = box.get_center()
+        super().__init__(x, y, name, ha="center", va="center", fontsize=8, clip_on=True, parse_math=False, **style)
+        self._box = box
+        self._forms = (name, _halve(name), "…")
+
+    def draw(self, renderer: RendererBase) -> None:
+        self.set_text(next((form for form in self._forms if self._fits(form, renderer)), ""))
+        super().draw(renderer)
+
+    def _fits(self, form: str, renderer: RendererBase) -> bool:
+        room, lines = self._box.get_window_extent(renderer), form.split("\n")
+
+        def size(line: str) -> tuple[float, float]:
+            return renderer.get_text_width_height_descent(line, self.get_fontproperties(), False)[:2]
+
+        # Lines are as high as "lp" is, and apart by a fifth of it.
+        return max(size(line)[0] for line in lines) < room.width and 1.2 * len(lines) * size("lp")[1] < room.height
+
+
+def _halve(name: str) -> str:
+    """A name on two lines as short as can be, if it has words to part."""
+    words = name.split(" ")
+    forms = [" ".join(words[:cut]) + "\n" + " ".join(words[cut:]) for cut in range(1, len(words))]
+    return min(forms, key=lambda form: max(map(len, form.split("\n"))), default=name)
+
+
+def _tick_step(length: int, most: int) -> int:
+    """The least of 1, 2, 5, 10, 20, 50, ... that makes at most ``most`` ticks over ``length``."""
+    steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    return int(next(step for step in steps if step * most >= length))
+
+
+def _axes(ax: Axes | None, **figure: Any) -> Axes:
+    """``ax``, or that of a new figure, which pyplot knows, so that scripts and notebooks show it."""
+    if ax is None:
+        from matplotlib import pyplot  # where it is needed only, as it looks for a screen
+
+        return pyplot.figure(layout="constrained", **figure).add_subplot()
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax must be a matplotlib Axes, got {type(ax).__name__}")
+    return ax
+
+
+def _read(name: str, value: Tensor | ArrayLike) -> NDArray[Any]:
+    """An array of real numbers, in float64 if they are floating-point ones."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16.
+        value = value.double().numpy() if value.is_floating_point() else value.numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a tensor or an array, or lists of one length, got {value!r}") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _read_weights(weights: Tensor | ArrayLike) -> NDArray[Any]:
+    """Attention weights of any shape."""
+    values = _read("weights", weights)
+    if not ((values >= 0) & (values < np.inf)).all():
+        raise ValueError(
+            f"weights must be finite and at least 0, got {values.min():g} to {values.max():g}: "
+            "softmax makes weights of scores"
+        )
+    return values
+
+
+def _read_frame(frame: Tensor | ArrayLike) -> NDArray[Any]:
+    """A picture, in [0, 1]."""
+    picture = _read("frame", frame)
+    if picture.ndim not in (2, 3) or 0 in picture.shape or picture.shape[2:] not in ((), (1,), (3,), (4,)):
+        first = picture.ndim == 3 and picture.shape[0] in (1, 3, 4)
+        raise ValueError(
+            "frame must have shape (height, width), or (height, width, channels) with 1, 3 or 4 channels, "
+            f"got {picture.shape}" + (": move its channels last, by permute(1, 2, 0) of a tensor" if first else "")
+        )
+    if picture.dtype == np.uint8:
+        return picture / 255
+    if picture.dtype.kind != "f":
+        raise TypeError(f"frame must be uint8, or floating point in [0, 1], got {picture.dtype}")
+    if not ((picture >= 0) & (picture <= 1)).all():
+        raise ValueError(
+            f"frame must be in [0, 1] where it is floating point, got {picture.min():g} to {picture.max():g}"
+        )
+    return picture
+
+
+def _read_labels(name: str, labels: Tensor | ArrayLike, background: int) -> list[int]:
+    """Labels of segments, of which background is the last."""
+    array = _read(name, labels)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold labels, which are integers, got {array.dtype}")
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"{name} must have shape (length,), the labels of one video, got {array.shape}")
+    if array.min() < 0 or array.max() > background:
+        raise ValueError(
+            f"{name} must hold labels from 0 to {background}, which is background, got {array.min()} to {array.max()}"
+        )
+    return [int(label) for label in array]
+
+
+def _read_score(event_score: Tensor | ArrayLike, length: int) -> NDArray[Any]:
+    """Scores of segments, in [0, 1]."""
+    score = _read("event_score", event_score)
+    if score.shape != (length,):
+        raise ValueError(f"event_score must have the shape of prediction, {(length,)}, got {score.shape}")
+    if not ((score >= 0) & (score <= 1)).all():
+        raise ValueError(
+            f"event_score must be in [0, 1], got {score.min():g} to {score.max():g}: sigmoid makes scores of logits"
+        )
+    return score
