@@ -6,6 +6,8 @@ from crossmodal_attn.masks import padding_mask
 from crossmodal_attn.recording import record_attention
 from crossmodal_attn.relation import CMRA, relation_attention
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
+from crossmodal_attn.relation_mask import relation_mask
+from crossmodal_attn.summary import summarize_relations
 
 __all__ = [
     "AGSCA",
@@ -19,7 +21,9 @@ __all__ = [
     "padding_mask",
     "record_attention",
     "relation_attention",
+    "relation_mask",
     "spatial_attention",
+    "summarize_relations",
 ]
 
 __version__ = "0.1.0.dev0"
