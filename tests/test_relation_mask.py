@@ -1,0 +1,289 @@
+"""Masks of time-aligned modalities: against the docstring in loops of fractions, and against what reaches an output."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossmodal_attn import CMRA, CrossModalRelation, InternalTemporalRelation, relation_mask
+from oracles import fill_parameters
+
+settings.register_profile("few", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.load_profile("few")
+
+
+def literal(length, memories, *, causal):
+    """The docstring, pair by pair: memories are (length, rate, (back, ahead)), in exact fractions."""
+    rows = []
+    for i in range(length):
+        row = []
+        for size, rate, (back, ahead) in memories:
+            for j in range(size):
+                start, end = j / rate, (j + 1) / rate
+                forbidden = causal and end > i + 1
+                forbidden |= back is not None and end <= i - back
+                forbidden |= ahead is not None and start >= i + 1 + ahead
+                row.append(forbidden)
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.bool).reshape(length, -1)
+
+
+NUMBERS = st.sampled_from(["0", "0.1", "0.25", "0.3", "0.7", "1", "1.5", "2", "3", "10"])
+RATES = st.sampled_from(["0.1", "0.3", "0.5", "0.7", "1", "1.1", "2.5", "3", "31.25"])
+BOUNDS = st.tuples(st.none() | NUMBERS, st.none() | NUMBERS)
+WINDOWS = st.none() | NUMBERS | BOUNDS
+
+
+def given_as(window):
+    """The number that a user would write: whole ones as int, others as the nearest float, in a pair or alone."""
+    if isinstance(window, tuple):
+        return tuple(map(given_as, window))
+    return window if window is None else int(window) if window.isdigit() else float(window)
+
+
+def exact(window):
+    pair = window if isinstance(window, tuple) else (window, window)
+    return tuple(bound if bound is None else Fraction(bound) for bound in pair)
+
+
+@given(data=st.data(), length=st.integers(1, 11), causal=st.booleans(), window=WINDOWS)
+def test_mask_is_its_docstring_in_loops(data, length, causal, window):
+    lengths = data.draw(st.lists(st.integers(0, 13), max_size=3))
+    each = {"min_size": len(lengths), "max_size": len(lengths)}
+    rates = data.draw(st.none() | st.lists(RATES, **each))
+    windows = data.draw(st.none() | st.lists(WINDOWS, **each))
+    include_query = data.draw(st.booleans()) or not lengths
+    mask = relation_mask(
+        length,
+        lengths,
+        causal=causal,
+        window=given_as(window),
+        context_windows=None if windows is None else [given_as(entry) for entry in windows],
+        context_rates=None if rates is None else [float(rate) for rate in rates],
+        include_query=include_query,
+    )
+    memories = [
+        (
+            size,
+            Fraction(size, length) if rates is None else Fraction(rates[index]),
+            exact(window if windows is None else windows[index]),
+        )
+        for index, size in enumerate(lengths)
+    ]
+    memories += [(length, Fraction(1), exact(window))] if include_query else []
+    expected = literal(length, memories, causal=causal)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, expected)
+    if include_query:
+        assert not mask[:, -length:].diagonal().any()
+
+
+@pytest.mark.parametrize("rate", ["0.1", "0.3", "0.7", "1.1", "10"])
+@pytest.mark.parametrize("window", ["0.3", "0.7", "0.9"])
+def test_decimals_mean_what_they_say(rate, window):
+    """Three tenths of ten are three: that no float is 0.3 moves no edge, neither of a rate nor of a window."""
+    mask = relation_mask(
+        31, [37], causal=True, window=(float(window), None), context_rates=[float(rate)], include_query=False
+    )
+    ahead = relation_mask(31, [37], window=(None, float(window)), context_rates=[float(rate)], include_query=False)
+    assert torch.equal(mask, literal(31, [(37, Fraction(rate), (Fraction(window), None))], causal=True))
+    assert torch.equal(ahead, literal(31, [(37, Fraction(rate), (None, Fraction(window)))], causal=False))
+
+
+@pytest.mark.parametrize("length", [1, 7, 1009])
+def test_equal_rates_give_the_masks_that_everyone_knows(length):
+    """The causal triangle, and the band of a sliding window."""
+    ones = torch.ones(length, length, dtype=torch.bool)
+    assert torch.equal(relation_mask(length, causal=True), ones.triu(1))
+    assert torch.equal(relation_mask(length, window=(3, 2)), ~(ones.triu(-3) & ones.tril(2)))
+    assert torch.equal(relation_mask(length, window=5), ~(ones.triu(-5) & ones.tril(5)))
+    assert torch.equal(relation_mask(length, window=(None, 0)), ones.triu(1))
+    assert torch.equal(relation_mask(length, [length]), torch.zeros(length, 2 * length, dtype=torch.bool))
+
+
+def test_long_modalities_are_aligned_to_the_segment():
+    """In hours of video rounding moves no edge: a window of 0 leaves exactly the 48 sounds of each segment."""
+    mask = relation_mask(997, [997 * 48], window=0, include_query=False)
+    assert torch.equal(~mask, torch.eye(997, dtype=torch.bool).repeat_interleave(48, 1))
+
+
+def test_memories_are_masked_one_by_one():
+    """The columns of each memory are what it has alone, so that masks join."""
+    mask = relation_mask(7, [11, 3], causal=True, window=(2, 1), context_windows=[1, None], context_rates=[1.5, 0.5])
+    alone = [
+        relation_mask(7, [11], causal=True, window=1, context_rates=[1.5], include_query=False),
+        relation_mask(7, [3], causal=True, context_rates=[0.5], include_query=False),
+        relation_mask(7, causal=True, window=(2, 1)),
+    ]
+    assert torch.equal(mask, torch.cat(alone, 1))
+
+
+def test_shorter_contexts_at_their_rates_are_the_first_columns():
+    """With rates given, the length of a padded batch moves nothing in time."""
+    longer = relation_mask(7, [23], window=2, context_rates=[2.5], include_query=False)
+    assert torch.equal(relation_mask(5, [11], window=2, context_rates=[2.5], include_query=False), longer[:5, :11])
+
+
+def expand(mask, *shape):
+    return mask.expand(*shape, *mask.shape)
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": 1}, {"causal": True, "window": (0.5, 0)}], ids=str)
+def test_cmra_attends_to_the_allowed_segments_alone(draw, assert_close, options):
+    """Each output is that of a co-attention over the allowed segments, the others taken out of the memory."""
+    layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
+    video, audio, text = draw(2, 5, 39), draw(2, 11, 39), draw(2, 3, 39)
+    mask = relation_mask(5, [11, 3], **options)
+    output, weights = layer(video, [audio, text], attn_mask=mask, need_weights=True)
+    apart = CMRA(39, 3, include_query=False, dtype=torch.float64)
+    apart.load_state_dict(layer.state_dict())
+    memory = torch.cat([audio, text, video], 1)
+    for i in range(5):
+        assert_close(output[:, i : i + 1], apart(video[:, i : i + 1], memory[:, ~mask[i]]))
+    assert torch.equal(weights > 0, expand(~mask, 2, 3))
+
+
+def test_a_slow_context_that_is_not_over_gives_zero_attention(draw):
+    """Without the query in the memory a row may be empty: zero, not NaN."""
+    layer = CMRA(39, 3, include_query=False, bias=False, dtype=torch.float64)
+    mask = relation_mask(5, [2], causal=True, include_query=False)
+    assert mask.all(1).tolist() == [True, True, False, False, False]
+    output, weights = layer(draw(2, 5, 39), draw(2, 2, 39), attn_mask=mask, need_weights=True)
+    assert not output[:, :2].any()
+    assert not weights[:, :, :2].any()
+    assert output[:, 2:].isfinite().all()
+
+
+def reach(mask_options, lengths, signal):
+    """Which moments of a signal, of which all modalities are averages, have a gradient in each segment's output."""
+    video, audio, text = (signal.unflatten(1, (length, -1)).mean(2) for length in lengths)
+    inner = fill_parameters(InternalTemporalRelation(6, 2, 2, 5, dtype=torch.float64)).eval()
+    cross = fill_parameters(CrossModalRelation(6, 2, 5, dtype=torch.float64)).eval()
+    heard = inner(audio, attn_mask=relation_mask(lengths[1], causal=mask_options.get("causal", False)))
+    output = cross(video, [heard, text], attn_mask=relation_mask(lengths[0], lengths[1:], **mask_options))
+    gradients = [torch.autograd.grad(row.square().sum(), signal, retain_graph=True)[0] for row in output.unbind(1)]
+    return torch.stack([gradient[0].abs().sum(-1) > 0 for gradient in gradients])
+
+
+@pytest.mark.parametrize("lengths", [(4, 12, 4), (4, 2, 6), (3, 4, 12), (6, 4, 3), (1, 3, 2)], ids=str)
+def test_nothing_of_the_future_reaches_a_causal_output(draw, lengths):
+    """Whatever the rates, through several layers: nothing after a segment's end, and all of the segment."""
+    signal = draw(1, 12, 6).requires_grad_()
+    reached = reach({"causal": True}, lengths, signal)
+    for i, row in enumerate(reached.tolist()):
+        end = 12 * (i + 1) // lengths[0]
+        assert not any(row[end:])
+        assert all(row[12 * i // lengths[0] : end])
+
+
+def test_without_a_mask_everything_reaches_every_output(draw):
+    """The test above could not fail otherwise."""
+    assert reach({}, (4, 2, 6), draw(1, 12, 6).requires_grad_()).all()
+
+
+def test_device():
+    assert relation_mask(3, [5], device="meta").device.type == "meta"
+    with torch.device("meta"):
+        assert relation_mask(3, [5], window=1).device.type == "meta"
+        assert relation_mask(3, [5], device="cpu").device.type == "cpu"
+
+
+def test_mask_is_made_in_compiled_code(draw):
+    """Of dynamic lengths too, without a break in the graph or a compilation for each length."""
+    torch._dynamo.reset()
+    layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
+    compilations = []
+
+    def backend(graph, _inputs):
+        compilations.append(graph)
+        return graph
+
+    def attend(video, audio):
+        mask = relation_mask(video.shape[1], [audio.shape[1]], causal=True, window=(2.5, 1), context_windows=[0.3])
+        return layer(video, audio, attn_mask=mask)
+
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=backend)
+    for length, memory in ((5, 11), (7, 13), (11, 3)):
+        video, audio = draw(2, length, 39), draw(2, memory, 39)
+        torch.testing.assert_close(compiled(video, audio), attend(video, audio))
+    assert len(compilations) == 1
+
+
+T, V = TypeError, ValueError
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        pytest.param(lambda: relation_mask(3.0), T, "query_length must be an int, got float", id="length"),
+        pytest.param(lambda: relation_mask(0), V, "query_length must be at least 1, got 0", id="no query"),
+        pytest.param(
+            lambda: relation_mask(3, 5),
+            T,
+            "context_lengths must be a list or tuple with an entry for each context, got int",
+            id="one context",
+        ),
+        pytest.param(lambda: relation_mask(3, [5, "7"]), T, r"context_lengths\[1\] must be an int, got str", id="text"),
+        pytest.param(
+            lambda: relation_mask(3, [-1]), V, r"context_lengths\[0\] must be at least 0, got -1", id="negative context"
+        ),
+        pytest.param(
+            lambda: relation_mask(3, include_query=False),
+            V,
+            r"context_lengths must name a context where include_query=False, got \(\)",
+            id="no memory",
+        ),
+        pytest.param(
+            lambda: relation_mask(3, window="all"),
+            T,
+            r"window must be a number, None, or a pair \(back, ahead\) of such, got 'all'",
+            id="window of text",
+        ),
+        pytest.param(lambda: relation_mask(3, window=(1, 2, 3)), T, r"window must be .* got \(1, 2, 3\)", id="triple"),
+        pytest.param(lambda: relation_mask(3, window=True), T, "window must be a number, .* got True", id="bool"),
+        pytest.param(
+            lambda: relation_mask(3, window=(-1, 0)), V, r"window must be at least 0 .* got \(-1, 0\)", id="negative"
+        ),
+        pytest.param(lambda: relation_mask(3, window=math.inf), V, "or None for any distance, got inf", id="infinite"),
+        pytest.param(lambda: relation_mask(3, window=math.nan), V, "at least 0 and finite.* got nan", id="NaN"),
+        pytest.param(
+            lambda: relation_mask(3, [5, 7], context_windows=[1]),
+            V,
+            "context_windows must have an entry for each context, 2 in all, got 1",
+            id="too few windows",
+        ),
+        pytest.param(
+            lambda: relation_mask(3, [5], context_windows=1), T, "context_windows must be a list .* got int", id="int"
+        ),
+        pytest.param(
+            lambda: relation_mask(3, [5, 7], context_windows=[None, (0, -2)]),
+            V,
+            r"context_windows\[1\] must be at least 0 .* got \(0, -2\)",
+            id="negative context window",
+        ),
+        pytest.param(
+            lambda: relation_mask(3, [5], context_rates=[1, 2]),
+            V,
+            "context_rates must have an entry for each context, 1 in all, got 2",
+            id="too many rates",
+        ),
+        pytest.param(
+            lambda: relation_mask(3, [5], context_rates=[0]),
+            V,
+            r"context_rates\[0\] must be a finite number greater than 0, got 0",
+            id="rate of zero",
+        ),
+        pytest.param(
+            lambda: relation_mask(3, [5], context_rates=[None]),
+            T,
+            r"context_rates\[0\] must be a number of segments to one of the query, got NoneType",
+            id="rate of None",
+        ),
+    ],
+)
+def test_wrong_call_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
