@@ -1,0 +1,139 @@
+"""The public surface is the one in public_surface.txt: no name goes, and no signature changes, unnoticed.
+
+``python tests/test_public_surface.py`` writes the file anew.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import crossmodal_attn
+from crossmodal_attn import CMRA
+
+FILE = Path(__file__).with_name("public_surface.txt")
+
+BROKEN = """These are gone from the public surface, or were changed:
+{lost}
+Users may depend on them. If it was not meant, bring them back. If it was: keep what was there working, with a
+DeprecationWarning, for as long as CONTRIBUTING.md says, tell it in CHANGELOG.md (Deprecated, Changed or Removed), and
+run `python tests/test_public_surface.py`, which writes tests/public_surface.txt anew."""
+
+GROWN = """These are new in the public surface:
+{new}
+If they are meant to be public, tell it in CHANGELOG.md under Added, and run `python tests/test_public_surface.py`,
+which writes tests/public_surface.txt anew. If not, take them out of __all__, or give them a leading underscore."""
+
+
+def public_surface() -> list[str]:
+    """A line for each public name of each public module: with its home if it is from elsewhere, or its signature.
+
+    Signatures are without types, which print differently from one Python to the next.
+    """
+    found = pkgutil.walk_packages(crossmodal_attn.__path__, "crossmodal_attn.")
+    modules = ["crossmodal_attn", *(module.name for module in found)]
+    return [
+        line
+        for module in modules
+        if not module.rpartition(".")[2].startswith("_")
+        for name in sorted(importlib.import_module(module).__all__)
+        for line in describe(module, name)
+    ]
+
+
+def describe(module: str, name: str) -> Iterator[str]:
+    value = getattr(importlib.import_module(module), name)
+    home = getattr(value, "__module__", module)
+    if home != module:
+        yield f"{module}.{name} is {home}.{value.__qualname__}"
+    elif not callable(value):
+        yield f"{module}.{name}"
+    else:
+        yield f"{module}.{name}{signature(value)}"
+    if home == module and inspect.isclass(value):
+        for member in members(value):
+            found = inspect.getattr_static(value, member)
+            called = inspect.isroutine(found) or isinstance(found, (classmethod, staticmethod))
+            yield f"{module}.{name}.{member}{signature(getattr(value, member)) if called else ''}"
+
+
+def members(value: type) -> list[str]:
+    """The public members that a class has from this library, not from torch."""
+    own = [base for base in value.__mro__ if base.__module__.startswith("crossmodal_attn")]
+    return sorted({member for base in own for member in vars(base) if not member.startswith("_")})
+
+
+def signature(value: object) -> str:
+    found = inspect.signature(value)
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in found.parameters.values()]
+    return str(found.replace(parameters=bare, return_annotation=found.empty))
+
+
+def complaint(recorded: list[str], now: list[str]) -> str:
+    """What to do about the differences; nothing where there are none. What was lost comes first: it is worse."""
+    for text, lines in ((BROKEN, set(recorded) - set(now)), (GROWN, set(now) - set(recorded))):
+        if lines:
+            return text.format(lost="\n".join(sorted(lines)), new="\n".join(sorted(lines)))
+    return ""
+
+
+def recorded() -> list[str]:
+    return FILE.read_text(encoding="utf-8").splitlines()
+
+
+def test_public_surface_is_the_recorded_one():
+    message = complaint(recorded(), public_surface())
+    if message:
+        pytest.fail(message, pytrace=False)
+
+
+def test_recorded_surface_covers_the_package():
+    """What a user imports is there, with its parameters and its methods; nothing is there twice."""
+    lines = recorded()
+    for name in crossmodal_attn.__all__:
+        assert any(line.startswith((f"crossmodal_attn.{name} is ", f"crossmodal_attn.{name}(")) for line in lines) or (
+            f"crossmodal_attn.{name}" in lines
+        ), name
+    assert any(line.startswith("crossmodal_attn.relation.CMRA(embed_dim, num_heads, dropout=0.0") for line in lines)
+    assert any(line.startswith("crossmodal_attn.relation.CMRA.from_multihead_attention(attention)") for line in lines)
+    assert "crossmodal_attn.summary.RelationSummary.intra" in lines
+    assert len(set(lines)) == len(lines)
+
+
+def test_a_removed_name_is_noticed(monkeypatch):
+    monkeypatch.setattr(crossmodal_attn, "__all__", [name for name in crossmodal_attn.__all__ if name != "AGSCA"])
+    message = complaint(recorded(), public_surface())
+    assert message.startswith("These are gone")
+    assert "\ncrossmodal_attn.AGSCA is crossmodal_attn.guided.AGSCA\n" in message
+    assert "CMRA" not in message
+
+
+def fewer(self, query, context=None, *, need_weights=False):
+    """A forward without masks."""
+
+
+@pytest.mark.parametrize("change", [fewer, property(fewer)], ids=["fewer parameters", "no method"])
+def test_a_changed_signature_is_noticed(monkeypatch, change):
+    monkeypatch.setattr(CMRA, "forward", change)
+    message = complaint(recorded(), public_surface())
+    assert message.startswith("These are gone")
+    assert "\ncrossmodal_attn.relation.CMRA.forward(self, query, context=None, *, query_padding_mask=None" in message
+
+
+def test_a_changed_default_is_noticed(monkeypatch):
+    monkeypatch.setattr(crossmodal_attn.padding_mask, "__defaults__", (7,))
+    assert "\ncrossmodal_attn.masks.padding_mask(lengths, max_length=None)\n" in complaint(recorded(), public_surface())
+
+
+def test_a_new_name_is_noticed(monkeypatch):
+    monkeypatch.setattr(crossmodal_attn.CMRA, "novelty", fewer, raising=False)
+    message = complaint(recorded(), public_surface())
+    assert message.startswith("These are new")
+    assert "\ncrossmodal_attn.relation.CMRA.novelty(self, query, context=None, *, need_weights=False)\n" in message
+
+
+if __name__ == "__main__":
+    FILE.write_text("\n".join(public_surface()) + "\n", encoding="utf-8")
