@@ -1,12 +1,12 @@
 """Cross-modal attention layers for PyTorch: CMRA, AGSCA and audio-video interaction (CMRAN, ACM MM 2020)."""
 
+from crossmodal_attn.alignment import relation_mask
 from crossmodal_attn.guided import AGSCA, channel_attention, spatial_attention
 from crossmodal_attn.interaction import AVInteraction
 from crossmodal_attn.masks import padding_mask
 from crossmodal_attn.recording import record_attention
 from crossmodal_attn.relation import CMRA, relation_attention
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
-from crossmodal_attn.relation_mask import relation_mask
 from crossmodal_attn.summary import summarize_relations
 
 __all__ = [
