@@ -325,8 +325,8 @@ class TestTimeline:
         # In boxes of ever less room, and of more again.
         for size, written in {
             (12, 2): ["Fixed-wing aircraft, airplane", "$a_{", "Bark"],
-            (3, 2): ["Fixed-wing", "aircraft, airplane", "$a_{", "Bark"],
-            (3, 0.7): ["…", "$a_{", "Bark"],
+            (3.4, 2): ["Fixed-wing", "aircraft, airplane", "$a_{", "Bark"],
+            (3.4, 0.7): ["…", "$a_{", "Bark"],
             (2.5, 2): ["…", "$a_{", "Bark"],
             (13, 2): ["Fixed-wing aircraft, airplane", "$a_{", "Bark"],
         }.items():

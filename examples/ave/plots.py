@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ave.evaluation import Outcomes
@@ -86,7 +87,8 @@ def draw_attention(
         if object_cells is not None:
             _outline(axes, object_cells[second].numpy())
     uniform = f"attention (uniform: {1 / (height * width):.3f})"
-    left.colorbar(grid[0, 0].images[0], ax=grid, location="bottom", shrink=0.6, label=uniform)
+    ticks = MaxNLocator(5)  # of many the labels would touch
+    left.colorbar(grid[0, 0].images[0], ax=grid, location="bottom", shrink=0.6, ticks=ticks, label=uniform)
 
     right.suptitle("Relations: which seconds every video segment attends to", fontsize="medium")
     axes = plot_relations(

@@ -304,8 +304,10 @@ class _BoxName(Text):
         def size(line: str) -> tuple[float, float]:
             return renderer.get_text_width_height_descent(line, self.get_fontproperties(), False)[:2]
 
-        # Lines are as high as "lp" is, and apart by a fifth of it.
-        return max(size(line)[0] for line in lines) < room.width and 1.2 * len(lines) * size("lp")[1] < room.height
+        # With some room at the sides; lines are as high as "lp" is, and apart by a fifth of it.
+        return (
+            max(size(line)[0] for line in lines) < 0.9 * room.width and 1.2 * len(lines) * size("lp")[1] < room.height
+        )
 
 
 def _halve(name: str) -> str:
