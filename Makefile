@@ -3,7 +3,7 @@ BIN := .venv/bin
 DIST := dist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint format types wheel clean
+.PHONY: help demo bench docs test lint format types wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ demo: .venv/.ready ## Train, evaluate and show CMRAN on the embedded procedural 
 bench: .venv/.ready ## Measure speed and memory beside the rivals, on the CPU (BENCH_ARGS="--quick" to pass options)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: .venv/.ready ## Build the site into docs/_build/html; a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky docs docs/_build/html
 
 test: .venv/.ready ## Run the tests and the doctests (TEST_ARGS="-k masks" to choose)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TEST_ARGS)
@@ -38,4 +42,4 @@ wheel: .venv/.ready ## Build wheel and sdist into dist/ (DIST=... to choose anot
 	$(BIN)/python -m build --outdir $(DIST)
 
 clean: ## Remove what the targets made, runs/ excepted
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist build docs/_build docs/guides .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""Fail the build where a public name of the package has no entry in the API pages.
+
+Names are documented as they are imported: ``crossmodal_attn.CMRA``, and those that only a module has as
+``crossmodal_attn.relation.relation_weights``. References in docstrings, which are written short, are resolved to these.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+from docutils.nodes import Element, TextElement
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+PACKAGE = "crossmodal_attn"
+
+logger = logging.getLogger(__name__)
+
+
+def public_names() -> Iterator[tuple[str, ...]]:
+    """Every name of every ``__all__``, each with the full names that its entry may have."""
+    package = importlib.import_module(PACKAGE)
+    yield from ((f"{PACKAGE}.{name}",) for name in package.__all__ if not name.startswith("__"))
+    for module in pkgutil.iter_modules(package.__path__, f"{PACKAGE}."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            names = getattr(importlib.import_module(module.name), "__all__", ())
+            yield from ((f"{PACKAGE}.{name}", f"{module.name}.{name}") for name in names)
+
+
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of what is missing; ``make docs`` makes an error of it."""
+    documented = env.get_domain("py").data["objects"]
+    for names in public_names():
+        if not any(name in documented for name in names):
+            logger.warning("%s is public, but no page documents it: add it below docs/api", names[-1])
+
+
+def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextElement) -> Element | None:
+    """Resolve ``CMRA.forward``, written in a docstring of any module, as ``crossmodal_attn.CMRA.forward``."""
+    target = f"{PACKAGE}.{node.get('reftarget')}"
+    domain = env.get_domain("py")
+    if node.get("refdomain") != "py" or target not in domain.data["objects"]:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], target, node, text)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect."""
+    app.connect("env-check-consistency", check)
+    app.connect("missing-reference", resolve)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

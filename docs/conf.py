@@ -1,0 +1,127 @@
+"""Configuration of the site: ``make docs`` builds it, with warnings as errors, and without the network."""
+
+import re
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# The extensions of this site, the examples that guides run, and `benchmarks`, whose report makes a page.
+sys.path[:0] = [str(ROOT / "docs" / "_extensions"), str(ROOT / "examples"), str(ROOT)]
+
+from crossmodal_attn import __version__  # noqa: E402
+
+project = "crossmodal-attn"
+author = "The crossmodal-attn developers"
+copyright = "the crossmodal-attn developers, under the MIT licence"
+version = release = __version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
+    "sphinx-mathjax-offline",
+    "benchmark_results",
+    "built_links",
+    "public_names",
+]
+exclude_patterns = ["_build", "_extensions", "gallery", "**/*.ipynb", "guides/*.py", "guides/sg_execution_times.rst"]
+root_doc = "index"
+nitpicky = True
+# References outside the project: links where the network is there, plain text where it is not.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|nn|collections|typing|typing_extensions|matplotlib|numpy|np)\..*"),
+    (r"py:(class|exc|obj)", r"(bool|int|float|str|object|tuple|list|dict|type|None|[A-Za-z]+Error)(\[.*)?"),
+    (r"py:class", r"Tensor.*|Module|Sequence.*|Callable.*|Iterator.*|Mapping.*|Self|Axes.*|ndarray|optional"),
+]
+
+html_theme = "furo"
+html_title = f"crossmodal-attn {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#1f5f99",
+        "color-brand-content": "#1f5f99",
+        "modality-video": "#1f5f99",
+        "modality-audio": "#b3530a",
+        "modality-text": "#2e7d4f",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#7fb6ea",
+        "color-brand-content": "#7fb6ea",
+        "modality-video": "#7fb6ea",
+        "modality-audio": "#f0a35e",
+        "modality-text": "#7cc99a",
+    },
+}
+html_show_sourcelink = False
+html_copy_source = False
+pygments_style = "default"
+pygments_dark_style = "github-dark"
+
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+copybutton_exclude = ".linenos, .gp, .go"
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented"
+autosummary_generate = False
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+
+
+def reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:
+    """The documentation sites for intersphinx, if they answer now; without the network there are none."""
+    try:
+        for address in inventories.values():
+            urllib.request.urlopen(f"{address}/objects.inv", timeout=5).close()  # noqa: S310
+    except OSError:
+        return {}
+    return {name: (address, None) for name, address in inventories.items()}
+
+
+intersphinx_mapping = reachable(
+    {
+        "python": "https://docs.python.org/3",
+        "torch": "https://docs.pytorch.org/docs/stable",
+        "matplotlib": "https://matplotlib.org/stable",
+    }
+)
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["gallery"],
+    "gallery_dirs": ["guides"],
+    "filename_pattern": r"\.py$",  # all of them are run
+    "within_subsection_order": "gallery_order.ReadingOrder",
+    "abort_on_example_error": True,
+    "capture_repr": (),  # they print what they show
+    "download_all_examples": False,
+    "min_reported_time": 3600,
+    "remove_config_comments": True,
+    "show_signature": False,
+    "write_computation_times": False,
+    "doc_module": ("crossmodal_attn",),
+}
+
+
+def escape_stars(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Leading dimensions are written ``*`` in docstrings, as torch does; to reStructuredText that begins emphasis."""
+    lines[:] = [re.sub(r"(?<=[(, ])\*(?=,|spatial)", r"\\*", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Connect."""
+    app.connect("autodoc-process-docstring", escape_stars)

@@ -1,0 +1,99 @@
+"""
+AGSCA on your own feature maps
+==============================
+
+:class:`~crossmodal_attn.AGSCA` takes the maps of any backbone: channels first or last, 7 x 7 or a volume, from images
+or video. Anything that is a vector can ask: audio, a caption, a class.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+
+from crossmodal_attn import AGSCA
+
+torch.manual_seed(0)
+
+# %%
+# Channels first
+# --------------
+# Convolutional networks give (N, C, H, W), with time folded into the batch. AGSCA wants the audio's leading dimensions
+# first and the channels last, so unfold the time and move the channels.
+
+backbone = nn.Sequential(nn.Conv2d(3, 48, 8, stride=8), nn.ReLU())
+frames = torch.rand(2, 10, 3, 96, 96)  # 2 videos of 10 frames
+audio = torch.rand(2, 10, 128)
+maps = backbone(frames.flatten(0, 1))
+print("from the backbone:", tuple(maps.shape))
+maps = maps.unflatten(0, (2, 10)).movedim(2, -1)
+print("for AGSCA:        ", tuple(maps.shape))
+layer = AGSCA(video_dim=48, audio_dim=128)
+output, channel_map, spatial_map = layer(maps, audio, need_weights=True)
+print(f"output {tuple(output.shape)}, channel map {tuple(channel_map.shape)}, spatial map {tuple(spatial_map.shape)}")
+
+# %%
+# Volumes, and tokens
+# -------------------
+# All that lies between the leading dimensions of the audio and the channels is space: the D x H x W of a 3-D network,
+# or the patches of a vision transformer in one row.
+
+volume = nn.Conv3d(3, 48, (2, 16, 16), stride=(2, 16, 16))(torch.rand(2, 3, 8, 112, 112))
+print("3-D network:       ", tuple(volume.shape))
+output, _, spatial_map = layer(volume.movedim(1, -1), torch.rand(2, 128), need_weights=True)
+print("attention in D,H,W:", tuple(spatial_map.shape))
+
+patches = torch.rand(2, 10, 196, 48)
+print("patches:           ", tuple(layer(patches, audio).shape))
+
+# %%
+# Does it find anything?
+# ----------------------
+# A map of clutter, in which two objects stand in cells of their own. A sound belongs to one of them. The only question
+# is which *colour* that one has, a number that is written into its cell; nobody tells the network where to look.
+
+OBJECTS, GRID, WIDTH = 4, 7, 32
+looks, sounds = torch.randn(OBJECTS, WIDTH), torch.randn(OBJECTS, 16)
+
+
+def make_batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maps, sounds, the colour of the object that sounds, and its cell."""
+    objects = torch.rand(size, OBJECTS).argsort(-1)[:, :2]
+    cells = torch.rand(size, GRID * GRID).argsort(-1)[:, :2]
+    colours = torch.randint(2, (size, 2)) * 2.0 - 1
+    features = looks[objects] * 2
+    features[..., -1] = 3 * colours
+    maps = torch.randn(size, GRID * GRID, WIDTH) * 0.3
+    maps.scatter_(1, cells[..., None].expand(-1, -1, WIDTH), features)
+    audio = sounds[objects[:, 0]] + torch.randn(size, 16) * 0.2
+    return maps.unflatten(1, (GRID, GRID)), audio, colours[:, 0], cells[:, 0]
+
+
+layer, head = AGSCA(WIDTH, 16, hidden_dim=64), nn.Linear(WIDTH, 1)
+optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], 3e-3)
+for step in range(601):
+    maps, audio, colour, _ = make_batch(128)
+    logits = head(layer(maps, audio)).squeeze(-1)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, (colour > 0).float())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 150 == 0:
+        print(f"step {step:3}   loss {loss.item():.3f}   right {(logits * colour > 0).float().mean().item():.0%}")
+
+# %%
+# To answer, it had to find the object that sounds, and not the other one.
+
+maps, audio, colour, cell = make_batch(500)
+with torch.no_grad():
+    *_, spatial_map = layer(maps, audio, need_weights=True)
+largest = spatial_map.flatten(1).argmax(-1)
+right = (largest == cell).float().mean().item()
+print(f"looks first at the object that sounds: {right:.0%} (by chance: {1 / GRID**2:.0%})")
+
+figure, grid = plt.subplots(1, 5, figsize=(9, 2.1), layout="constrained")
+for sample, axes in enumerate(grid):
+    axes.imshow(spatial_map[sample], cmap="magma", vmin=0, vmax=spatial_map.max())
+    row, column = divmod(int(cell[sample]), GRID)
+    axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="cyan", linewidth=2))
+    axes.set_axis_off()
+figure.suptitle("Spatial attention; the object that sounds is outlined", fontsize="medium")
