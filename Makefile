@@ -38,8 +38,9 @@ format: .venv/.ready ## Mend style and formatting where ruff can
 types: .venv/.ready ## Check types
 	$(BIN)/mypy
 
-wheel: .venv/.ready ## Build wheel and sdist into dist/ (DIST=... to choose another place)
+wheel: .venv/.ready ## Build and check wheel and sdist in dist/ (DIST=... to choose another place)
 	$(BIN)/python -m build --outdir $(DIST)
+	$(BIN)/python -m twine check --strict $(DIST)/*
 
 clean: ## Remove what the targets made, runs/ excepted
 	rm -rf .venv dist build docs/_build docs/guides .pytest_cache .mypy_cache .ruff_cache .hypothesis
