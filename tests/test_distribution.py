@@ -1,0 +1,209 @@
+"""Wheel and sdist: what they hold, what they say of themselves, and that the wheel alone is enough, typed too."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from email import message_from_bytes
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from readme_renderer import markdown
+
+import crossmodal_attn
+
+ROOT = Path(__file__).parents[1]
+VERSION = crossmodal_attn.__version__
+NAME = f"crossmodal_attn-{VERSION}"
+PAPER = "https://doi.org/10.1145/3394171.3413581"
+REPOSITORY = "https://example.org/someone/crossmodal-attn"
+
+
+def run(*command, cwd, **environment):
+    """Run a command with nothing of this project on its path, and return what it prints."""
+    inherited = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "REPOSITORY_URL"}}
+    result = subprocess.run(  # noqa: S603
+        list(map(str, command)),
+        cwd=cwd,
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A directory with the sdist, and with the wheel that is built from it, as a release builds them."""
+    directory = tmp_path_factory.mktemp("dist")
+    command = ["-m", "build", "--no-isolation", "--outdir", directory, ROOT]
+    run(sys.executable, *command, cwd=directory, REPOSITORY_URL=REPOSITORY)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    with zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl") as file:
+        yield file
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    return message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
+
+
+@pytest.fixture
+def installed(wheel, tmp_path):
+    """A Python whose site-packages hold the wheel; its requirements it borrows from the one that runs the tests."""
+    venv.create(tmp_path / "venv", symlinks=os.name != "nt")
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": tmp_path / "venv"}))
+    wheel.extractall(site)  # noqa: S202
+    borrowed = {str(distribution(name).locate_file("")) for name in ("einops", "torch", "typing-extensions")}
+    (site / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")  # .pth files in there stay unread
+    return Path(sysconfig.get_path("scripts", "venv", {"base": tmp_path / "venv"}), "python"), site
+
+
+def test_wheel_holds_the_package_only(wheel):
+    """Its modules, ``py.typed``, its licence and the metadata; no test, no example, no cache, nothing twice."""
+    package = {
+        path.relative_to(ROOT / "src").as_posix()
+        for path in (ROOT / "src/crossmodal_attn").rglob("*")
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    assert {"crossmodal_attn/__init__.py", "crossmodal_attn/relation.py", "crossmodal_attn/py.typed"} <= package
+    described = {f"{NAME}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    assert sorted(wheel.namelist()) == sorted(package | described)
+
+
+def test_sdist_holds_the_project_only(built):
+    """The sources, and all that builds, tests and documents them; no caches, no results of runs, nothing large."""
+    with tarfile.open(built / f"{NAME}.tar.gz") as file:
+        members = {Path(member.name).relative_to(NAME): member for member in file.getmembers() if member.isfile()}
+    directories = {path.parts[0] for path in members if len(path.parts) > 1}
+    assert directories == {".github", "benchmarks", "docs", "examples", "src", "tests"}
+    assert {str(path) for path in members if len(path.parts) == 1} == {
+        ".gitignore",
+        ".pre-commit-config.yaml",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "PKG-INFO",
+        "README.md",
+        "SECURITY.md",
+        "constraints.txt",
+        "hatch_build.py",
+        "pyproject.toml",
+    }
+    assert not [path for path in members if {"__pycache__", "_build", "runs", "dist"} & set(path.parts)]
+    sources = {path.suffix or path.name for path in members if path.parts[0] in {"src", "examples"}}
+    assert sources <= {".md", ".py", ".rst", ".typed"}
+    assert all(member.size < 2**20 for member in members.values())
+
+
+def test_metadata_is_whole(metadata):
+    """The licence is an SPDX expression, beside which PyPI refuses the classifiers of licences."""
+    classifiers = metadata.get_all("Classifier")
+    assert metadata["Name"] == "crossmodal-attn"
+    assert metadata["Version"] == VERSION
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Summary"]
+    assert metadata["Keywords"]
+    assert {"Typing :: Typed", "Programming Language :: Python :: 3.14"} <= set(classifiers)
+    assert not [classifier for classifier in classifiers if classifier.startswith("License ::")]
+
+
+def test_requirements_stand_in_extras(metadata):
+    """Beyond three packages everything belongs to an extra, and every extra that is named asks for something."""
+    requirements = metadata.get_all("Requires-Dist")
+    needed = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements if "extra ==" not in requirement}
+    assert needed == {"einops", "torch", "typing-extensions"}
+    extras = {extra[1] for requirement in requirements if (extra := re.search(r"extra == '(.+?)'", requirement))}
+    assert extras == set(metadata.get_all("Provides-Extra"))
+    assert {"examples", "plots", "onnx", "docs", "dev"} <= extras
+
+
+def test_release_names_its_repository(metadata):
+    """Where a build is told the repository, the metadata links to it, and the README to its files at the tag."""
+    assert dict(url.split(", ") for url in metadata.get_all("Project-URL")) == {
+        "Paper": PAPER,
+        "Source": REPOSITORY,
+        "Issues": f"{REPOSITORY}/issues",
+        "Changelog": f"{REPOSITORY}/blob/v{VERSION}/CHANGELOG.md",
+    }
+    before = links((ROOT / "README.md").read_text(encoding="utf-8"))
+    after = links(metadata.get_payload())
+    assert any(link.endswith(".png") for link in before)
+    assert "CITATION.cff" in before
+    assert after == [
+        link
+        if link.startswith(("https://", "#"))
+        else f"{REPOSITORY}/{'raw' if link.endswith('.png') else 'blob'}/v{VERSION}/{link}"
+        for link in before
+    ]
+
+
+def test_build_that_is_told_no_repository_names_none(tmp_path):
+    """Then the README is the file as it is, and the paper is the only link."""
+    build = "import sys; from hatchling.build import prepare_metadata_for_build_wheel as prepare; prepare(sys.argv[1])"
+    run(sys.executable, "-c", build, tmp_path, cwd=ROOT)
+    metadata = message_from_bytes((tmp_path / f"{NAME}.dist-info/METADATA").read_bytes())
+    assert metadata.get_all("Project-URL") == [f"Paper, {PAPER}"]
+    assert body(metadata) == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+
+
+def test_readme_renders(metadata):
+    """As PyPI renders it: headings, tables, code and pictures, and no link left as text."""
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    rendered = markdown.render(body(metadata))
+    for element in ("<h1", "<h2", "<table", "<pre", f'src="{REPOSITORY}/raw/v{VERSION}/docs/images/'):
+        assert element in rendered
+    assert "](" not in re.sub(r"<(pre|code)\b.*?</\1>", "", rendered, flags=re.DOTALL)
+
+
+def test_twine_accepts_both(built):
+    checked = run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=built)
+    assert checked.count("PASSED") == 2
+
+
+def test_wheel_is_enough(installed, tmp_path):
+    """Without the source tree the package comes from the wheel, and the README's examples run."""
+    python, site = installed
+    shutil.copy(ROOT / "README.md", tmp_path)
+    origin = run(python, "-c", "import crossmodal_attn; print(crossmodal_attn.__file__)", cwd=tmp_path)
+    assert Path(origin.strip()).parents[1] == site
+    run(python, "-m", "doctest", "README.md", cwd=tmp_path)
+
+
+def test_types_reach_a_user(installed, tmp_path):
+    """A user's file is type-checked against the wheel; without ``py.typed`` mypy would not look into the package."""
+    python, site = installed
+    shutil.copy(ROOT / "tests/typed_user.py", tmp_path)
+    # The options of `make types`, so that what either has read of torch serves the other.
+    options = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+    check = [sys.executable, "-m", "mypy", *options, "--python-executable", python, "typed_user.py"]
+    assert "no issues" in run(*check, cwd=tmp_path)
+    (site / "crossmodal_attn/py.typed").unlink()
+    with pytest.raises(AssertionError, match="import-untyped"):
+        run(*check, cwd=tmp_path)
+
+
+def links(text):
+    """The targets of the links and pictures of a Markdown text, in order."""
+    return re.findall(r"\]\(([^()\s]+)\)", text)
+
+
+def body(metadata):
+    return metadata.get_payload(decode=True).decode().strip()
