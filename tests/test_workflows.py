@@ -1,0 +1,65 @@
+"""The workflows: what they run is pinned, they may do little, and they test what the metadata claims."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / ".github/workflows").glob("*.yml")}
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["docs", "release", "tests"])
+def test_actions_are_pinned(name):
+    """By the digest of a commit, which nobody can move, with the version beside it."""
+    steps = re.findall(r"uses: *(.*)", WORKFLOWS[name])
+    assert steps
+    for step in steps:
+        assert re.fullmatch(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+", step), step
+
+
+def test_an_action_has_one_digest():
+    """The same in every workflow."""
+    pins = re.findall(r"uses: *(\S+)@(\S+)", "\n".join(WORKFLOWS.values()))
+    assert len(dict(pins)) == len(set(pins))
+
+
+@pytest.mark.parametrize(
+    ("name", "writes"),
+    [
+        ("tests", {}),
+        ("docs", {"deploy": {"pages": "write", "id-token": "write"}}),
+        ("release", {"publish": {"id-token": "write"}}),
+    ],
+)
+def test_permissions_are_least(name, writes):
+    """Reading the repository; a job that needs more says so for itself, and keeps no credentials of the clone."""
+    workflow = yaml.safe_load(WORKFLOWS[name])
+    assert workflow["permissions"] == {"contents": "read"}
+    assert {job: body["permissions"] for job, body in workflow["jobs"].items() if "permissions" in body} == writes
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            assert "actions/checkout@" not in step.get("uses", "") or step["with"] == {"persist-credentials": False}
+
+
+def test_matrix_is_what_the_metadata_claims():
+    """Every Python of the classifiers, with the newest torch, and with the oldest allowed where that one runs on it."""
+    matrix = yaml.safe_load(WORKFLOWS["tests"])["jobs"]["tests"]["strategy"]["matrix"]
+    assert matrix["python"] == re.findall(r"Python :: (3\.\d+)", PYPROJECT)
+    oldest = re.search(r'"torch>=([\d.]+)"', PYPROJECT)[1]
+    assert matrix["torch"] == [f"{oldest}.0", "newest"]
+    excluded = {(job["python"], job["torch"]) for job in matrix["exclude"]}
+    assert excluded == {("3.14", f"{oldest}.0")}
+    assert {job["python"] for job in matrix["include"]} == {python for python, _ in excluded}
+
+
+def test_release_publishes_what_was_tested():
+    """The jobs follow one another, and hand on the same files."""
+    jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
+    assert (jobs["test"]["needs"], jobs["publish"]["needs"]) == ("build", "test")
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert [step["with"]["name"] for step in steps if "load-artifact@" in step.get("uses", "")] == ["dist"] * 3
+    assert jobs["publish"]["steps"][-1]["with"] == {"attestations": True}
