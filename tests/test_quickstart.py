@@ -1,0 +1,70 @@
+"""The quick start runs from top to bottom, shows what it says, and reads as a notebook and as a page of a gallery."""
+
+import ast
+import re
+import runpy
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+import crossmodal_attn
+
+SCRIPT = Path(__file__).parents[1] / "examples/quickstart.py"
+SOURCE = SCRIPT.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def left():
+    """What the script leaves behind, and how many figures it showed."""
+    backend = plt.get_backend()
+    plt.switch_backend("agg")
+    with torch.random.fork_rng(), patch.object(plt, "show") as show:
+        names = runpy.run_path(str(SCRIPT))
+    yield names | {"figures": plt.get_fignums(), "shows": show.call_count}
+    plt.close("all")
+    plt.switch_backend(backend)
+
+
+def test_it_finds_the_relation(left):
+    """Most of the attention of every second is on the one second of the audio that carries its sign."""
+    weights, sound = left["weights"], left["sound"]
+    assert weights.shape == (1, 2, 10, 20)
+    carriers = [[row.equal(sign) for row in sound[0, :, :16]].index(True) for sign in left["heard_signs"]]
+    assert sorted(carriers) == list(range(10)) != carriers
+    assert weights[0].mean(0)[torch.arange(10), carriers].min() > 0.5
+    assert left["loss"] < 0.1 * left["values"].var()
+
+
+def test_it_shows_its_picture(left):
+    assert left["shows"] == len(left["figures"]) == 1
+
+
+def test_it_uses_the_layers(left):
+    """The three of them, as the text says."""
+    assert {type(left[name]).__name__ for name in ("relate", "fuse", "swapped")} == {"CMRA", "AVInteraction"}
+    assert {"AGSCA", "CMRA", "AVInteraction", "padding_mask", "record_attention"} <= left.keys()
+    assert left["seen"].shape == left["related"].shape == left["fused"].shape == (2, 10, 512)
+    assert set(left["maps"]) == {"relate", "fuse.attention"}
+
+
+def test_it_reads_as_cells():
+    """A title in reST, then cells that each begin with text, and hold whole statements."""
+    title, underline = ast.get_docstring(ast.parse(SOURCE)).splitlines()[:2]
+    assert underline == "=" * len(title)
+    header, *cells = re.split(r"^# %%\n", SOURCE, flags=re.MULTILINE)
+    assert len(ast.parse(header).body) == 1
+    assert len(cells) > 9
+    for cell in cells:
+        assert cell.startswith("# ")
+        assert ast.parse(cell).body
+    for heading in re.finditer(r"^# (.+)\n# (-+)$", SOURCE, flags=re.MULTILINE):
+        assert len(heading[1]) == len(heading[2])
+    assert not re.search(r"^# (%%.|In\[)", SOURCE, flags=re.MULTILINE)
+
+
+def test_what_it_names_is_public():
+    imported = re.search(r"^from crossmodal_attn import (.+)$", SOURCE, flags=re.MULTILINE)[1]
+    assert set(imported.split(", ")) <= set(crossmodal_attn.__all__)
