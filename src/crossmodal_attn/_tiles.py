@@ -153,11 +153,8 @@ class _InTiles(Function):
 
     routes: int
     kept: int
-
-    @staticmethod
-    def plain(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """The two results, by torch's own operations."""
-        raise NotImplementedError
+    plain: Callable[..., tuple[Tensor, Tensor]]
+    """The two results, by torch's own operations."""
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -201,7 +198,7 @@ class _Pool(_InTiles):
     routes, kept = 0, 1
 
     @staticmethod
-    def plain(video: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def plain(video: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         pooled, _ = _pool(video, partial(F.linear, weight=weight, bias=bias))
         return pooled, video.view_as(video)
 
@@ -244,7 +241,7 @@ class _Attend(_InTiles):
     routes, kept = 1, 3
 
     @staticmethod
-    def plain(  # type: ignore[override]
+    def plain(
         video: Tensor, gate: Tensor, compared: Tensor, weight: Tensor, bias: Tensor, offset: Tensor
     ) -> tuple[Tensor, Tensor]:
         return _attend(video, gate, compared, partial(F.linear, weight=weight, bias=bias), offset)
@@ -263,15 +260,16 @@ class _Attend(_InTiles):
         segments, positions, channels = video.shape
         summed = video.new_empty(segments, channels)
         scores = video.new_empty(segments, positions)
+        spatial_map = torch.empty_like(scores)
         projected_map = video.new_empty(segments, positions, len(weight)) if keep else None
         for tile in _tiles(video):
             projected = F.linear(gate[tile].unsqueeze(1) * video[tile], weight, bias).relu_()
             if projected_map is not None:
                 projected_map[tile] = projected
             torch.bmm(projected, compared[tile].unsqueeze(-1), out=scores[tile].unsqueeze(-1))
-            spatial_map = scores[tile].add_(offset).tanh_().softmax(-1)
-            torch.bmm(spatial_map.unsqueeze(1), video[tile], out=summed[tile].unsqueeze(1))
-        return gate * summed, scores.softmax(-1), *((summed, scores, projected_map) if keep else (None, None, None))
+            torch.softmax(scores[tile].add_(offset).tanh_(), -1, out=spatial_map[tile])
+            torch.bmm(spatial_map[tile].unsqueeze(1), video[tile], out=summed[tile].unsqueeze(1))
+        return gate * summed, spatial_map, *((summed, scores, projected_map) if keep else (None, None, None))
 
     @staticmethod
     def backward(ctx: Any, d_attended: Tensor | None, d_map: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
