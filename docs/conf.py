@@ -1,10 +1,13 @@
 """Configuration of the site: ``make docs`` builds it, with warnings as errors, and without the network."""
 
 import re
+import shutil
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from docutils import nodes
 
 ROOT = Path(__file__).parent.parent
 # The extensions of this site, the examples that guides run, and `benchmarks`, whose report makes a page.
@@ -16,6 +19,9 @@ project = "crossmodal-attn"
 author = "The crossmodal-attn developers"
 copyright = "the crossmodal-attn developers, under the MIT licence"
 version = release = __version__
+
+# The quick start is one of the examples, and the first of the guides.
+shutil.copy(ROOT / "examples" / "quickstart.py", ROOT / "docs" / "gallery")
 
 extensions = [
     "sphinx.ext.autodoc",
@@ -122,6 +128,15 @@ def escape_stars(app: object, what: str, name: str, obj: object, options: object
     lines[:] = [re.sub(r"(?<=[(, ])\*(?=,|spatial)", r"\\*", line) for line in lines]
 
 
+def trim_code(app: object, doctree: nodes.document) -> None:
+    """Leave out the blank line that ends a doctest in Markdown, where it parts output from the fence."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.rawsource == block.astext():
+            block.rawsource = block.astext().rstrip()
+            block.children = [nodes.Text(block.rawsource)]
+
+
 def setup(app: Any) -> None:
     """Connect."""
     app.connect("autodoc-process-docstring", escape_stars)
+    app.connect("doctree-read", trim_code)

@@ -5,13 +5,18 @@ from pathlib import Path
 __all__ = ["ReadingOrder"]
 
 GUIDES = (
+    "quickstart.py",
     "swap_multihead_attention.py",
     "third_modality.py",
     "variable_lengths.py",
+    "long_videos.py",
     "what_attends_to_what.py",
     "your_feature_maps.py",
     "train_on_ave.py",
     "authors_checkpoint.py",
+    "lora_and_int8.py",
+    "distributed.py",
+    "export_onnx.py",
 )
 
 

@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from crossmodal_attn import AGSCA, CMRA, record_attention
+from crossmodal_attn import AGSCA, CMRA, record_attention, summarize_relations
+from crossmodal_attn.plots import plot_relations, plot_spatial_attention
 
 torch.manual_seed(0)
 
@@ -58,14 +59,14 @@ class Matching(nn.Module):
 
 model = Matching()
 optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-for step in range(601):
+for step in range(301):
     maps, audio, answer, *_ = make_batch(64)
     logits = model(maps, audio)
     loss = nn.functional.binary_cross_entropy_with_logits(logits, answer)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 150 == 0:
+    if step % 100 == 0:
         accuracy = ((logits > 0) == answer.bool()).float().mean().item()
         print(f"step {step:3}   loss {loss.item():.3f}   right {accuracy:.0%}")
 
@@ -88,15 +89,10 @@ for path, weights in recorded.items():
 # seen there.
 
 names = "ABCDEFGH"
-relation = recorded["relation"][0].mean(0)
-figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-image = axes.imshow(relation, cmap="viridis", vmin=0, aspect="auto")
-axes.axvline(SECONDS - 0.5, color="white", linewidth=3)
+axes = plot_relations(recorded["relation"][0], [SECONDS, SECONDS], ["heard", "seen"])  # the mean of the heads
 axes.set_xticks(range(2 * SECONDS), [names[thing] for thing in (*heard[0], *seen[0])])
-axes.set_yticks(range(SECONDS), [f"{second}: {names[thing]}" for second, thing in enumerate(seen[0])])
-axes.set(xlabel="heard (left half), seen (right half)", ylabel="second: what is seen")
-axes.set_title("Attention of each second of video, mean of 2 heads", fontsize="medium")
-figure.colorbar(image, ax=axes)
+axes.set_yticks(range(SECONDS), [names[thing] for thing in seen[0]])
+axes.set(xlabel="what is heard or seen", ylabel="what is seen")
 
 # %%
 # Over all videos: how much attention goes to the one second in which the very thing is heard, beside what an equal
@@ -107,6 +103,16 @@ on_match = (recorded["relation"].mean(1)[..., :SECONDS] * matches).sum(-1).mean(
 print(f"attention on the second that fits: {on_match:.0%} (equal shares: {1 / (2 * SECONDS):.0%})")
 
 # %%
+# :func:`~crossmodal_attn.summarize_relations` tells how much stays within a modality and how much crosses, and which
+# segments are attended to most.
+
+summary = summarize_relations(recorded["relation"].mean(1), [SECONDS, SECONDS], k=3)
+print(f"crosses from sound to sight: {summary.inter.mean():.0%}, stays within sight: {summary.intra.mean():.0%}")
+first = zip(summary.top_memories[0, 0], summary.top_segments[0, 0], summary.top_weights[0, 0], strict=True)
+for memory, segment, weight in first:
+    print(f"second 0 attends to {('sound', 'sight')[memory]} of second {segment} with {weight:.0%}")
+
+# %%
 # Where does it look?
 # -------------------
 # The spatial maps of AGSCA, second by second, with the true cell outlined. The tanh of Eq. 3 bounds how sharp a map can
@@ -115,11 +121,10 @@ print(f"attention on the second that fits: {on_match:.0%} (equal shares: {1 / (2
 spatial_map = recorded["place.spatial_map"][0]
 figure, grid = plt.subplots(1, SECONDS, figsize=(9, 1.7), layout="constrained")
 for second, axes in enumerate(grid):
-    axes.imshow(spatial_map[second], cmap="magma", vmin=0, vmax=spatial_map.max())
+    plot_spatial_attention(spatial_map[second], vmax=spatial_map.max().item(), ax=axes)
     row, column = divmod(int(cell[0, second]), GRID)
     axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="cyan", linewidth=2))
     axes.set_title(f"{second}: {names[seen[0, second]]}", fontsize="small")
-    axes.set_axis_off()
 
 on_cell = recorded["place.spatial_map"].flatten(2).gather(-1, cell[..., None]).mean().item()
 print(f"attention on the true cell: {on_cell:.0%} (equal shares: {1 / GRID**2:.0%})")

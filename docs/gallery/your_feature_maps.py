@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn import AGSCA
+from crossmodal_attn.plots import plot_spatial_attention
 
 torch.manual_seed(0)
 
@@ -92,8 +93,7 @@ print(f"looks first at the object that sounds: {right:.0%} (by chance: {1 / GRID
 
 figure, grid = plt.subplots(1, 5, figsize=(9, 2.1), layout="constrained")
 for sample, axes in enumerate(grid):
-    axes.imshow(spatial_map[sample], cmap="magma", vmin=0, vmax=spatial_map.max())
+    plot_spatial_attention(spatial_map[sample], vmax=spatial_map.max().item(), ax=axes)
     row, column = divmod(int(cell[sample]), GRID)
     axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="cyan", linewidth=2))
-    axes.set_axis_off()
 figure.suptitle("Spatial attention; the object that sounds is outlined", fontsize="medium")
