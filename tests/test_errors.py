@@ -414,10 +414,10 @@ FUNCTION_CALLS = {
         V,
         r"weight must have shape \(8,\), got \(1, 8\)",
     ),
-    "spatial bias as of nn.Linear": (
-        lambda: spatial_attention(PLACES, HEARD, ones(8), ones(1)),
+    "spatial bias without a dimension": (
+        lambda: spatial_attention(PLACES, HEARD, ones(8), ones()),
         V,
-        r"bias must have shape \(\), got \(1,\)",
+        r"bias must have shape \(1,\), got \(\)",
     ),
     "spatial weight None": (
         lambda: spatial_attention(PLACES, HEARD, None),

@@ -62,7 +62,7 @@ def test_silence_leaves_the_bias(draw, assert_close):
     """Audio that projects below zero gates everything off: the spatial map is flat, the channel map the biases'."""
     video, silence = draw(2, 7, 19), -draw(2, 19).abs()
     squeeze, excite = (fill_parameters(nn.Linear(*widths, dtype=torch.float64)) for widths in ((19, 23), (23, 19)))
-    bias = torch.tensor(0.3, dtype=torch.float64)
+    bias = torch.tensor([0.3], dtype=torch.float64)
     flat = spatial_attention(video, silence, draw(19), bias)
     assert_close(flat, torch.full((2, 7), 1 / 7, dtype=torch.float64))
     assert_close(
@@ -78,7 +78,7 @@ def test_channel_attention_gradients(draw):
 
 
 def test_spatial_attention_gradients(draw):
-    inputs = [draw(*shape).requires_grad_() for shape in ((2, 5, 3), (2, 3), (3,), ())]
+    inputs = [draw(*shape).requires_grad_() for shape in ((2, 5, 3), (2, 3), (3,), (1,))]
     assert torch.autograd.gradcheck(spatial_attention, inputs)
     assert torch.autograd.gradgradcheck(spatial_attention, inputs)
 

@@ -173,7 +173,7 @@ def _agsca() -> Sources:
         **_copied("spatial_video_proj", "affine_video_2"),
         **_copied("spatial_audio_proj", "affine_audio_2"),
         "spatial_weight": ("affine_v_s_att.weight", lambda value: value.squeeze(0)),
-        "spatial_bias": ("affine_v_s_att.bias", lambda value: value.squeeze(0)),
+        "spatial_bias": ("affine_v_s_att.bias", lambda value: value),
     }
 
 

@@ -84,7 +84,7 @@ def attend(
         gate: g, (*, C).
         compared: w, what the positions are compared with, (*, D).
         projection: U, maps C to D.
-        bias: b, ().
+        bias: b, (1,).
         in_tiles: what :func:`tiles_apply` said of both projections.
 
     Returns:
@@ -302,4 +302,4 @@ class _Attend(_InTiles):
             if d_video is not None:
                 torch.mul(weights.unsqueeze(-1), d_summed[tile].unsqueeze(1), out=d_video[tile])
                 d_video[tile].addcmul_(d_gated, opened)
-        return d_video, None, d_gate, d_compared, d_weight, d_bias, d_logits.sum(), None
+        return d_video, None, d_gate, d_compared, d_weight, d_bias, d_logits.sum().view(1), None

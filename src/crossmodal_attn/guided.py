@@ -77,7 +77,7 @@ def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor
         video: the projected visual map, (*, N, D).
         audio: the projected audio, (*, D).
         weight: W_2, (D,).
-        bias: its bias, ().
+        bias: its bias, (1,).
 
     Returns:
         Tensor: the spatial map (*, N), which sums to one over N.
@@ -92,7 +92,7 @@ def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor
         (torch.Size([2, 10, 49]), True)
     """
     _check_fit(video, audio)
-    given = [("weight", weight, video.shape[-1:]), *([] if bias is None else [("bias", bias, ())])]
+    given = [("weight", weight, video.shape[-1:]), *([] if bias is None else [("bias", bias, (1,))])]
     for name, parameter, shape in given:
         check_tensor(name, parameter)
         check_dtype(name, parameter, "video has", video.dtype)
@@ -176,7 +176,7 @@ class AGSCA(nn.Module):
         self.spatial_audio_proj = nn.Linear(audio_dim, hidden_dim, **factory)
         # W_2 is a vector that joins the audio before it meets the map, so it is no module to call on the product.
         self.spatial_weight = nn.Parameter(torch.empty(hidden_dim, **factory))
-        self.spatial_bias = nn.Parameter(torch.empty((), **factory))
+        self.spatial_bias = nn.Parameter(torch.empty(1, **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

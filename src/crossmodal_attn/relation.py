@@ -4,6 +4,7 @@ With the memory [x] it is self-attention, with [y] co-attention, with [y, x] the
 Axes: B batch, H heads, T query length, M memory length, D width of a head.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,8 +205,9 @@ class CMRA(nn.Module):
         self.out_proj.reset_parameters()
         for projection in (self.q_proj, self.kv_proj, self.context_kv_proj):
             if projection is not None:
-                for weight in projection.weight.split(self.embed_dim):
-                    nn.init.xavier_uniform_(weight, gain=gain)
+                # As if k and v were drawn apart; a part of a weight that FSDP has sharded would be a copy.
+                bound = gain * math.sqrt(6 / (projection.weight.shape[1] + self.embed_dim))
+                nn.init.uniform_(projection.weight, -bound, bound)
         for module in self.children():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
