@@ -114,6 +114,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "gallery_order.ReadingOrder",
     "abort_on_example_error": True,
     "capture_repr": (),  # they print what they show
+    "default_thumb_file": str(ROOT / "docs" / "images" / "attention.png"),
     "download_all_examples": False,
     "min_reported_time": 3600,
     "remove_config_comments": True,
