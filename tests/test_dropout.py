@@ -68,6 +68,7 @@ def test_evaluation_and_compiled_code_leave_it_to_torch():
     assert torch.equal(compiled, nn.functional.dropout(features, 0.5))
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 cannot map a view of other bits")
 def test_vmap_follows_its_randomness():
     dropout, features = Dropout(0.5), torch.ones(3, 1009)
     same = torch.vmap(dropout, randomness="same")(features)

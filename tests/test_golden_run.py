@@ -1,6 +1,7 @@
 """A short training on the procedural set gives, from its seed, the figures that it gave before, on any machine."""
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -13,6 +14,9 @@ LOSS_TOLERANCE = 1e-4
 SEGMENT_TOLERANCE = 2.5
 VAL_SEGMENTS, TEST_SEGMENTS = 130, 230
 
+DRAWN = [0, 0, 1, 0, 0, 0, 1, 1]
+"""By a seed of 0, with which torch draws other dropout masks in some versions than in others."""
+
 GOLDEN = {
     ("supervised", True): [(4.246337, 13, 20), (3.422130, 20, 10), (2.818625, 44, 0)],
     ("supervised", False): [(4.178040, 13, 20), (3.275208, 10, 28), (2.453569, 33, 33)],
@@ -23,6 +27,9 @@ GOLDEN = {
 
 @pytest.mark.parametrize(("setting", "dropout"), GOLDEN)
 def test_golden_run(setting, dropout):
+    set_seed(0)
+    if dropout and torch.empty(8).bernoulli_(0.5).tolist() != DRAWN:
+        pytest.skip("this torch draws other dropout masks than the one that gave these figures")
     data = make_procedural_set(num_train=29, num_val=13, num_test=23, num_background=3)
     set_seed(0)
     model = CMRAN(setting, categories=data.categories, **({} if dropout else {"dropout": 0.0, "input_dropout": 0.0}))

@@ -94,6 +94,7 @@ def test_tiles_change_nothing(layer, inputs, assert_close, monkeypatch, transfor
         assert_close(value, plain)
 
 
+@pytest.mark.filterwarnings("ignore:Please use .torch.vmap. instead:FutureWarning")  # gradcheck itself, in torch 2.6
 @pytest.mark.usefixtures("rows")
 def test_gradients(layer, inputs):
     """First, second, forward-mode and batched derivatives, against differences."""
