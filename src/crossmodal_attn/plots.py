@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from itertools import accumulate, count, groupby
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crossmodal_attn._checks import check_size
 
 try:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
-except ImportError as error:
+    from numpy.typing import ArrayLike, NDArray
+except ImportError as _error:
     raise ImportError(
         "crossmodal_attn.plots needs matplotlib, which could not be imported: pip install crossmodal-attn[plots]"
-    ) from error
+    ) from _error
 
 __all__ = ["plot_relations", "plot_spatial_attention", "plot_timeline"]
 
