@@ -43,4 +43,4 @@ wheel: .venv/.ready ## Build and check wheel and sdist in dist/ (DIST=... to cho
 	$(BIN)/python -m twine check --strict $(DIST)/*
 
 clean: ## Remove what the targets made, runs/ excepted
-	rm -rf .venv dist build docs/_build docs/guides .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist build docs/_build docs/gallery/quickstart.py docs/guides .pytest_cache .mypy_cache .ruff_cache .hypothesis

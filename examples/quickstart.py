@@ -1,13 +1,13 @@
-r"""
+"""
 Quick start
 ===========
 
 The three layers, their masks, and what they attend to, in a script that runs in seconds on a CPU. Run it as it is, or
-cell by cell in an editor or a notebook; it needs ``pip install "crossmodal-attn[plots]"``.
+cell by cell in an editor or a notebook. It needs the extra ``plots``.
 """
 
 # %%
-# Two videos of ten seconds. Of each second there is a map of 7 x 7 cells with 512 visual channels, and a sound of 128
+# Two videos of ten seconds. For each second there is a map of 7 x 7 cells with 512 visual channels, and a sound of 128
 # numbers. Any features will do; these are random.
 import matplotlib.pyplot as plt
 import torch
@@ -22,104 +22,106 @@ video, audio = torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128)
 # %%
 # The three layers
 # ----------------
-# **AGSCA** lets the sound pick channels and places of the map, and sums over the places that it picked. One vector for
-# each second is left.
-seen = AGSCA(video_dim=512, audio_dim=128)(video, audio)
+# **AGSCA** lets the sound weigh the channels and the places of the map, and sums over the places. One vector for each
+# second is left.
+guide = AGSCA(video_dim=512, audio_dim=128)
+seen = guide(video, audio)
 print(tuple(seen.shape))
 
 # %%
-# **CMRA** lets every second of video attend to all seconds of both modalities: its memory is the audio followed by the
-# video, so that one softmax weighs sound against sight. Without a context it is self-attention, and with a list of
-# contexts it attends to any number of modalities, of any lengths.
+# **CMRA** lets every second of the video attend to all seconds of both modalities. Its memory is the audio followed by
+# the video, so one softmax weighs sound against sight. Without a context it is self-attention; with a list of contexts
+# it attends to any number of modalities, of any lengths.
 relate = CMRA(embed_dim=512, num_heads=4, context_dim=128)
 related = relate(seen, audio)
 print(tuple(related.shape))
 
 # %%
-# **AVInteraction** fuses both into one sequence: their product attends to each of them.
-hear = nn.Linear(128, 512)
+# **AVInteraction** fuses two sequences of one width: their product attends to both of them.
+heard = nn.Linear(128, 512)(audio)
 fuse = AVInteraction(512, num_heads=4)
-fused = fuse(related, hear(audio))
+fused = fuse(related, heard)
 print(tuple(fused.shape))
 
 # %%
 # Masks
 # -----
-# The second video is over after seven seconds. In a padding mask, True is padding, as for
+# Say that the second video is over after seven seconds. In a padding mask, True is padding, as for
 # :class:`torch.nn.MultiheadAttention`.
 padding = padding_mask([10, 7])
 print(padding.int())
 
 # %%
-# What stands at padding reaches no valid second, not even if it is not a number.
-relate.eval()
-related = relate(seen, audio, query_padding_mask=padding, context_padding_mask=padding)
+# What stands at padding reaches no valid second, not even where it is not a number.
+masks = {"query_padding_mask": padding, "context_padding_mask": padding}
+related = relate(seen, audio, **masks)
 spoilt = relate(
-    seen.masked_fill(padding[..., None], torch.nan),
-    audio.masked_fill(padding[..., None], torch.nan),
-    query_padding_mask=padding,
-    context_padding_mask=padding,
+    seen.masked_fill(padding[..., None], torch.nan), audio.masked_fill(padding[..., None], torch.nan), **masks
 )
-torch.testing.assert_close(spoilt[~padding], related[~padding])
+print("largest difference:", (spoilt - related)[~padding].abs().max().item())
 
 # %%
 # What attends to what
 # --------------------
-# A layer returns its weights when asked: for each video and head, a row for each second of the query, and a column for
-# each second of the memory, audio first. Masked seconds get nothing, and every row sums to one.
-related, weights = relate(seen, audio, query_padding_mask=padding, context_padding_mask=padding, need_weights=True)
+# A layer returns its weights when asked. For each video and head there is a row for each second of the query and a
+# column for each second of the memory, audio first. Columns at padding are zero, and every row of a valid second sums
+# to one.
+related, weights = relate(seen, audio, **masks, need_weights=True)
 print(tuple(weights.shape))
 
 # %%
-# ``record_attention`` collects the maps of all layers inside a model, whoever calls them.
-with record_attention(nn.ModuleDict({"relate": relate, "fuse": fuse})) as maps:
-    fuse(relate(seen, audio), hear(audio))
+# ``record_attention`` collects the weights of all layers inside a model, without a change to any call.
+model = nn.ModuleDict({"relate": relate, "fuse": fuse})
+with record_attention(model) as maps:
+    model["fuse"](model["relate"](seen, audio), heard)
 for path, recorded in maps.items():
     print(path, tuple(recorded.shape))
 
 # %%
 # A relation to be found
 # ----------------------
-# Untrained layers attend to everything alike. Here is a task that only attention across modalities solves. Each second
-# of a video shows one of ten signs. Each sign is also heard, in some other second, together with a value; in which,
-# differs from video to video. What is the value of the sign that is seen?
+# Untrained layers attend to everything about alike. Here is a task that only attention across modalities can solve.
+# Each second of a video shows a sign of its own. Every sign is also heard, together with a value, but in an order that
+# differs from video to video. Asked for is the value that belongs to the sign of each second.
 SECONDS, VALUE_DIM = 10, 6
 seen_signs, heard_signs = torch.randn(SECONDS, 32), torch.randn(SECONDS, 16)
 
 
 def draw(videos: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw what is seen, what is heard, and for each second of sight the value of its sign."""
+    """Draw what is seen, what is heard, and the values that are asked for."""
     values = torch.randn(videos, SECONDS, VALUE_DIM)
-    sounds = torch.cat([heard_signs.expand(videos, -1, -1), values], -1)
+    sound = torch.cat([heard_signs.expand(videos, -1, -1), values], -1)
     order = torch.rand(videos, SECONDS, 1).argsort(1)
-    return seen_signs.expand(videos, -1, -1), sounds.take_along_dim(order, 1), values
+    return seen_signs.expand(videos, -1, -1), sound.take_along_dim(order, 1), values
 
 
-relate = CMRA(embed_dim=32, num_heads=2, context_dim=16 + VALUE_DIM)
-read = nn.Linear(32, VALUE_DIM)
-optimizer = torch.optim.Adam([*relate.parameters(), *read.parameters()], lr=5e-3)
-for step in range(100):
+listen = CMRA(embed_dim=32, num_heads=2, context_dim=16 + VALUE_DIM)
+answer = nn.Linear(32, VALUE_DIM)
+optimizer = torch.optim.Adam([*listen.parameters(), *answer.parameters()], lr=5e-3)
+for step in range(1, 101):
     sight, sound, values = draw(64)
-    loss = nn.functional.mse_loss(read(relate(sight, sound)), values)
+    loss = nn.functional.mse_loss(answer(listen(sight, sound)), values)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 25 == 24:
-        print(f"step {step + 1}: squared error {loss.item():.3f}, against {values.var().item():.3f} of a guess")
+    if step % 25 == 0:
+        unlearned = values.square().mean()
+        print(f"step {step}: squared error {loss:.3f}, where always saying 0 has {unlearned:.3f}")
 
 # %%
-# The weights show what the layer has found: every second of the video attends to that second of the audio which
-# carries its sign, and to hardly anything in the video itself.
+# The weights of a new video show what the layer has found. Each second of the video attends to the one second of the
+# audio in which its sign is heard, and to hardly anything in the video itself.
 sight, sound, values = draw(1)
 with torch.no_grad():
-    _, weights = relate(sight, sound, need_weights=True)
-plot_relations(weights[0], [SECONDS, SECONDS], ["audio", "video"])
+    _, weights = listen(sight, sound, need_weights=True)
+ax = plot_relations(weights[0], [SECONDS, SECONDS], ["audio", "video"])
+ax.set(xlabel="second of the memory", ylabel="second of the video")
 plt.show()
 
 # %%
 # In place of ``nn.MultiheadAttention``
 # -------------------------------------
-# A layer takes over the weights of a trained :class:`torch.nn.MultiheadAttention`, and computes what it computes.
+# A layer takes over the weights of a :class:`torch.nn.MultiheadAttention`, and computes what it computes.
 attention = nn.MultiheadAttention(32, num_heads=4, batch_first=True)
 query, memory = torch.randn(2, 10, 32), torch.randn(2, 20, 32)
 swapped = CMRA.from_multihead_attention(attention)

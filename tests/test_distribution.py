@@ -23,11 +23,57 @@ VERSION = crossmodal_attn.__version__
 NAME = f"crossmodal_attn-{VERSION}"
 PAPER = "https://doi.org/10.1145/3394171.3413581"
 REPOSITORY = "https://example.org/someone/crossmodal-attn"
+CHECKERS = {
+    "mypy.ini": """
+[mypy]
+files = typed_user.py
+strict = true
+python_executable = {python}
+# Of torch only what such a file names: to read the whole takes five times as long.
+[mypy-torch.*]
+follow_imports = skip
+[mypy-torch,torch._C.*,torch._tensor,torch.nn.*]
+follow_imports = normal
+""",
+    "pyrightconfig.json": '{{"include": ["typed_user.py"], "venvPath": ".", "venv": "venv"}}',
+}
+"""How a user's type checkers find the user's environment."""
+FILES = {
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "constraints.txt",
+    "hatch_build.py",
+    "pyproject.toml",
+}
+DIRECTORIES = {".github", "benchmarks", "docs", "examples", "src", "tests"}
+GENERATED = ["__pycache__", "_build", "guides"]
+LEFT_OVERS = [
+    ".mypy_cache/3.12/cache.db",
+    ".venv/bin/python",
+    "build/lib/crossmodal_attn/relation.py",
+    "dist/crossmodal_attn-0.0.1.tar.gz",
+    "docs/_build/html/index.html",
+    "docs/gallery/quickstart.py",  # which conf.py copies there
+    "docs/guides/quickstart.rst",
+    "examples/__pycache__/ave_cmran.cpython-312.pyc",
+    "notes.txt",
+    "runs/demo/seed-0/model/model.safetensors",
+    "src/crossmodal_attn.egg-info/PKG-INFO",
+]
+"""What work in a clone leaves behind: none of it belongs into a distribution."""
 
 
 def run(*command, cwd, **environment):
     """Run a command with nothing of this project on its path, and return what it prints."""
     inherited = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "REPOSITORY_URL"}}
+    inherited["PYRIGHT_PYTHON_IGNORE_WARNINGS"] = "1"  # else it asks the network for a newer pyright
     result = subprocess.run(  # noqa: S603
         list(map(str, command)),
         cwd=cwd,
@@ -42,10 +88,24 @@ def run(*command, cwd, **environment):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def project(tmp_path_factory):
+    """A copy of the project in which work was done."""
+    directory = tmp_path_factory.mktemp("project")
+    for name in FILES:
+        shutil.copy(ROOT / name, directory)
+    for name in DIRECTORIES:
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(*GENERATED))
+    for name in LEFT_OVERS:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).touch()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def built(project, tmp_path_factory):
     """A directory with the sdist, and with the wheel that is built from it, as a release builds them."""
     directory = tmp_path_factory.mktemp("dist")
-    command = ["-m", "build", "--no-isolation", "--outdir", directory, ROOT]
+    command = ["-m", "build", "--no-isolation", "--outdir", directory, project]
     run(sys.executable, *command, cwd=directory, REPOSITORY_URL=REPOSITORY)
     return directory
 
@@ -84,30 +144,19 @@ def test_wheel_holds_the_package_only(wheel):
     assert sorted(wheel.namelist()) == sorted(package | described)
 
 
-def test_sdist_holds_the_project_only(built):
-    """The sources, and all that builds, tests and documents them; no caches, no results of runs, nothing large."""
+def test_sdist_holds_the_project_only(built, project):
+    """The sources, and all that builds, tests and documents them; nothing that was generated, nothing large."""
     with tarfile.open(built / f"{NAME}.tar.gz") as file:
-        members = {Path(member.name).relative_to(NAME): member for member in file.getmembers() if member.isfile()}
-    directories = {path.parts[0] for path in members if len(path.parts) > 1}
-    assert directories == {".github", "benchmarks", "docs", "examples", "src", "tests"}
-    assert {str(path) for path in members if len(path.parts) == 1} == {
-        ".gitignore",
-        ".pre-commit-config.yaml",
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "Makefile",
-        "PKG-INFO",
-        "README.md",
-        "SECURITY.md",
-        "constraints.txt",
-        "hatch_build.py",
-        "pyproject.toml",
+        members = {member.name.removeprefix(f"{NAME}/"): member for member in file.getmembers() if member.isfile()}
+    sources = {
+        path.relative_to(project).as_posix()
+        for directory in DIRECTORIES
+        for path in (project / directory).rglob("*")
+        if path.is_file()
     }
-    assert not [path for path in members if {"__pycache__", "_build", "runs", "dist"} & set(path.parts)]
-    sources = {path.suffix or path.name for path in members if path.parts[0] in {"src", "examples"}}
-    assert sources <= {".md", ".py", ".rst", ".typed"}
+    assert members.keys() == FILES | sources - set(LEFT_OVERS) | {"PKG-INFO"}
+    kinds = {Path(name).suffix for name in members if name.startswith(("src/", "examples/"))}
+    assert kinds == {".md", ".py", ".typed"}
     assert all(member.size < 2**20 for member in members.values())
 
 
@@ -179,25 +228,31 @@ def test_twine_accepts_both(built):
 
 
 def test_wheel_is_enough(installed, tmp_path):
-    """Without the source tree the package comes from the wheel, and the README's examples run."""
+    """Without the source tree every module comes from the wheel, and the README's examples run."""
     python, site = installed
     shutil.copy(ROOT / "README.md", tmp_path)
-    origin = run(python, "-c", "import crossmodal_attn; print(crossmodal_attn.__file__)", cwd=tmp_path)
-    assert Path(origin.strip()).parents[1] == site
-    run(python, "-m", "doctest", "README.md", cwd=tmp_path)
+    script = """
+import doctest, importlib, pkgutil
+import crossmodal_attn
+for module in pkgutil.iter_modules(crossmodal_attn.__path__, "crossmodal_attn."):
+    print(importlib.import_module(module.name).__file__)
+assert doctest.testfile("README.md", module_relative=False).failed == 0
+"""
+    origins = {Path(line) for line in run(python, "-c", script, cwd=tmp_path).splitlines()}
+    assert origins == set(site.glob("crossmodal_attn/*.py")) - {site / "crossmodal_attn/__init__.py"}
 
 
 def test_types_reach_a_user(installed, tmp_path):
-    """A user's file is type-checked against the wheel; without ``py.typed`` mypy would not look into the package."""
+    """mypy and pyright check a user's file against the wheel; without ``py.typed`` they would find no types."""
     python, site = installed
     shutil.copy(ROOT / "tests/typed_user.py", tmp_path)
-    # The options of `make types`, so that what either has read of torch serves the other.
-    options = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
-    check = [sys.executable, "-m", "mypy", *options, "--python-executable", python, "typed_user.py"]
-    assert "no issues" in run(*check, cwd=tmp_path)
+    for name, text in CHECKERS.items():
+        (tmp_path / name).write_text(text.format(python=python), encoding="utf-8")
+    for checker in ("mypy", "pyright"):
+        run(sys.executable, "-m", checker, cwd=tmp_path)
     (site / "crossmodal_attn/py.typed").unlink()
     with pytest.raises(AssertionError, match="import-untyped"):
-        run(*check, cwd=tmp_path)
+        run(sys.executable, "-m", "mypy", cwd=tmp_path)
 
 
 def links(text):

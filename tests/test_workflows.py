@@ -1,6 +1,8 @@
 """The workflows: what they run is pinned, they may do little, and they test what the metadata claims."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,10 +58,29 @@ def test_matrix_is_what_the_metadata_claims():
     assert {job["python"] for job in matrix["include"]} == {python for python, _ in excluded}
 
 
+def test_oldest_torch_can_be_installed(tmp_path):
+    """A job pins its torch, or none if it is to be the newest; sympy is left to torch, which pins it."""
+    steps = yaml.safe_load(WORKFLOWS["tests"])["jobs"]["tests"]["steps"]
+    (pin,) = [step for step in steps if "TORCH" in step.get("env", {})]
+    before = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    for torch, pinned in {"2.6.0": {"torch==2.6.0"}, "newest": set()}.items():
+        file = tmp_path / "constraints.txt"
+        file.write_text("\n".join(before), encoding="utf-8")
+        subprocess.run(["bash", "-ec", pin["run"]], cwd=tmp_path, env=os.environ | {"TORCH": torch}, check=True)  # noqa: S603, S607
+        after = file.read_text(encoding="utf-8").splitlines()
+        assert set(after) - set(before) == pinned
+        gone = {line.partition("==")[0] for line in set(before) - set(after)}
+        assert gone == {"torch", "sympy"}
+
+
 def test_release_publishes_what_was_tested():
     """The jobs follow one another, and hand on the same files."""
     jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
     assert (jobs["test"]["needs"], jobs["publish"]["needs"]) == ("build", "test")
     steps = [step for job in jobs.values() for step in job["steps"]]
     assert [step["with"]["name"] for step in steps if "load-artifact@" in step.get("uses", "")] == ["dist"] * 3
-    assert jobs["publish"]["steps"][-1]["with"] == {"attestations": True}
+    publish = jobs["publish"]["steps"][-1]
+    assert publish["with"] == {"attestations": True}
+    version = re.search(rf"{publish['uses']} # v([\d.]+)", WORKFLOWS["release"])[1]
+    # The first that reads metadata 2.5, which hatchling writes.
+    assert tuple(map(int, version.split("."))) >= (1, 14, 2)

@@ -1,12 +1,25 @@
 """What a user's type checker must see of the installed package: mypy and pyright check this file, and nothing runs it.
 
-Without ``py.typed`` every name would be ``Any``, and so both the asserted types and the expected error would be missed.
+Without ``py.typed`` both would say that the package has no types. A comment that ignores an error must have one to
+ignore.
 """
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
-from crossmodal_attn import AGSCA, CMRA, AVInteraction, padding_mask, record_attention, relation_attention
+from crossmodal_attn import (
+    AGSCA,
+    CMRA,
+    AVInteraction,
+    RelationAware,
+    padding_mask,
+    record_attention,
+    relation_attention,
+    relation_mask,
+    summarize_relations,
+)
 
 
 class Fusion(nn.Module):
@@ -22,16 +35,20 @@ class Fusion(nn.Module):
         return fused
 
 
-def attributes(layer: CMRA) -> None:
+def attributes(layer: CMRA, block: RelationAware) -> None:
     assert_type(layer.q_proj, nn.Linear)
     assert_type(layer.context_kv_proj, nn.Linear | None)
     assert_type(layer.include_query, bool)
+    assert_type(block.cross_relation.attention, CMRA)
 
 
-def results(layer: CMRA, model: Fusion, query: Tensor, memory: Tensor) -> None:
+def results(layer: CMRA, guide: AGSCA, model: Fusion, query: Tensor, memory: Tensor) -> None:
     assert_type(layer.forward(query, [memory, memory], need_weights=True), Tensor | tuple[Tensor, Tensor])
+    assert_type(guide.forward(memory, query), Tensor | tuple[Tensor, Tensor, Tensor])
     assert_type(relation_attention(query, memory, memory, dropout_p=0.1), Tensor)
     assert_type(padding_mask([3, 1]), Tensor)
+    assert_type(relation_mask(10, [40], causal=True, window=(2, None)), Tensor)
+    assert_type(summarize_relations(memory, [10, 10]).intra, Tensor)
     with record_attention(model) as maps:
         assert_type(maps, dict[str, Tensor])
 
