@@ -20,7 +20,8 @@ class Dropout(nn.Dropout):
     There torch draws a number for each element, one after another, and the mask takes longer than what is masked. Here
     the probability is a multiple of 2 ** -16, the nearest to ``p``, and what is kept is scaled by the probability that
     it really had, so that the mean stays exact. The masks follow the seed, but they are not those of torch's dropout.
-    On other devices, and in compiled or exported code, this is torch's dropout. ``inplace`` is not offered.
+    On other devices, and in compiled or exported code, this is torch's dropout. ``inplace`` is not offered. In training
+    :func:`torch.vmap` of it takes a torch that maps ``Tensor.view(dtype)``, which 2.9 does not yet.
 
     Args:
         p: probability of dropping an element, in [0, 1].
