@@ -1,13 +1,16 @@
-"""What the tests share: tolerances, seeded draws, the layers, a small CMRAN."""
+"""What the tests share: tolerances, seeded draws, the layers, a small CMRAN, quick runs and processes."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import h5py
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ave.model import CMRAN
@@ -87,6 +90,40 @@ def release(tmp_path: Path) -> Path:
     directory.mkdir()
     write_release(directory)
     return directory
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures of a run empty: to draw them takes several times as long as a small network's training."""
+
+    def draw(*_: object) -> Figure:
+        return Figure(figsize=(1, 1))
+
+    def draw_examples(*_: object) -> dict[str, Figure]:
+        return {"timelines.png": draw(), "attention.png": draw()}
+
+    monkeypatch.setattr("ave.reporting.draw_confusion", draw)
+    monkeypatch.setattr("ave.commands.train.draw_learning_curves", draw)
+    for command in ("train", "evaluate"):
+        monkeypatch.setattr(f"ave.commands.{command}.draw_examples", draw_examples)
+
+
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """Starts processes by a fork of one that has imported torch and the like, which each would import for seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "accelerate",
+            "h5py",
+            "huggingface_hub",
+            "matplotlib.figure",
+            "pytest",
+            "torch._dynamo",  # which an optimizer imports
+            "torchmetrics.classification",
+        ]
+    )
+    return context
 
 
 @pytest.fixture

@@ -20,10 +20,14 @@ FILES = {
 }
 
 
+SMALL = {"embed_dim": 20, "dim_feedforward": 17}
+without_pictures = pytest.mark.usefixtures("blank_pictures")
+
+
 @pytest.fixture(autouse=True)
 def _small_network(monkeypatch):
     """Most of the time of a short run goes into checkpoints of the real one."""
-    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, embed_dim=20, dim_feedforward=17))
+    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, **SMALL))
 
 
 def read_csv(path):
@@ -50,6 +54,7 @@ def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
     assert (model.setting, model.video_dim, len(model.categories)) == (setting, SHAPE["video_dim"], 28)
 
 
+@without_pictures
 def test_several_seeds(release, tmp_path, capsys):
     """Each is the run that it is alone, and the spread is theirs."""
     options = ("--data", release, "--epochs", 2, "--batch-size", 5)
@@ -77,8 +82,9 @@ def test_several_seeds(release, tmp_path, capsys):
     assert [(row["seed"], row["epoch"]) for row in history] == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
 
 
+@without_pictures
 def test_metrics_follow_from_the_history(release, tmp_path):
-    _, metrics = run_main(tmp_path, "--data", release, "--epochs", 4)
+    _, metrics = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
     history = metrics["history"]
     chosen = max(history, key=lambda epoch: epoch["val_accuracy"])
     assert metrics["chosen_epoch"] == chosen["epoch"]
@@ -86,6 +92,7 @@ def test_metrics_follow_from_the_history(release, tmp_path):
     assert metrics["best_test_accuracy"] == max(epoch["test_accuracy"] for epoch in history)
 
 
+@without_pictures
 def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     """The saved network gives the figures of its training, on the release as on any machine that has it."""
     output, trained = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01)
@@ -99,23 +106,28 @@ def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     assert "CMRAN, supervised, on the test split of the AVE set release" in capsys.readouterr().out
 
 
+@without_pictures
 def test_evaluation_of_another_split(release, tmp_path):
-    output, trained = run_main(tmp_path, "--data", release, "--epochs", 2)
+    output, trained = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
     options = ("--data", release, "--split", "val", "--output", tmp_path / "val")
     call_main("evaluate", "--checkpoint", output, *options)
     (evaluated,) = json.loads((tmp_path / "val" / "metrics.json").read_text())["runs"]
     assert evaluated["accuracy"] == max(epoch["val_accuracy"] for epoch in trained["history"])
 
 
-@pytest.mark.parametrize("cache", ["device", "memory", "disk"])
-def test_where_the_features_are_changes_nothing(release, tmp_path, cache):
-    options = ("--data", release, "--epochs", 2, "--batch-size", 5)
-    _, expected = run_main(tmp_path, *options)
-    _, metrics = run_main(tmp_path, *options, "--cache", cache, "--workers", 1)
-    assert [line["loss"] for line in metrics["history"]] == [line["loss"] for line in expected["history"]]
-    assert metrics["confusion"] == expected["confusion"]
+@without_pictures
+def test_where_the_features_are_changes_nothing(release, tmp_path, capsys):
+    options = ("--data", release, "--epochs", 2, "--batch-size", 5, "--workers", 1)
+    runs = {}
+    for cache, place in {"auto": "in", "device": "in", "memory": "in memory", "disk": "stay on disk"}.items():
+        runs[cache] = run_main(tmp_path, *options, "--cache", cache)[1]
+        assert f"features {place}" in capsys.readouterr().out
+    losses = {cache: [line["loss"] for line in metrics["history"]] for cache, metrics in runs.items()}
+    assert losses == dict.fromkeys(runs, losses["auto"])
+    assert all(metrics["confusion"] == runs["auto"]["confusion"] for metrics in runs.values())
 
 
+@without_pictures
 def test_a_prepared_release_trains_alike(release, tmp_path):
     call_main("prepare", "--data", release, "--output", tmp_path / "prepared", "--dtype", "float32")
     losses = []
@@ -125,8 +137,10 @@ def test_a_prepared_release_trains_alike(release, tmp_path):
     assert losses[0] == losses[1]
 
 
+@without_pictures
 def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
-    """Through a backend that is quick to compile."""
+    """Through a backend that is quick to compile, with layers that are as few as they can be."""
+    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, num_layers=1, **SMALL))
     compiled = []
 
     def compile_quickly(model, **options):
@@ -140,6 +154,7 @@ def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
     assert metrics["history"][0]["loss"] == pytest.approx(expected["history"][0]["loss"], rel=0.05)
 
 
+@without_pictures
 def test_tensorboard(release, tmp_path):
     """A run that goes on goes on in its logs."""
     output, metrics = run_main(tmp_path, "--data", release, "--epochs", 2, "--batch-size", 2, "--log", "tensorboard")

@@ -47,10 +47,10 @@ def work(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, processes):
     """Where both processes have left their gradients, of both settings."""
     path = tmp_path_factory.mktemp("distributed")
-    torch.multiprocessing.spawn(work, (str(path),), nprocs=2)
+    torch.multiprocessing.start_processes(work, (str(path),), nprocs=2, start_method=processes.get_start_method())
     return path
 
 

@@ -1,13 +1,9 @@
 """Prepared sets: equal to the release but for rounding, whatever stopped the preparation, and never half of one."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +17,6 @@ from ave.reading import inspect_set, read_features, read_set
 from ave.release import read_release
 from ave_release import write_dataset, write_release
 
-EXAMPLES = Path(ave_cmran.__file__).parent
 FEATURES = ("visual_feature", "audio_feature", "visual_feature_noisy", "audio_feature_noisy")
 # Half a unit in the last place, relative to a normal number; below those, half of the least number.
 PRECISION = {"float16": (2**-11, 2**-25), "float32": (2**-24, 2**-150)}
@@ -163,42 +158,36 @@ def test_a_damaged_manifest_is_written_anew(release, prepared):
     assert contents(prepared) == whole
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-from ave import preparing, storage
-storage.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
-note = preparing.Preparation._note
-def slow(self):
-    note(self)
-    time.sleep(0.05)
-preparing.Preparation._note = slow
-preparing.Preparation(Path(sys.argv[1]), Path(sys.argv[2])).run()
-"""
+def prepare_slowly(directory, output):
+    """Prepare in blocks of three videos, twenty of them a second at most. Runs in a process of its own."""
+    storage.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
 
+    def note(self, original=Preparation._note):
+        original(self)
+        time.sleep(0.05)
 
-def start_slowly(directory, output):
-    """A process that prepares in blocks of three videos, twenty of them a second at most."""
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SLOW, directory, output], env=environment)  # noqa: S603
+    Preparation._note = note
+    Preparation(directory, output).run()
 
 
 @pytest.mark.parametrize("moments", [[("visual_feature", 3), ("visual_feature", 12), ("audio_feature_noisy", 0)]])
-def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path, moments):
+def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path, moments, processes):
     directory, _ = release
     uninterrupted, output = tmp_path / "uninterrupted", tmp_path / "output"
     Preparation(directory, uninterrupted).run()
     for name, rows in moments:
-        process = start_slowly(directory, output)
+        process = processes.Process(target=prepare_slowly, args=(directory, output))
+        process.start()
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             noted = json.loads(path.read_text()) if (path := output / "unfinished.json").exists() else {"files": {}}
             current = noted.get("current")
             if name in noted["files"] or (current and current["name"] == name and current["rows"] >= rows):
                 break
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         for read in (read_set, inspect_set):
             with pytest.raises(ValueError, match=r"prepare has not finished here; run it again"):
                 read(output)
@@ -296,28 +285,25 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     torch.testing.assert_close(read_set(output).labels, read_release(directory).labels)
 
 
-FULL = """
-import resource, sys
-import ave_cmran
-from ave import storage
-storage.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-ave_cmran.main(["prepare", *sys.argv[2:]])
-"""
-
-
 @pytest.mark.parametrize("limit", [100, 9000, 13900])
-def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_path, limit):
+def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_path, monkeypatch, capsys, limit):
     """A limit on the size of files fails as a full disk does, with another number."""
+    resource = pytest.importorskip("resource")
     directory, _ = release
     output = tmp_path / "output"
-    arguments = [sys.executable, "-c", FULL, str(limit), "--data", directory, "--output", output]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
-    assert process.returncode == 1, process.stderr
-    (line,) = (line for line in process.stderr.splitlines() if "error" in line)
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 3 * 5 * 3 * 2 * 11 * 8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_command("prepare", "--data", directory, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == 1
+    errors = capsys.readouterr().err
+    (line,) = (line for line in errors.splitlines() if "error" in line)
     assert "File too large; what is written is kept: run prepare again to go on" in line
-    assert "Traceback" not in process.stderr
+    assert "Traceback" not in errors
     assert not (output / "prepared.json").exists()
     Preparation(directory, output).run()
     Preparation(directory, tmp_path / "uninterrupted").run()

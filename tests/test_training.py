@@ -52,17 +52,18 @@ def test_the_seed_decides_everything(data, accelerator):
     assert first[0].history != run(data, accelerator, seed=4)[0].history
 
 
-@pytest.mark.parametrize("finished", [1, 2, 3])
-def test_a_run_that_goes_on_ends_bit_identical(data, accelerator, setting, finished, tmp_path):
+def test_a_run_that_goes_on_ends_bit_identical(data, accelerator, setting, tmp_path):
     """Weights, history, and the checkpoint with all that the optimizer remembers."""
     straight = run(data, accelerator, setting=setting, epochs=4, checkpoints=Checkpoints(tmp_path / "straight"))
-    run(data, accelerator, setting=setting, epochs=finished, checkpoints=Checkpoints(tmp_path / "stopped"))
-    resumed = run(data, accelerator, setting=setting, epochs=4, checkpoints=Checkpoints(tmp_path / "stopped"))
-    assert_same(straight, resumed)
-    (expected, _), (came, _) = (Checkpoints(tmp_path / name).load() for name in ("straight", "stopped"))
-    assert expected.keys() == came.keys()
+    expected, _ = Checkpoints(tmp_path / "straight").load()
     assert any(name.startswith("optimizer.") and name.endswith(".exp_avg_sq") for name in expected)
-    assert all(torch.equal(value, came[name]) for name, value in expected.items())
+    for finished in (1, 2, 3):
+        checkpoints = Checkpoints(tmp_path / f"stopped-{finished}")
+        run(data, accelerator, setting=setting, epochs=finished, checkpoints=checkpoints)
+        assert_same(straight, run(data, accelerator, setting=setting, epochs=4, checkpoints=checkpoints))
+        came, _ = checkpoints.load()
+        assert expected.keys() == came.keys()
+        assert all(torch.equal(value, came[name]) for name, value in expected.items())
 
 
 def test_a_finished_run_has_nothing_left_to_train(data, accelerator, tmp_path):
