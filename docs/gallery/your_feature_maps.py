@@ -50,7 +50,7 @@ print("patches:           ", tuple(layer(patches, audio).shape))
 # Does it find anything?
 # ----------------------
 # A map of clutter, in which two objects stand in cells of their own. A sound belongs to one of them. The only question
-# is which *colour* that one has, a number that is written into its cell; nobody tells the network where to look.
+# is which *colour* that one has, three numbers that are written into its cell; nobody tells the network where to look.
 
 OBJECTS, GRID, WIDTH = 4, 7, 32
 looks, sounds = torch.randn(OBJECTS, WIDTH), torch.randn(OBJECTS, 16)
@@ -60,29 +60,28 @@ def make_batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maps, sounds, the colour of the object that sounds, and its cell."""
     objects = torch.rand(size, OBJECTS).argsort(-1)[:, :2]
     cells = torch.rand(size, GRID * GRID).argsort(-1)[:, :2]
-    colours = torch.randint(2, (size, 2)) * 2.0 - 1
+    colours = torch.randn(size, 2, 3)
     features = looks[objects] * 2
-    features[..., -1] = 3 * colours
+    features[..., -3:] = 3 * colours
     maps = torch.randn(size, GRID * GRID, WIDTH) * 0.3
     maps.scatter_(1, cells[..., None].expand(-1, -1, WIDTH), features)
     audio = sounds[objects[:, 0]] + torch.randn(size, 16) * 0.2
     return maps.unflatten(1, (GRID, GRID)), audio, colours[:, 0], cells[:, 0]
 
 
-layer, head = AGSCA(WIDTH, 16, hidden_dim=64), nn.Linear(WIDTH, 1)
+layer, head = AGSCA(WIDTH, 16, hidden_dim=64), nn.Linear(WIDTH, 3)
 optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], 3e-3)
 for step in range(601):
     maps, audio, colour, _ = make_batch(128)
-    logits = head(layer(maps, audio)).squeeze(-1)
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, (colour > 0).float())
+    loss = nn.functional.mse_loss(head(layer(maps, audio)), colour)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if step % 150 == 0:
-        print(f"step {step:3}   loss {loss.item():.3f}   right {(logits * colour > 0).float().mean().item():.0%}")
+        print(f"step {step:3}   squared error {loss.item():.3f}, and {colour.square().mean():.3f} of always saying 0")
 
 # %%
-# To answer, it had to find the object that sounds, and not the other one.
+# To tell the colour, it has to look at the object that sounds, and not at the other one.
 
 maps, audio, colour, cell = make_batch(500)
 with torch.no_grad():
