@@ -41,7 +41,6 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions", "gallery", "**/*.ipynb", "guides/*.py", "guides/sg_execution_times.rst"]
 root_doc = "index"
-nitpicky = True
 # References outside the project: links where the network is there, plain text where it is not.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|collections|typing|typing_extensions|matplotlib|numpy|np)\..*"),
@@ -74,7 +73,7 @@ html_copy_source = False
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 bibtex_bibfiles = ["references.bib"]
@@ -120,7 +119,6 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_signature": False,
     "write_computation_times": False,
-    "doc_module": ("crossmodal_attn",),
 }
 
 

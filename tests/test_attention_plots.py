@@ -413,5 +413,5 @@ def test_without_matplotlib_the_import_says_what_to_install(monkeypatch):
     for module in [module for module in sys.modules if module.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "crossmodal_attn.plots")
-    with pytest.raises(ImportError, match=r"needs matplotlib.*pip install crossmodal-attn\[plots\]"):
+    with pytest.raises(ImportError, match=r"needs matplotlib.*pip install 'crossmodal-attn\[plots\]'"):
         importlib.import_module("crossmodal_attn.plots")

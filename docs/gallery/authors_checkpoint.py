@@ -3,7 +3,9 @@ Load the authors' checkpoint
 ============================
 
 Weights that the authors' released code saved, ``.pth.tar``, load into the network of the example, and give the same
-outputs. Nothing in the file is run: a file that holds anything but tensors, numbers and text is refused.
+outputs. Nothing in the file is run: a file that holds anything but tensors, numbers and text is refused. This runs from
+the root of a clone, with the extra ``examples`` installed:
+``PYTHONPATH=examples:. python docs/gallery/authors_checkpoint.py``.
 """
 
 import tempfile

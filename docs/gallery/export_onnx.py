@@ -3,8 +3,8 @@ Export to ONNX, and run it with onnxruntime
 ===========================================
 
 :func:`torch.onnx.export` turns a layer, or a model that has layers in it, into an ONNX file. Batch and lengths stay
-open, masks are inputs like any other, and onnxruntime, which needs no PyTorch, gives the same outputs. It needs
-``pip install "crossmodal-attn[onnx]"``, and torch 2.7: the exporter of 2.6 fixes sizes that are to stay open.
+open, masks are inputs like any other, and onnxruntime, which needs no PyTorch, gives the same outputs. The guide needs
+the extra ``onnx``, and torch 2.7 or newer: the exporter of 2.6 fixes sizes that are to stay open.
 """
 
 import logging

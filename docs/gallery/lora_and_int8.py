@@ -4,7 +4,7 @@ LoRA (peft) and quantisation (torchao) on a CMRA model
 
 Every projection of a layer is a plain :class:`torch.nn.Linear` that is called as a module. So peft can put low-rank
 adapters on it, and torchao can store its weights in 8 bits. Here a small model is trained, adapted to another
-microphone, merged, and quantised.
+microphone, merged, and quantised. It needs ``pip install peft torchao``.
 """
 
 import copy

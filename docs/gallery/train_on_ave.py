@@ -3,8 +3,9 @@ Train on AVE, step by step
 ==========================
 
 ``examples/ave_cmran.py train`` does all of this in one command. Here it is taken apart: the set, the network, one step,
-an epoch, an accuracy, and what the network then says of a video. It runs from a clone, with the extra ``examples``
-installed, and on an embedded set in the shape of AVE, so that nothing has to be downloaded.
+an epoch, an accuracy, and what the network then says of a video. It runs on an embedded set in the shape of AVE, so
+that nothing has to be downloaded; and from the root of a clone, with the extra ``examples`` installed:
+``PYTHONPATH=examples python docs/gallery/train_on_ave.py``.
 """
 
 import matplotlib.pyplot as plt

@@ -47,8 +47,8 @@ for index, (own_video, own_audio) in enumerate(zip(videos, audios, strict=True))
 # %%
 # NaN at padding
 # --------------
-# Features from a preallocated buffer may hold anything behind their end. Here it is NaN, and nothing changes, in the
-# outputs or in the gradients.
+# Features from a preallocated buffer may hold anything behind their end. Here it is NaN in the video and
+# infinity in the audio, and nothing changes, in the outputs or in the gradients.
 
 dirty_video = video.masked_fill(video_padding[..., None], torch.nan)
 dirty_audio = audio.masked_fill(audio_padding[..., None], torch.inf)

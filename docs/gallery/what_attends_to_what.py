@@ -116,7 +116,7 @@ for memory, segment, weight in first:
 # Where does it look?
 # -------------------
 # The spatial maps of AGSCA, second by second, with the true cell outlined. The tanh of Eq. 3 bounds how sharp a map can
-# be: no cell gets more than :math:`e^2` times what another gets, which is 23% of a 5 x 5 grid.
+# be: no cell gets more than :math:`e^2` times what another gets, so at most 24% of the attention in a 5 x 5 grid.
 
 spatial_map = recorded["place.spatial_map"][0]
 figure, grid = plt.subplots(1, SECONDS, figsize=(9, 1.7), layout="constrained")

@@ -2,8 +2,8 @@
 AGSCA on your own feature maps
 ==============================
 
-:class:`~crossmodal_attn.AGSCA` takes the maps of any backbone: channels first or last, 7 x 7 or a volume, from images
-or video. Anything that is a vector can ask: audio, a caption, a class.
+:class:`~crossmodal_attn.AGSCA` takes the maps of any backbone, once their channels are last: 7 x 7 or a volume, from
+images or video. Anything that is a vector can ask: audio, a caption, a class.
 """
 
 import matplotlib.pyplot as plt

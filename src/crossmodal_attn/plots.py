@@ -25,7 +25,7 @@ try:
     from numpy.typing import ArrayLike, NDArray
 except ImportError as _error:
     raise ImportError(
-        "crossmodal_attn.plots needs matplotlib, which could not be imported: pip install crossmodal-attn[plots]"
+        "crossmodal_attn.plots needs matplotlib, which could not be imported: pip install 'crossmodal-attn[plots]'"
     ) from _error
 
 __all__ = ["plot_relations", "plot_spatial_attention", "plot_timeline"]
