@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ave.results import write_json
+from ave.results.files import write_json
 from benchmarks import agsca, cmra, epoch, growth, network
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import SEED, Session

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.official import agsca_from_official
+from ave.networks.authors_weights import agsca_from_official
 from benchmarks.measuring import SEED, Form, Session, compare
 from benchmarks.passes import TASKS, make_pass
 from benchmarks.rivals import LiteralAGSCA

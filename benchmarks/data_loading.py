@@ -30,11 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ave.data import SPLITS
-from ave.loading import Share, Videos
-from ave.preparing import Preparation
-from ave.reading import read_set
-from ave.results import format_table, write_json
+from ave.data.batches import Share, Videos
+from ave.data.dataset import SPLITS
+from ave.data.prepared import read_set
+from ave.prepare import prepare_release
+from ave.results.files import write_json
+from ave.results.tables import format_table
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import summarise
 
@@ -109,7 +110,7 @@ class ByDataset:
 
     def __init__(self, directory: Path) -> None:
         data = read_set(directory, "supervised")
-        self.videos = Videos(data.visual, data.audio, data.labels)
+        self.videos = Videos((data.visual, data.audio, data.labels, torch.arange(len(data.labels))))
 
     def __call__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """The features of a batch."""
@@ -161,7 +162,7 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         ways[f"row by row, {layout} HDF5"] = (RowByRow, place / layout)
         ways[f"release, {layout} HDF5"] = (ByDataset, place / layout)
     start = time.perf_counter()
-    files = Preparation(place / LAYOUTS[0], place / "prepared").run()["files"]
+    files = prepare_release(place / LAYOUTS[0], place / "prepared")["files"]
     seconds = time.perf_counter() - start
     ways["prepared"] = (ByDataset, place / "prepared")
     ways["prepared, float16 batches"] = (AsStored, place / "prepared")

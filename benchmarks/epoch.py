@@ -6,20 +6,21 @@ Where its time goes is what the training itself has measured: data, forward and 
 from __future__ import annotations
 
 import gc
+import io
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
 
-from ave.accelerating import make_accelerator
-from ave.caching import cache_features
-from ave.data import AVE_CATEGORIES, AVEData
-from ave.model import CMRAN
-from ave.training import Epoch, train
+from ave.data.dataset import AVE_CATEGORIES, AVEData
+from ave.networks.cmran import CMRAN
+from ave.train import TrainConfig, main
 from benchmarks.measuring import SEED, Session, summarise
 
 __all__ = ["TITLE", "make_set", "run"]
@@ -53,31 +54,30 @@ def _train(session: Session, data: AVEData, epochs: int, precision: str, compile
     gc.collect()
     torch.compiler.reset()
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the training before
-    accelerator = make_accelerator(session.device.type, precision)
-    cached, place = cache_features(data, "auto", accelerator, "supervised")
-    set_seed(SEED)
-    model = CMRAN()
-    if compiled:
-        model.compile()
-    start = time.perf_counter()
-    training = train(
-        model, cached, accelerator, epochs=epochs, batch_size=BATCH, learning_rate=LEARNING_RATE, seed=SEED
-    )
-    total = time.perf_counter() - start
-    accelerator.free_memory()
-    first, *others = training.history
-    parts = {name: summarise([epoch.seconds[name] for epoch in others]) for name in first.seconds}
+    with tempfile.TemporaryDirectory() as output, redirect_stdout(io.StringIO()) as printed:
+        config = TrainConfig(
+            epochs=epochs,
+            batch_size=BATCH,
+            lr=LEARNING_RATE,
+            seeds=(SEED,),
+            device=session.device.type,
+            precision=precision,  # type: ignore[arg-type]
+            compile=compiled,
+            output=Path(output),
+        )
+        start = time.perf_counter()
+        (metrics,) = main(config, data=data, network=CMRAN, draw=False)
+        total = time.perf_counter() - start
+    place = next(line for line in printed.getvalue().splitlines() if "features" in line).rpartition("; ")[2]
+    first, *others = (line["seconds"] for line in metrics["history"])
+    parts = {name: summarise([seconds[name] for seconds in others]) for name in first}
     return {
         "features": place,
         "seconds_in_all": round(total, 2),
-        "first_epoch_seconds": round(_total(first), 3),
-        "epoch_seconds": summarise([_total(epoch) for epoch in others]),
+        "first_epoch_seconds": round(sum(first.values()), 3),
+        "epoch_seconds": summarise([sum(seconds[name] for name in first) for seconds in others]),
         "parts": parts,
     }
-
-
-def _total(epoch: Epoch) -> float:
-    return sum(epoch.seconds.values())
 
 
 def make_set(sizes: tuple[int, int, int], *, grid: int = 7, video_dim: int = 512, audio_dim: int = 128) -> AVEData:

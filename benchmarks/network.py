@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.model import CMRAN, supervised_loss
-from ave.official import load_official_state_dict
+from ave.networks.authors_weights import load_official_state_dict
+from ave.networks.cmran import CMRAN, supervised_loss
 from benchmarks.measuring import SEED, Form, Session, compare
 from benchmarks.published import PublishedCMRAN
 

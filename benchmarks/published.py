@@ -2,8 +2,8 @@
 
 It goes time first, through ``nn.MultiheadAttention`` that returns its weights; all products and concatenations are
 built, and so are parameters that are never used. Written from the paper's equations and from facts about the released
-code: its structure, and the names and shapes of its parameters, so that :func:`ave.official.load_official_state_dict`
-copies them into the network of the example. Axes: B videos, T segments, C visual channels, A audio channels, D = 256.
+code: its structure, and the names and shapes of its parameters, so that ``load_official_state_dict`` copies them into
+the network of the example. Axes: B videos, T segments, C visual channels, A audio channels, D = 256.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.model import Localization
+from ave.networks.cmran import Localization
 from benchmarks.rivals import LiteralAGSCA
 
 __all__ = ["PublishedCMRAN"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ave.results import writing
+from ave.results.files import writing
 from benchmarks.pictures import draw_epochs, draw_growth, draw_ratios
 
 __all__ = ["main", "write_report"]

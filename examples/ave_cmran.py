@@ -1,4 +1,4 @@
-"""Audio-visual event localisation with CMRAN: check and prepare the AVE release, train, evaluate, predict.
+"""Audio-visual event localization with CMRAN: check and prepare the AVE release, train, evaluate, predict.
 
 Without a subcommand it trains; without options it trains on an embedded procedural set in the shape of AVE, in minutes
 on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
@@ -6,44 +6,58 @@ on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import tyro
 
-from ave.commands import InputError, check, evaluate, predict, prepare, train
+from ave import InputError, checking_input
+from ave.evaluate import EvaluateConfig
+from ave.evaluate import main as evaluate
+from ave.predict import PredictConfig
+from ave.predict import main as predict
+from ave.prepare import CheckConfig, PrepareConfig, check, prepare
+from ave.train import SavedRun, TrainConfig
+from ave.train import main as train
 
-COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict, "check": check, "prepare": prepare}
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command line: a parser for each subcommand, which its module describes."""
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="ave_cmran.py", description=__doc__, formatter_class=shape, allow_abbrev=False
-    )
-    subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND", required=True)
-    for name, command in COMMANDS.items():
-        description = command.__doc__ or ""
-        summary = description.partition("\n")[0]
-        command.add_options(
-            subparsers.add_parser(
-                name, help=summary, description=description, formatter_class=shape, allow_abbrev=False
-            )
-        )
-    return parser
+COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
+    "train": (TrainConfig, train),
+    "evaluate": (EvaluateConfig, evaluate),
+    "predict": (PredictConfig, predict),
+    "check": (CheckConfig, check),
+    "prepare": (PrepareConfig, prepare),
+}
+"""The settings of each subcommand, which are its options, and the function that runs it."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a subcommand. Exit codes: 2 for what was given, 1 for what failed later, 130 for Ctrl-C, 143 for SIGTERM."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def parse(arguments: list[str]) -> Any:
+    """Return the settings that a command line asks for; those of a resumed run are the defaults of its options."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
-    options = make_parser().parse_args(arguments)
+    kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
+    config = tyro.extras.subcommand_cli_from_dict(kinds, prog="ave_cmran.py", description=__doc__, args=arguments)
+    if isinstance(config, TrainConfig) and config.resume is not None:
+        with checking_input():
+            saved = SavedRun.read(config.resume).settings
+        config = tyro.cli(TrainConfig, prog="ave_cmran.py train", args=arguments[1:], default=saved)
+    return config
+
+
+def main(arguments: list[str] | None = None, **options: Any) -> None:
+    """Run a subcommand. Exit codes: 2 for wrong input, 1 for a later failure, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Args:
+        arguments: the command line, by default that of the process.
+        **options: passed on to the function that runs the subcommand.
+    """
     try:
-        COMMANDS[options.command].run(options)
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        run = next(run for kind, run in COMMANDS.values() if kind is type(config))
+        run(config, **options)
     except InputError as error:
         sys.exit(_say(error, 2))
     except (FloatingPointError, OSError) as error:
@@ -56,19 +70,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, with what is begun cleared away."""
+    """SIGTERM, which ends a command as Ctrl-C does, so that it cleans up."""
 
 
 def _say(error: object, code: int) -> int:
-    if code == 1 or os.environ.get("RANK", "0") == "0":  # what was given is the same for all processes
+    if code == 1 or os.environ.get("RANK", "0") == "0":  # wrong input is the same for all processes
         print(f"ave_cmran.py: error: {error}", file=sys.stderr)
     return code
 
 
-def _terminate(*_: object) -> None:
+def terminate(*_: object) -> None:
+    """Raise :class:`Terminated`, when SIGTERM comes."""
     raise Terminated
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     main()

@@ -10,10 +10,9 @@ from typing import Any
 import h5py
 import pytest
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ave.model import CMRAN
+from ave.networks.cmran import CMRAN
 from ave_release import write_release
 from oracles import CASES, Case, make_cmran
 
@@ -90,22 +89,6 @@ def release(tmp_path: Path) -> Path:
     directory.mkdir()
     write_release(directory)
     return directory
-
-
-@pytest.fixture
-def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the pictures of a run empty: to draw them takes several times as long as a small network's training."""
-
-    def draw(*_: object) -> Figure:
-        return Figure(figsize=(1, 1))
-
-    def draw_examples(*_: object) -> dict[str, Figure]:
-        return {"timelines.png": draw(), "attention.png": draw()}
-
-    monkeypatch.setattr("ave.reporting.draw_confusion", draw)
-    monkeypatch.setattr("ave.commands.train.draw_learning_curves", draw)
-    for command in ("train", "evaluate"):
-        monkeypatch.setattr(f"ave.commands.{command}.draw_examples", draw_examples)
 
 
 @pytest.fixture(scope="session")

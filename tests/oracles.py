@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ave.model import CMRAN
+from ave.networks.cmran import CMRAN
 from crossmodal_attn import AGSCA, CMRA, AVInteraction, CrossModalRelation, InternalTemporalRelation, RelationAware
 
 Paddings = Sequence[Tensor | None]

@@ -1,39 +1,48 @@
-"""Runs of the command, in this process or in one of their own."""
+"""Runs of the command, in this process or in one of their own, with a network and figures that are quickly made."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
 import ave_cmran
+from ave.networks.cmran import CMRAN
 
-COMMAND = [sys.executable, ave_cmran.__file__]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SMALL = partial(CMRAN, embed_dim=20, dim_feedforward=17)
+"""Most of the time of a short run goes into checkpoints of the real one."""
 
 
-def run_main(parent, *arguments):
-    """Train in this process; its directory of results, new below ``parent``, and the figures of its one seed."""
+def run_main(parent, *arguments, **options):
+    """Train a small network in this process; return its directory of results, new below ``parent``, and the metrics
+    of its one seed."""
     output = Path(tempfile.mkdtemp(dir=parent))
-    call_main("train", *arguments, "--output", output)
+    call_main("train", *arguments, "--output", output, **options)
     (metrics,) = json.loads((output / "metrics.json").read_text())["runs"]
     return output, metrics
 
 
-def call_main(*arguments):
-    """Run any subcommand in this process."""
+def call_main(*arguments, **options):
+    """Run any subcommand in this process; a training has a small network, and figures are drawn if asked for."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    ave_cmran.main(list(map(str, arguments)))
+    arguments = list(map(str, arguments))
+    trains = not arguments or arguments[0] == "train" or arguments[0].startswith("-")
+    if trains or arguments[0] == "evaluate":
+        options.setdefault("draw", False)
+    if trains:
+        options.setdefault("network", SMALL)
+    ave_cmran.main(arguments, **options)
 
 
-def start(*arguments, launcher=(), **options):
-    """Start the command in a process of its own, or in several by a launcher."""
-    script = [*launcher, ave_cmran.__file__] if launcher else COMMAND
+def start(*arguments, launcher=(sys.executable,), script=ave_cmran.__file__, **options):
+    """Start the command, or another script, in a process of its own, or in several by a launcher."""
     return subprocess.Popen(  # noqa: S603
-        [*map(str, script), *map(str, arguments)],
+        [*map(str, (*launcher, script, *arguments))],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

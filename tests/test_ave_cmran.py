@@ -2,32 +2,26 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ave.commands import evaluate, train
-from ave.model import CMRAN
-from ave.procedural import make_procedural_set
+import ave_cmran
+from ave.data.procedural import make_procedural_set
+from ave.networks.cmran import CMRAN
 from ave_release import SHAPE
-from running import call_main, run_main
+from running import SMALL, call_main, run_main
 
 FILES = {
     *("config.json", "metrics.json", "metrics.csv", "history.csv", "categories.csv", "confusion.csv"),
     *("learning_curves.png", "confusion.png", "timelines.png", "attention.png"),
 }
-
-
-SMALL = {"embed_dim": 20, "dim_feedforward": 17}
-without_pictures = pytest.mark.usefixtures("blank_pictures")
-
-
-@pytest.fixture(autouse=True)
-def _small_network(monkeypatch):
-    """Most of the time of a short run goes into checkpoints of the real one."""
-    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, **SMALL))
 
 
 def read_csv(path):
@@ -38,7 +32,7 @@ def read_csv(path):
 @pytest.mark.parametrize(("setting", "precision"), [("supervised", "fp32"), ("weak", "bf16")])
 def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
     options = ("--setting", setting, "--precision", precision, "--epochs", 2, "--batch-size", 5)
-    output, metrics = run_main(tmp_path, "--data", release, *options)
+    output, metrics = run_main(tmp_path, "--data", release, *options, draw=True)
     printed = capsys.readouterr().out
     assert metrics["segments"] == 5 * SHAPE["segments"]
     assert [line["epoch"] for line in metrics["history"]] == [1, 2]
@@ -54,7 +48,6 @@ def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
     assert (model.setting, model.video_dim, len(model.categories)) == (setting, SHAPE["video_dim"], 28)
 
 
-@without_pictures
 def test_several_seeds(release, tmp_path, capsys):
     """Each is the run that it is alone, and the spread is theirs."""
     options = ("--data", release, "--epochs", 2, "--batch-size", 5)
@@ -82,7 +75,6 @@ def test_several_seeds(release, tmp_path, capsys):
     assert [(row["seed"], row["epoch"]) for row in history] == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
 
 
-@without_pictures
 def test_metrics_follow_from_the_history(release, tmp_path):
     _, metrics = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
     history = metrics["history"]
@@ -92,11 +84,10 @@ def test_metrics_follow_from_the_history(release, tmp_path):
     assert metrics["best_test_accuracy"] == max(epoch["test_accuracy"] for epoch in history)
 
 
-@without_pictures
 def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     """The saved network gives the figures of its training, on the release as on any machine that has it."""
     output, trained = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01)
-    call_main("evaluate", "--checkpoint", output, "--data", release, "--output", tmp_path / "evaluation")
+    call_main("evaluate", "--checkpoint", output, "--data", release, "--output", tmp_path / "evaluation", draw=True)
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
     for name in ("accuracy", "confusion", "category_accuracy", "event_precision", "event_recall", "event_f1"):
         assert evaluated[name] == trained[name]
@@ -106,7 +97,6 @@ def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     assert "CMRAN, supervised, on the test split of the AVE set release" in capsys.readouterr().out
 
 
-@without_pictures
 def test_evaluation_of_another_split(release, tmp_path):
     output, trained = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
     options = ("--data", release, "--split", "val", "--output", tmp_path / "val")
@@ -115,7 +105,6 @@ def test_evaluation_of_another_split(release, tmp_path):
     assert evaluated["accuracy"] == max(epoch["val_accuracy"] for epoch in trained["history"])
 
 
-@without_pictures
 def test_where_the_features_are_changes_nothing(release, tmp_path, capsys):
     options = ("--data", release, "--epochs", 2, "--batch-size", 5, "--workers", 1)
     runs = {}
@@ -127,7 +116,6 @@ def test_where_the_features_are_changes_nothing(release, tmp_path, capsys):
     assert all(metrics["confusion"] == runs["auto"]["confusion"] for metrics in runs.values())
 
 
-@without_pictures
 def test_a_prepared_release_trains_alike(release, tmp_path):
     call_main("prepare", "--data", release, "--output", tmp_path / "prepared", "--dtype", "float32")
     losses = []
@@ -137,10 +125,8 @@ def test_a_prepared_release_trains_alike(release, tmp_path):
     assert losses[0] == losses[1]
 
 
-@without_pictures
 def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
     """Through a backend that is quick to compile, with layers that are as few as they can be."""
-    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, num_layers=1, **SMALL))
     compiled = []
 
     def compile_quickly(model, **options):
@@ -149,12 +135,13 @@ def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CMRAN, "compile", compile_quickly)
     options = ("--data", release, "--epochs", 1, "--batch-size", 13)
-    (_, expected), (_, metrics) = (run_main(tmp_path, *options, *extra) for extra in ((), ("--compile",)))
+    (_, expected), (_, metrics) = (
+        run_main(tmp_path, *options, *extra, network=partial(SMALL, num_layers=1)) for extra in ((), ("--compile",))
+    )
     assert len(compiled) == 1
     assert metrics["history"][0]["loss"] == pytest.approx(expected["history"][0]["loss"], rel=0.05)
 
 
-@without_pictures
 def test_tensorboard(release, tmp_path):
     """A run that goes on goes on in its logs."""
     output, metrics = run_main(tmp_path, "--data", release, "--epochs", 2, "--batch-size", 2, "--log", "tensorboard")
@@ -167,19 +154,14 @@ def test_tensorboard(release, tmp_path):
     assert accuracies == [(7 * line["epoch"], pytest.approx(line["test_accuracy"])) for line in metrics["history"]]
 
 
-def test_run_on_the_procedural_set(tmp_path, monkeypatch, capsys):
+def test_run_on_the_procedural_set(tmp_path, capsys):
     """The default, on few videos: attention is scored against the true cells, and nothing passes for AVE."""
-    for command in (train, evaluate):
-        monkeypatch.setattr(
-            command,
-            "make_procedural_set",
-            lambda: make_procedural_set(num_train=5, num_val=3, num_test=7, num_background=2),
-        )
-    output, metrics = run_main(tmp_path, "--epochs", 1)
+    few = make_procedural_set(num_train=5, num_val=3, num_test=7, num_background=2)
+    output, metrics = run_main(tmp_path, "--epochs", 1, data=few, draw=True)
     assert 0 < metrics["object_attention_if_uniform"] < 4 / 49
     assert 0 < metrics["object_attention"] < 1
     assert "procedural set (not AVE)" in capsys.readouterr().out
-    call_main("evaluate", "--checkpoint", output, "--output", tmp_path / "evaluation")
+    call_main("evaluate", "--checkpoint", output, "--output", tmp_path / "evaluation", data=few)
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
     assert evaluated["object_attention"] == metrics["object_attention"]
 
@@ -187,33 +169,33 @@ def test_run_on_the_procedural_set(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: expected a number above 0, got 0"),
-        (["--lr", "1e999"], "--lr: expected a number above 0, got 1e999"),
-        (["--batch-size", "many"], "--batch-size: invalid int value: 'many'"),
-        (["--lr", "-1"], "--lr: expected a number above 0, got -1"),
-        (["--lr", "nan"], "--lr: expected a number above 0, got nan"),
-        (["--lr", "inf"], "--lr: expected a number above 0, got inf"),
-        (["--seeds", "-1"], "--seeds: expected an integer from 0 to 4294967295, got -1"),
-        (["--seeds", "1.5"], "--seeds: invalid int value: '1.5'"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--lr", "1e999"], "--lr must be a number above 0, got inf"),
+        (["--batch-size", "many"], "--batch-size: invalid literal for int() with base 10: 'many'"),
+        (["--lr", "-1"], "--lr must be a number above 0, got -1"),
+        (["--lr", "nan"], "--lr must be a number above 0, got nan"),
+        (["--seeds", "-1"], "--seeds must be integers from 0 to 4294967295, got [-1]"),
+        (["--seeds", "1.5"], "Error parsing --seeds"),
         (["--seeds", "1", "1"], "--seeds must differ from one another, got [1, 1]"),
-        (["--seeds"], "--seeds: expected at least one argument"),
-        (["--workers", "-1"], "--workers: expected a number of at least 0, got -1"),
-        (["--cache", "attic"], "--cache: invalid choice: 'attic'"),
-        (["--log", "stdout"], "--log: invalid choice: 'stdout'"),
+        (["--seeds"], "--seeds must be integers from 0 to 4294967295, got []"),
+        (["--workers", "-1"], "--workers must be at least 0, got -1"),
+        (["--keep", "0"], "--keep must be at least 1, got 0"),
+        (["--cache", "attic"], "invalid choice 'attic' for argument '--cache'"),
+        (["--log", "stdout"], "'stdout'"),
         (["--device", "meta"], "--device must name a device that works here, got meta"),
-        (["--setting", "strong"], "--setting: invalid choice: 'strong'"),
-        (["--precision", "fp64"], "--precision: invalid choice: 'fp64'"),
+        (["--setting", "strong"], "invalid choice 'strong' for argument '--setting'"),
+        (["--precision", "fp64"], "invalid choice 'fp64' for argument '--precision'"),
         (["--device", "abacus"], "--device must name a device that works here, got abacus"),
-        (["--data", "/nowhere"], "/nowhere is no directory"),
-        (["--batch", "3"], "unrecognized arguments: --batch"),
+        (["--data", "/nowhere"], "/nowhere is not a directory"),
+        (["--batch", "3"], "Unrecognized options: --batch"),
+        (["--epoch", "3"], "Perhaps you meant: --epochs"),
         (["--resume", "/nowhere"], "--resume must name the directory of a run"),
-        (["--resume", "a", "--output", "b"], "not allowed with argument"),
-        (["trane"], "invalid choice: 'trane'"),
-        (["evaluate"], "one of the arguments --checkpoint --official is required"),
+        (["trane"], "Unrecognized options: trane"),
+        (["evaluate"], "one of --checkpoint and --official must be given, got None and None"),
         (["evaluate", "--checkpoint", "/nowhere"], "/nowhere"),
         (["evaluate", "--official", "/nowhere"], "/nowhere"),
-        (["check"], "the following arguments are required: --data"),
-        (["check", "--data", "/nowhere"], "/nowhere is no directory"),
+        (["check"], "--data"),
+        (["check", "--data", "/nowhere"], "/nowhere is not a directory"),
     ],
 )
 def test_refused_arguments(arguments, message, capsys, tmp_path, monkeypatch):
@@ -221,10 +203,18 @@ def test_refused_arguments(arguments, message, capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         call_main(*arguments)
     assert stop.value.code == 2
-    errors = capsys.readouterr().err
+    errors = " ".join(re.sub(r"[│─╭╮╰╯\n]", " ", capsys.readouterr().err).split())  # without the frame around it
     assert message in errors
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_resume_and_output_exclude_each_other(release, tmp_path, capsys):
+    output, _ = run_main(tmp_path, "--data", release, "--epochs", 1)
+    with pytest.raises(SystemExit) as stop:
+        call_main("train", "--resume", output, "--output", tmp_path / "other")
+    assert stop.value.code == 2
+    assert "--output must be left out with --resume" in capsys.readouterr().err
 
 
 def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
@@ -265,15 +255,14 @@ def test_a_run_is_not_overwritten(release, capsys, tmp_path):
         (KeyboardInterrupt(), 130, "error: stopped; what is finished is kept: go on with --resume"),
     ],
 )
-def test_what_fails_is_said_in_a_line(release, tmp_path, monkeypatch, capsys, failure, code, message):
+def test_what_fails_is_said_in_a_line(release, tmp_path, capsys, failure, code, message):
     """And leaves only what --resume needs."""
 
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(train, "train", fail)
     with pytest.raises(SystemExit) as stop:
-        call_main("--data", release, "--output", tmp_path / "run")
+        call_main("--data", release, "--output", tmp_path / "run", network=fail)
     assert stop.value.code == code
     errors = capsys.readouterr().err
     assert message in errors
@@ -317,4 +306,27 @@ def test_help_names_every_subcommand(capsys):
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     for name in ("train", "evaluate", "predict", "check", "prepare"):
-        assert f"    {name} " in printed
+        assert f"• {name} " in printed
+
+
+def test_only_the_command_needs_tyro(tmp_path):
+    """What examples, tests and benchmarks import does without it."""
+    (tmp_path / "tyro.py").write_text("raise ImportError('tyro was imported')")
+    examples = Path(ave_cmran.__file__).parent
+    paths = [*examples.glob("ave/**/*.py"), *examples.parent.glob("benchmarks/*.py")]
+    names = [".".join(path.relative_to(examples).with_suffix("").parts) for path in paths if "ave" in path.parts]
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(examples)!r}]\n"
+    code += "".join(f"import {name.removesuffix('.__init__')}\n" for name in names if name.startswith("ave"))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert process.returncode == 0, process.stderr
+    assert all("tyro" not in path.read_text() for path in paths)
+
+
+def test_data_and_networks_do_not_know_each_other():
+    """Dependencies point one way; the dataset needs torch only."""
+    ave = Path(ave_cmran.__file__).parent / "ave"
+    for folder, unknown in {"data": r"ave\.(networks|results|train)", "networks": r"ave\.(data|train)"}.items():
+        for path in (ave / folder).glob("*.py"):
+            assert not re.search(rf"^(from|import) {unknown}", path.read_text(), re.MULTILINE), path
+    imports = re.findall(r"^(?:from|import) (\w+)", (ave / "data" / "dataset.py").read_text(), re.MULTILINE)
+    assert set(imports) - set(sys.stdlib_module_names) == {"torch"}

@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ave.model import CMRAN, supervised_loss
-from ave.official import agsca_from_official, load_official_state_dict
+from ave.networks.authors_weights import agsca_from_official, load_official_state_dict
+from ave.networks.cmran import CMRAN, supervised_loss
 from benchmarks import __main__ as command
 from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report
 from benchmarks.measuring import Form, Session, compare
@@ -230,8 +230,8 @@ def test_random_set_has_the_shapes_of_the_release():
 
 
 class SmallCMRAN(CMRAN):
-    def __init__(self):
-        super().__init__(dim_feedforward=17)
+    def __init__(self, setting="supervised", **options):
+        super().__init__(setting, **options, dim_feedforward=17)
 
 
 @pytest.fixture

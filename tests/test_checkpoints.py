@@ -10,7 +10,7 @@ from ave.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 
 def save(checkpoints, *epochs):
     for epoch in epochs:
-        checkpoints.save(epoch, {"weight": torch.full((2, 3), float(epoch))}, {"history": [epoch]})
+        checkpoints.save(epoch, {"model": {"weight": torch.full((2, 3), float(epoch))}}, {"history": [epoch]})
 
 
 def load(checkpoints):
@@ -21,10 +21,13 @@ def load(checkpoints):
 def test_round_trip(tmp_path):
     checkpoints = Checkpoints(tmp_path / "new")
     tensors = {"a": torch.randn(2, 3), "b": torch.arange(5), "c": torch.tensor(1.0), "d": torch.randn(5, 3).T}
-    checkpoints.save(7, tensors, {"history": [{"loss": 0.1}], "scaler": None})
+    groups = {"model": tensors, "optimizer": {"0.exp_avg": torch.ones(3)}}
+    checkpoints.save(7, groups, {"history": [{"loss": 0.1}], "scaler": None})
     (loaded, facts), said = load(checkpoints)
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert loaded.keys() == groups.keys()
+    for group, expected in groups.items():
+        assert loaded[group].keys() == expected.keys()
+        assert all(torch.equal(loaded[group][name], expected[name]) for name in expected)
     assert (facts["epoch"], facts["history"], facts["scaler"]) == (7, [{"loss": 0.1}], None)
     assert said == []
 
@@ -60,7 +63,7 @@ def test_the_one_before_a_damaged_one_is_taken(tmp_path, damage):
     damage(tmp_path / "epoch-0005.safetensors")
     (tensors, facts), said = load(checkpoints)
     assert facts["epoch"] == 4
-    assert tensors["weight"].eq(4).all()
+    assert tensors["model"]["weight"].eq(4).all()
     assert len(said) == 1
     assert "epoch-0005.safetensors is damaged" in said[0]
 
@@ -103,7 +106,7 @@ def test_nothing_is_pickled(tmp_path):
     facts = json.loads((tmp_path / "epoch-0001.json").read_text())
     assert set(facts) == {"epoch", "sha256", "history"}
     header = (tmp_path / "epoch-0001.safetensors").read_bytes()[8:]
-    assert header.startswith(b'{"weight"')
+    assert header.startswith(b'{"model.weight"')
 
 
 def test_optimizer_round_trip():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ave.model import localize, supervised_loss, video_scores, weak_loss
+from ave.networks.cmran import localize, supervised_loss, video_scores, weak_loss
 from crossmodal_attn import padding_mask
 
 LENGTHS = [5, 2, 1]

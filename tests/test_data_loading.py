@@ -46,7 +46,7 @@ def test_ways_give_the_same_batches(tmp_path, assert_close):
     for layout in data_loading.LAYOUTS:
         (tmp_path / layout).mkdir()
         data_loading.write_set(tmp_path / layout, 5, layout)
-    data_loading.Preparation(tmp_path / "chunked", tmp_path / "prepared").run()
+    data_loading.prepare_release(tmp_path / "chunked", tmp_path / "prepared")
     expected = data_loading.RowByRow(tmp_path / "contiguous")([3, 0, 4])
     assert expected[0].min() == 0
     assert 0.7 < (expected[0] == 0).double().mean() < 0.8

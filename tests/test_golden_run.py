@@ -1,13 +1,13 @@
 """A short training on the procedural set gives, from its seed, the figures that it gave before, on any machine."""
 
+from functools import partial
+
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 
-from ave.model import CMRAN
-from ave.procedural import make_procedural_set
-from ave.training import train
+from ave.data.procedural import make_procedural_set
+from ave.networks.cmran import CMRAN
+from ave.train import TrainConfig, main
 
 LOSS_TOLERANCE = 1e-4
 """Relative; with other numbers of threads and other kernels they moved by 1e-7."""
@@ -26,15 +26,15 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("setting", "dropout"), GOLDEN)
-def test_golden_run(setting, dropout):
-    set_seed(0)
+def test_golden_run(setting, dropout, tmp_path):
+    torch.manual_seed(0)
     if dropout and torch.empty(8).bernoulli_(0.5).tolist() != DRAWN:
         pytest.skip("this torch draws other dropout masks than the one that gave these figures")
     data = make_procedural_set(num_train=29, num_val=13, num_test=23, num_background=3)
-    set_seed(0)
-    model = CMRAN(setting, categories=data.categories, **({} if dropout else {"dropout": 0.0, "input_dropout": 0.0}))
-    training = train(model, data, Accelerator(cpu=True), epochs=3, batch_size=8, learning_rate=5e-4, seed=0)
-    for epoch, (loss, right_of_val, right_of_test) in zip(training.history, GOLDEN[setting, dropout], strict=True):
-        assert epoch.loss == pytest.approx(loss, rel=LOSS_TOLERANCE)
-        assert epoch.val_accuracy * VAL_SEGMENTS == pytest.approx(right_of_val, abs=SEGMENT_TOLERANCE)
-        assert epoch.test_accuracy * TEST_SEGMENTS == pytest.approx(right_of_test, abs=SEGMENT_TOLERANCE)
+    network = CMRAN if dropout else partial(CMRAN, dropout=0.0, input_dropout=0.0)
+    config = TrainConfig(setting, epochs=3, batch_size=8, device="cpu", output=tmp_path)
+    (metrics,) = main(config, data=data, network=network, draw=False)
+    for epoch, (loss, right_of_val, right_of_test) in zip(metrics["history"], GOLDEN[setting, dropout], strict=True):
+        assert epoch["loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE)
+        assert epoch["val_accuracy"] * VAL_SEGMENTS == pytest.approx(right_of_val, abs=SEGMENT_TOLERANCE)
+        assert epoch["test_accuracy"] * TEST_SEGMENTS == pytest.approx(right_of_test, abs=SEGMENT_TOLERANCE)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ave.data import AVEData
-from ave.metrics import score, seen_in_training, summarise
+from ave.data.dataset import AVEData
+from ave.results.metrics import score, seen_in_training, summarize
 
 CATEGORIES = ("Bark", "Clock", "Goat", "Truck")
 BACKGROUND = len(CATEGORIES)
@@ -199,7 +199,7 @@ def test_summary_has_mean_and_sample_deviation():
         {**score(truth, draw_labels(seed=seed)[1], CATEGORIES), "seed": seed, "best_test_accuracy": value}
         for seed, value in enumerate(values, 1)
     ]
-    summary = summarise(runs)
+    summary = summarize(runs)
     mean = sum(values) / 5
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
     assert summary["best_test_accuracy"] == {"mean": pytest.approx(mean), "std": pytest.approx(deviation)}
@@ -220,7 +220,7 @@ def test_summary_has_mean_and_sample_deviation():
 def test_summary_of_one_run_has_no_deviation():
     truth, prediction = draw_labels()
     run = score(truth, prediction, CATEGORIES)
-    summary = summarise([run])
+    summary = summarize([run])
     assert summary["accuracy"] == {"mean": run["accuracy"], "std": None}
     assert summary["category_accuracy"]["Bark"] == {"mean": run["category_accuracy"]["Bark"], "std": None}
     assert summary["confusion"] == run["confusion"]
@@ -240,7 +240,7 @@ def test_summary_of_what_has_no_value_or_is_no_number():
         },
         {**score(truth, quiet, CATEGORIES), "seed": 1, "setting": "weak", "resumed": False, "history": []},
     ]
-    summary = summarise(runs)
+    summary = summarize(runs)
     assert summary["event_precision"] == {"mean": None, "std": None}
     assert summary["event_recall"]["mean"] == runs[0]["event_recall"] / 2
     assert summary["accuracy_without_seen"] == {"mean": None, "std": None}
@@ -251,9 +251,9 @@ def test_summary_of_what_has_no_value_or_is_no_number():
 def test_equal_runs_have_their_value_as_mean_and_no_spread(value, number):
     truth, prediction = draw_labels(videos=2, segments=3)
     runs = [{**score(truth, prediction, CATEGORIES), "best_test_accuracy": value}] * number
-    assert summarise(runs)["best_test_accuracy"] == {"mean": value, "std": 0}
+    assert summarize(runs)["best_test_accuracy"] == {"mean": value, "std": 0}
 
 
 def test_summary_needs_a_run():
     with pytest.raises(ValueError, match="runs must hold at least one run, got none"):
-        summarise([])
+        summarize([])

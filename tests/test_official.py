@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from ave.data import AVE_CATEGORIES
-from ave.model import CMRAN, supervised_loss, video_scores, weak_loss
-from ave.official import (
+from ave.data.dataset import AVE_CATEGORIES
+from ave.networks.authors_weights import (
     agsca_from_official,
     interaction_from_official,
     load_official_state_dict,
     read_official,
     relation_from_official,
 )
+from ave.networks.cmran import CMRAN, supervised_loss, video_scores, weak_loss
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -228,7 +228,7 @@ def test_file_of_the_authors(setting, prefix, wrapped, tmp_path):
     """Bare or among other things, with or without DataParallel: all that a CMRAN needs follows from their float64."""
     weights = {f"{prefix}{name}": value for name, value in draw_weights(f"cmran_{setting}").items()}
     content = {"state_dict": weights, "epoch": 3, "best": 0.7, "args": "x"} if wrapped else weights
-    model = read_official(save(tmp_path / "best.pth.tar", content))
+    model = read_official(save(tmp_path / "best.pth.tar", content), AVE_CATEGORIES)
     assert (model.setting, model.video_dim, model.audio_dim) == (setting, 512, 128)
     assert model.categories == AVE_CATEGORIES
     assert not model.training

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import ave_cmran
-from ave import preparing, storage
-from ave.prepared import read_prepared
-from ave.preparing import Preparation, round_features
-from ave.reading import inspect_set, read_features, read_set
-from ave.release import read_release
+from ave import InputError, prepare
+from ave.data import arrays as stored
+from ave.data.prepared import inspect_set, read_features, read_prepared, read_set
+from ave.data.release import read_release
+from ave.prepare import prepare_release, round_features
+from ave.results.tables import files_table
 from ave_release import write_dataset, write_release
 
 FEATURES = ("visual_feature", "audio_feature", "visual_feature_noisy", "audio_feature_noisy")
@@ -33,7 +34,7 @@ def release(tmp_path):
 
 @pytest.fixture
 def prepared(release, tmp_path):
-    Preparation(release[0], tmp_path / "prepared").run()
+    prepare_release(release[0], tmp_path / "prepared")
     return tmp_path / "prepared"
 
 
@@ -45,7 +46,7 @@ def contents(directory):
 @pytest.mark.parametrize("dtype", PRECISION)
 def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype):
     directory, arrays = release
-    Preparation(directory, tmp_path / "prepared", dtype).run()
+    prepare_release(directory, tmp_path / "prepared", dtype)
     own, other = read_set(directory, setting), read_set(tmp_path / "prepared", setting)
     relative, absolute = PRECISION[dtype]
     fields = ("visual", "audio", "background_visual", "background_audio")
@@ -62,13 +63,13 @@ def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype
     assert other.names == own.names == tuple(f"id{row}" for row in range(23))
     features = read_features(tmp_path / "prepared")
     assert features.names == own.names
-    assert list(features.splits) == ["train", "val", "test"]
+    assert list(features.splits()) == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
 def test_manifest_tells_the_rounding(release, tmp_path, dtype):
     directory, arrays = release
-    files = Preparation(directory, tmp_path / "prepared", dtype).run()["files"]
+    files = prepare_release(directory, tmp_path / "prepared", dtype)["files"]
     assert json.loads((tmp_path / "prepared" / "prepared.json").read_text())["files"].keys() == files.keys()
     for name in FEATURES:
         errors = np.abs(arrays[name] - arrays[name].astype(dtype))
@@ -95,21 +96,21 @@ def test_weak_files_may_come_later(release, tmp_path):
     for name in ("mil_labels", "labels_noisy", "visual_feature_noisy", "audio_feature_noisy"):
         (directory / f"{name}.h5").rename(aside / f"{name}.h5")
     output = tmp_path / "prepared"
-    Preparation(directory, output).run()
+    prepare_release(directory, output)
     assert read_prepared(output).video_labels is None
     with pytest.raises(FileNotFoundError, match=r"mil_labels\.npy is missing; run prepare again with a release that"):
         read_prepared(output, "weak")
     for path in aside.iterdir():
         path.rename(directory / path.name)
-    Preparation(directory, output).run()
+    prepare_release(directory, output)
     assert read_prepared(output, "weak").background_visual.shape == (3, 5, 3, 2, 11)
 
 
 def test_a_finished_set_is_left_alone(release, prepared):
     before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
-    preparation = Preparation(release[0], prepared)
-    assert preparation.is_finished
-    preparation.run()
+    said = []
+    prepare_release(release[0], prepared, say=said.append)
+    assert said == [f"{prepared} is prepared, and every digest is right: there is nothing to do"]
     assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
 
@@ -124,14 +125,14 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
         path.unlink()
     else:
         path.write_bytes({"flipped": bytes(raw), "cut": bytes(raw[:-1]), "longer": bytes(raw) + b"x"}[kind])
-    (fault,) = inspect_set(prepared).faults
-    assert fault.files == (name,)
-    with pytest.raises(ValueError, match=rf"{name}\.npy (is missing|must have .*); run prepare again, which mends"):
+    (problem,) = inspect_set(prepared).problems
+    assert problem.file == name
+    with pytest.raises(ValueError, match=rf"{name}\.npy (is missing|must have .*); run prepare again, which repairs"):
         read_set(prepared)
-    preparation = Preparation(release[0], prepared)
-    assert f"{name}.npy" in preparation.remarks[0]
-    assert preparation.remarks[0].endswith("it is prepared anew")
-    preparation.run()
+    said = []
+    prepare_release(release[0], prepared, say=said.append)
+    assert f"{name}.npy" in said[0]
+    assert said[0].endswith("it is prepared anew")
     assert contents(prepared) == whole
 
 
@@ -154,35 +155,34 @@ def test_a_damaged_manifest_is_named(prepared, text, message):
 def test_a_damaged_manifest_is_written_anew(release, prepared):
     whole = contents(prepared)
     (prepared / "prepared.json").write_text("{")
-    Preparation(release[0], prepared).run()
+    prepare_release(release[0], prepared)
     assert contents(prepared) == whole
 
 
 def prepare_slowly(directory, output):
     """Prepare in blocks of three videos, twenty of them a second at most. Runs in a process of its own."""
-    storage.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
+    stored.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
 
-    def note(self, original=Preparation._note):
-        original(self)
-        time.sleep(0.05)
+    def blocks(self, original=stored.StoredArray.blocks):
+        for block in original(self):
+            yield block
+            time.sleep(0.05)
 
-    Preparation._note = note
-    Preparation(directory, output).run()
+    stored.StoredArray.blocks = blocks
+    prepare_release(directory, output)
 
 
-@pytest.mark.parametrize("moments", [[("visual_feature", 3), ("visual_feature", 12), ("audio_feature_noisy", 0)]])
+@pytest.mark.parametrize("moments", [["visual_feature", "audio_feature", "audio_feature_noisy"]])
 def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path, moments, processes):
     directory, _ = release
     uninterrupted, output = tmp_path / "uninterrupted", tmp_path / "output"
-    Preparation(directory, uninterrupted).run()
-    for name, rows in moments:
+    prepare_release(directory, uninterrupted)
+    for name in moments:
         process = processes.Process(target=prepare_slowly, args=(directory, output))
         process.start()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.is_alive():
-            noted = json.loads(path.read_text()) if (path := output / "unfinished.json").exists() else {"files": {}}
-            current = noted.get("current")
-            if name in noted["files"] or (current and current["name"] == name and current["rows"] >= rows):
+            if list(output.glob(f".{name}.npy.partial*")):
                 break
             time.sleep(0.005)
         process.kill()
@@ -191,9 +191,9 @@ def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path
         for read in (read_set, inspect_set):
             with pytest.raises(ValueError, match=r"prepare has not finished here; run it again"):
                 read(output)
-    preparation = Preparation(directory, output)
-    assert preparation.remarks[0].startswith(f"going on in {output} with ")
-    preparation.run()
+    said = []
+    prepare_release(directory, output, say=said.append)
+    assert said == [f"going on in {output} with 9 files ready"]
     assert contents(output) == contents(uninterrupted)
 
 
@@ -202,62 +202,57 @@ class Stopped(BaseException):
 
 
 def stop_after(monkeypatch, count):
-    """Make a preparation stop after it has noted its state so many times."""
+    """Make a preparation stop after it has written its manifest so many times."""
     noted = []
 
-    def note(self, original=Preparation._note):
-        original(self)
+    def write(path, value, original=prepare.write_json):
+        original(path, value)
         noted.append(1)
         if len(noted) == count:
             raise Stopped
 
-    monkeypatch.setattr(Preparation, "_note", note)
+    monkeypatch.setattr(prepare, "write_json", write)
 
 
-def test_stopped_after_any_block_it_goes_on_from_there(release, tmp_path, monkeypatch):
+def test_stopped_after_any_file_it_goes_on_from_there(release, tmp_path, monkeypatch):
+    """And no file that was finished is read again."""
     directory, _ = release
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
-    Preparation(directory, tmp_path / "uninterrupted").run()
+    prepare_release(directory, tmp_path / "uninterrupted")
     whole = contents(tmp_path / "uninterrupted")
-    starts = []
+    read = []
 
-    def blocks(self, start=0, original=storage.StoredArray.blocks, **options):
-        starts.append(start)
-        return original(self, start, **options)
+    def blocks(self, original=stored.StoredArray.blocks):
+        read.append(self.path.name)
+        return original(self)
 
+    monkeypatch.setattr(stored.StoredArray, "blocks", blocks)
     for count in range(1, 40):
+        read.clear()
         with monkeypatch.context() as patch:
             stop_after(patch, count)
             try:
-                Preparation(directory, tmp_path / "output").run()
+                prepare_release(directory, tmp_path / "output")
             except Stopped:
                 pass
             else:
                 break
-        with monkeypatch.context() as patch:
-            patch.setattr(storage.StoredArray, "blocks", blocks)
-            Preparation(directory, tmp_path / "output").run()
+        prepare_release(directory, tmp_path / "output")
+        assert len(read) == len(set(read)) == 10
         assert contents(tmp_path / "output") == whole
         shutil.rmtree(tmp_path / "output")
-    assert 20 < count < 39
-    assert {5, 10, 15, 20} <= set(starts)
+    assert count == 13
 
 
-def test_a_block_that_was_not_noted_is_written_again(release, tmp_path, monkeypatch):
+def test_what_a_kill_left_half_written_goes(release, tmp_path, monkeypatch):
     directory, _ = release
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
-    Preparation(directory, tmp_path / "uninterrupted").run()
-    for tail in (b"half a block", None):
-        with monkeypatch.context() as patch:
-            stop_after(patch, 6)
-            with pytest.raises(Stopped):
-                Preparation(directory, tmp_path / "output").run()
-        partial = tmp_path / "output" / "visual_feature.npy.partial"
-        raw = partial.read_bytes()
-        partial.write_bytes(raw[:-99] if tail is None else raw + tail)
-        Preparation(directory, tmp_path / "output").run()
-        assert contents(tmp_path / "output") == contents(tmp_path / "uninterrupted")
-        shutil.rmtree(tmp_path / "output")
+    prepare_release(directory, tmp_path / "uninterrupted")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            prepare_release(directory, tmp_path / "output")
+    (tmp_path / "output" / ".visual_feature.npy.partial.npy").write_bytes(b"half a file")
+    prepare_release(directory, tmp_path / "output")
+    assert contents(tmp_path / "output") == contents(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("change", ["source", "dtype", "state"])
@@ -267,20 +262,20 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Stopped):
-            Preparation(directory, output).run()
+            prepare_release(directory, output)
     if change == "source":
         write_dataset(directory / "labels.h5", np.eye(29)[np.full((23, 5), 3)])
     if change == "state":
         (output / "unfinished.json").write_text("")
-    preparation = Preparation(directory, output, "float32" if change == "dtype" else "float16")
+    dtype, said = "float32" if change == "dtype" else "float16", []
+    prepare_release(directory, output, dtype, said.append)
     message = {
         "source": "was begun from another labels.h5, so all is prepared anew",
         "dtype": "was begun in float16, so all is prepared anew",
         "state": "unfinished.json is damaged, so all is prepared anew",
     }
-    assert message[change] in preparation.remarks[0]
-    preparation.run()
-    Preparation(directory, tmp_path / "fresh", preparation.dtype.name).run()
+    assert message[change] in said[0]
+    prepare_release(directory, tmp_path / "fresh", dtype)
     assert contents(output) == contents(tmp_path / "fresh")
     torch.testing.assert_close(read_set(output).labels, read_release(directory).labels)
 
@@ -291,7 +286,7 @@ def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_pat
     resource = pytest.importorskip("resource")
     directory, _ = release
     output = tmp_path / "output"
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 3 * 5 * 3 * 2 * 11 * 8)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 3 * 5 * 3 * 2 * 11 * 8)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
@@ -302,19 +297,19 @@ def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_pat
     assert stop.value.code == 1
     errors = capsys.readouterr().err
     (line,) = (line for line in errors.splitlines() if "error" in line)
-    assert "File too large; what is written is kept: run prepare again to go on" in line
+    assert "File too large; finished files are kept: run prepare again to go on" in line
     assert "Traceback" not in errors
     assert not (output / "prepared.json").exists()
-    Preparation(directory, output).run()
-    Preparation(directory, tmp_path / "uninterrupted").run()
+    prepare_release(directory, output)
+    prepare_release(directory, tmp_path / "uninterrupted")
     assert contents(output) == contents(tmp_path / "uninterrupted")
 
 
 def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
-    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"--output must be on a disk with 35\.\dkB free, got 20\.0kB free at"):
-        Preparation(release[0], tmp_path / "new" / "output")
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"--output must be on a disk with 35\.\dkB free, got 20\.0kB free at"):
+        prepare_release(release[0], tmp_path / "new" / "output")
     assert not (tmp_path / "new").exists()
 
 
@@ -326,7 +321,7 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
         (
             "audio_feature",
             np.nan,
-            r"audio_feature\.h5 must hold finite features, got 1 that are not.*`check` finds all",
+            r"audio_feature\.h5 must hold finite features, got 1 that are not finite.*`check` finds all",
         ),
         (
             "audio_feature",
@@ -336,17 +331,17 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
     ],
 )
 def test_bad_features_leave_nothing_behind(release, tmp_path, monkeypatch, name, value, message):
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
     directory, arrays = release
     array = arrays[name].copy()
     array[-1, 2, 1] = array[-1, 2, 1] * 0
     array[-1].flat[-1] = value
     write_dataset(directory / f"{name}.h5", array)
-    with pytest.raises(ValueError, match=message):
-        Preparation(directory, tmp_path / "output").run()
+    with pytest.raises(InputError, match=message):
+        prepare_release(directory, tmp_path / "output")
     assert not (tmp_path / "output").exists()
     if value == 7e4:
-        Preparation(directory, tmp_path / "output", "float32").run()
+        prepare_release(directory, tmp_path / "output", "float32")
         assert read_set(tmp_path / "output").audio[[22]].max() == 70000
 
 
@@ -354,11 +349,11 @@ def test_bad_features_that_came_later_leave_the_finished_set(release, tmp_path):
     directory, arrays = release
     (directory / "audio_feature_noisy.h5").unlink()
     output = tmp_path / "output"
-    Preparation(directory, output).run()
+    prepare_release(directory, output)
     whole = contents(output)
     write_dataset(directory / "audio_feature_noisy.h5", -arrays["audio_feature_noisy"])
-    with pytest.raises(ValueError, match="must hold features of at least 0"):
-        Preparation(directory, output).run()
+    with pytest.raises(InputError, match="must hold features of at least 0"):
+        prepare_release(directory, output)
     after = contents(output)
     assert json.loads(after.pop("prepared.json")) == json.loads(whole.pop("prepared.json"))
     assert after == whole
@@ -375,32 +370,32 @@ def test_bad_features_that_came_later_leave_the_finished_set(release, tmp_path):
 )
 def test_output_with_other_files_is_refused(release, tmp_path, arrange, message):
     arrange(tmp_path / "output")
-    with pytest.raises(ValueError, match=message):
-        Preparation(release[0], tmp_path / "output")
+    with pytest.raises(InputError, match=message):
+        prepare_release(release[0], tmp_path / "output")
 
 
 def test_output_with_another_set_is_refused(release, prepared):
     directory, arrays = release
     whole = contents(prepared)
-    with pytest.raises(ValueError, match=r"must be a new directory, got .*, which holds a set prepared in float16"):
-        Preparation(directory, prepared, "float32")
+    with pytest.raises(InputError, match=r"must be a new directory, got .*, which holds a set prepared in float16"):
+        prepare_release(directory, prepared, "float32")
     write_dataset(directory / "audio_feature.h5", arrays["audio_feature"])
-    with pytest.raises(ValueError, match=r"which holds a set prepared from another audio_feature\.h5"):
-        Preparation(directory, prepared)
+    with pytest.raises(InputError, match=r"which holds a set prepared from another audio_feature\.h5"):
+        prepare_release(directory, prepared)
     assert contents(prepared) == whole
 
 
 def test_a_release_with_a_fault_is_refused(release, tmp_path):
     (release[0] / "val_order.h5").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val_order\.h5 is missing"):
-        Preparation(release[0], tmp_path / "output")
+    with pytest.raises(InputError, match=r"val_order\.h5 is missing"):
+        prepare_release(release[0], tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 
 def test_report_has_sizes_and_every_file(prepared):
     report = inspect_set(prepared, "weak")
-    assert report.faults == ()
-    cells = {line.split()[0]: line.split() for line in report.table.splitlines()[3:]}
+    assert report.problems == []
+    cells = {line.split()[0]: line.split() for line in files_table(report).splitlines()[3:]}
     assert cells["visual_feature.npy"][1:4] == ["15.3kB", "23x5x3x2x11", "float16"]
     assert all(cells[f"{name}.npy"][-1] == "ok" for name in (*FEATURES, "labels", "test_order"))
     assert cells["Annotations.txt"][1] == "23"
@@ -436,10 +431,10 @@ def test_commands(release, tmp_path, capsys):
     [
         ("check", "negative", "must hold features of at least 0"),
         ("check", "missing", "labels.h5 is missing"),
-        ("check", "nowhere", "is no directory"),
+        ("check", "nowhere", "is not a directory"),
         ("prepare", "negative", "must hold features of at least 0"),
         ("prepare", "missing", "labels.h5 is missing"),
-        ("prepare", "nowhere", "is no directory"),
+        ("prepare", "nowhere", "is not a directory"),
         ("prepare", "file", "--output must be a new or empty directory"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from ave.procedural import CATEGORIES, LOOK_OF, SOUND_OF, draw_script, make_procedural_set
+from ave.data.procedural import CATEGORIES, LOOK_OF, SOUND_OF, draw_script, make_procedural_set
 
 AVE_EVENT_LENGTHS = torch.tensor([1, 0, 214, 220, 217, 196, 200, 139, 111, 95, 2750])
 BACKGROUND = 28

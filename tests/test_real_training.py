@@ -1,24 +1,17 @@
 """The command on the real labels, splits and background audio, beside feature files of the release's exact shape."""
 
 import json
-from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 
-from ave.commands import train
-from ave.data import AVE_CATEGORIES
-from ave.model import CMRAN
+from ave.data.dataset import AVE_CATEGORIES
+from ave.networks.cmran import CMRAN
 from ave_release import write_dataset
 from running import call_main, run_main
 
-pytestmark = [pytest.mark.realdata, pytest.mark.usefixtures("blank_pictures")]
-
-
-@pytest.fixture(autouse=True)
-def _small_network(monkeypatch):
-    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, embed_dim=20, dim_feedforward=17))
+pytestmark = pytest.mark.realdata
 
 
 def shorten(directory, split, videos):

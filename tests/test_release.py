@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from ave.data import AVE_CATEGORIES
-from ave.reading import inspect_set, read_features, read_set
-from ave.release import read_release
+from ave.data.dataset import AVE_CATEGORIES
+from ave.data.prepared import inspect_set, read_features, read_set
+from ave.data.release import read_release
+from ave.results.tables import files_table
 from ave_release import COLUMNS, SHAPE, write_dataset, write_release
 
 WEAK = ("mil_labels", "labels_noisy", "visual_feature_noisy", "audio_feature_noisy")
@@ -68,10 +69,10 @@ def test_supervised_needs_no_weak_files(release):
     data = read_release(directory)
     assert data.video_labels is data.background_visual is data.background_audio is data.background_labels is None
     report = inspect_set(directory, "supervised")
-    report.raise_for_faults()
+    report.raise_problems()
     assert f"not there, and not needed here: {', '.join(f'{name}.h5' for name in WEAK)}" in report.remarks
     with pytest.raises(
-        FileNotFoundError, match=r"mil_labels\.h5 is missing.*also labels_noisy \(missing\), visual_fea"
+        FileNotFoundError, match=r"mil_labels\.h5 is missing.*more is wrong with labels_noisy, visual_fea"
     ):
         read_release(directory, "weak")
 
@@ -80,7 +81,7 @@ def test_labels_may_be_called_right_labels(release):
     directory, arrays = release
     (directory / "labels.h5").rename(directory / "right_labels.h5")
     np.testing.assert_array_equal(read_release(directory).labels, arrays["labels"])
-    assert "right_labels.h5" in str(inspect_set(directory))
+    assert "right_labels.h5" in files_table(inspect_set(directory))
 
 
 def test_other_categories_are_numbered(release):
@@ -105,7 +106,13 @@ def test_names_are_those_of_the_annotations(release, header):
     directory, _ = release
     write_annotations(directory, header=header)
     assert read_release(directory).names == tuple(f"id{row % 19}" for row in range(23))
-    assert any(remark.startswith("the 23 videos have 19 YouTube ids, ") for remark in inspect_set(directory).remarks)
+    assert "\nnote: the 23 videos have 19 YouTube ids, " in files_table(inspect_set(directory))
+
+
+def test_annotations_may_have_a_byte_order_mark(release):
+    directory, _ = release
+    write_annotations(directory, header="\ufeffCategory&VideoID&Quality&StartTime&EndTime\n")
+    assert read_release(directory).names == tuple(f"id{row % 19}" for row in range(23))
 
 
 def test_features_need_no_labels(release):
@@ -114,12 +121,12 @@ def test_features_need_no_labels(release):
     for path in directory.glob("*label*"):
         path.unlink()
     features = read_features(directory)
-    np.testing.assert_array_equal(features.visual[:], arrays["visual_feature"].astype(np.float32))
-    np.testing.assert_array_equal(features.audio[:], arrays["audio_feature"].astype(np.float32))
+    for name in ("visual_feature", "audio_feature"):
+        np.testing.assert_array_equal(features.arrays[name][:], arrays[name].astype(np.float32))
     assert len(features.names) == 23
-    assert {split: len(rows) for split, rows in features.splits.items()} == {"train": 13, "val": 5, "test": 5}
+    assert {split: len(rows) for split, rows in features.splits().items()} == {"train": 13, "val": 5, "test": 5}
     (directory / "val_order.h5").unlink()
-    assert read_features(directory).splits is None
+    assert list(read_features(directory).splits()) == ["train", "test"]
     (directory / "audio_feature.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"audio_feature\.h5 is missing"):
         read_features(directory)
@@ -188,33 +195,33 @@ DAMAGES = {
     "NaN": (
         put("visual_feature", (17, 2, 1, 1, slice(3, 6)), np.nan),
         "visual_feature",
-        "must hold finite features, got 3 that are not, the first of them in row 17",
+        "must hold finite features, got 3 that are not finite, the first of them in row 17",
     ),
     "infinity": (
         put("audio_feature", (4, 2, 6), np.inf),
         "audio_feature",
-        "must hold finite features, got 1 that are not, the first of them in row 4",
+        "must hold finite features, got 1 that are not finite, the first of them in row 4",
     ),
     "negative": (
         put("audio_feature_noisy", (slice(1, 3), 2, 6), -1e-30),
         "audio_feature_noisy",
-        "must hold features of at least 0, as they follow a ReLU, got 2 that are less, the first of them in row 1",
+        "must hold features of at least 0, as they follow a ReLU, got 2 that are negative, the first of them in row 1",
     ),
     "two ones": (
         put("labels", (3, 1), 1.0),
         "labels",
-        r"must hold one-hot labels, a 1 among zeros, got values from 1 to 1 that sum to 29 in row 3, second 1 \(so or "
-        r"alike in 1 of 115\)",
+        r"must hold one-hot labels, a 1 among zeros, got values from 1 to 1 that sum to 29 in row 3, second 1 \(1 of "
+        r"115 are wrong\)",
     ),
     "no one": (
         put("labels", 3, 0.0),
         "labels",
-        r"from 0 to 0 that sum to 0 in row 3, second 0 \(so or alike in 5 of 115",
+        r"from 0 to 0 that sum to 0 in row 3, second 0 \(5 of 115",
     ),
     "probabilities": (
         replace("mil_labels", np.full((23, 29), 1 / 29)),
         "mil_labels",
-        r"one-hot labels.*got values from 0\.0344828 to 0\.0344828 that sum to 1 in row 0 \(so",
+        r"one-hot labels.*got values from 0\.0344828 to 0\.0344828 that sum to 1 in row 0 \(23 of",
     ),
     "NaN label": (
         put("labels_noisy", (1, 1), np.nan),
@@ -267,23 +274,24 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_named(release, kind):
-    """In the table, in the list of faults, and as the one line of an error; and only it."""
+    """In the table, in the list of problems, and as the one line of an error; and only it."""
     directory, _ = release
     damage, name, message = DAMAGES[kind]
     damage(directory)
     report = inspect_set(directory, "weak")
-    (fault,) = (fault for fault in report.faults if fault.files == (name,))
-    others = [fault for fault in report.faults if fault.files != (name,)]
-    assert others == [] or all(fault.verdict == "overlap" for fault in others)  # where an order is another
-    (line,) = (line for line in report.table.splitlines() if line.partition(".")[0] == name.removesuffix(".txt"))
-    assert line.endswith(f" {fault.verdict}")
-    assert f"\nwrong: {fault.message}" in str(report)
-    assert "; the release has it: " in fault.message
+    (problem,) = (problem for problem in report.problems if problem.file == name)
+    others = [other for other in report.problems if other is not problem]
+    assert all("must have no row in common" in other.message for other in others)  # if an order is replaced
+    table = files_table(report)
+    (line,) = (line for line in table.splitlines() if line.partition(".")[0] == name.removesuffix(".txt"))
+    assert line.endswith(" missing" if problem.missing else " wrong")
+    assert f"\nwrong: {problem.message}" in table
+    assert "; the release has it: " in problem.message
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        report.raise_for_faults()
+        report.raise_problems()
     assert str(directory / name.removesuffix(".txt")) in str(error.value)
     assert "\n" not in str(error.value)
-    if fault.verdict in ("non-finite", "negative"):
+    if kind in ("NaN", "infinity", "negative"):
         read_set(directory, "weak")  # which does not read all features
     else:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -302,8 +310,8 @@ def test_overlapping_orders_are_named(release, own, other):
     )
     with pytest.raises(ValueError, match=message):
         read_set(directory, "supervised")
-    lines = str(inspect_set(directory)).splitlines()
-    assert sum(line.endswith(" overlap") for line in lines) == 2
+    (line,) = (line for line in files_table(inspect_set(directory)).splitlines() if line.startswith(f"{own}_order"))
+    assert line.endswith(" wrong")
 
 
 def test_all_faults_are_found_at_once(release):
@@ -311,26 +319,29 @@ def test_all_faults_are_found_at_once(release):
     for name in ("two ones", "rows", "NaN", "negative", "annotations short", "out of range"):
         DAMAGES[name][0](directory)
     put("visual_feature", (2, 0, 0, 0, 0), -3.0)(directory)
-    verdicts = {(*fault.files, fault.verdict) for fault in inspect_set(directory, "weak").faults}
-    assert verdicts == {
-        ("labels", "not one-hot"),
-        ("audio_feature", "wrong shape"),
-        ("visual_feature", "non-finite"),
-        ("visual_feature", "negative"),
-        ("audio_feature_noisy", "negative"),
-        ("train_order", "out of range"),
-        ("Annotations.txt", "wrong"),
+    report = inspect_set(directory, "weak")
+    expected = {
+        ("labels", "one-hot labels"),
+        ("audio_feature", "must have the shape"),
+        ("visual_feature", "finite features"),
+        ("visual_feature", "features of at least 0"),
+        ("audio_feature_noisy", "features of at least 0"),
+        ("train_order", "row numbers from 0 to 22"),
+        ("Annotations.txt", "a line for each of the 23 videos"),
     }
-    with pytest.raises(ValueError, match=r"not one-hot|one-hot labels") as error:
-        inspect_set(directory, "weak").raise_for_faults()
-    assert "; and also audio_feature (wrong shape), train_order (out of range)" in str(error.value)
+    assert len(report.problems) == len(expected)
+    for name, text in expected:
+        assert any(problem.file == name and text in problem.message for problem in report.problems)
+    with pytest.raises(ValueError, match=r"one-hot labels") as error:
+        report.raise_problems()
+    assert "; and more is wrong with audio_feature, train_order, " in str(error.value)
 
 
 def test_without_labels_the_others_are_held_against_each_other(release):
     directory, _ = release
     (directory / "labels.h5").write_bytes(b"")
     write_dataset(directory / "audio_feature.h5", np.zeros((22, 5, 7)))
-    messages = [fault.message for fault in inspect_set(directory).faults]
+    messages = [problem.message for problem in inspect_set(directory).problems]
     assert any("22 videos where visual_feature.h5 has 23" in message for message in messages)
     assert len(messages) == 2
 
@@ -348,7 +359,7 @@ def test_files_of_other_tasks_are_remarked(release):
     for name in ("prob_label.h5", "labels_closs.h5", "val_order_match.h5"):
         (directory / name).touch()
     report = inspect_set(directory, "weak")
-    assert report.faults == ()
+    assert report.problems == []
     assert sum("is not needed: " in remark for remark in report.remarks) == 3
 
 
@@ -357,7 +368,7 @@ def test_videos_in_no_split_are_remarked(release):
     rows = read_release(directory).splits["train"]
     write_dataset(directory / "train_order.h5", rows[2:].numpy(), "order")
     report = inspect_set(directory)
-    assert report.faults == ()
+    assert report.problems == []
     assert f"2 videos are in no split, for example row {rows[:2].min()}" in report.remarks
 
 
@@ -365,7 +376,7 @@ def test_table_counts_every_split(release):
     directory, arrays = release
     write_annotations(directory)
     data = read_release(directory)
-    cells = {line.split()[0]: line.split() for line in inspect_set(directory, "weak").table.splitlines()[3:]}
+    cells = {line.split()[0]: line.split() for line in files_table(inspect_set(directory, "weak")).splitlines()[3:]}
     assert cells["visual_feature.h5"][1:4] == ["avadataset", "23x5x3x2x11", "float64"]
     assert cells["labels.h5"][-4:] == ["13", "5", "5", "ok"]
     assert cells["labels_noisy.h5"][-2:] == ["3", "ok"]
@@ -377,7 +388,7 @@ def test_table_counts_every_split(release):
 
 def test_missing_directory(tmp_path):
     for read in (read_set, inspect_set):
-        with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+        with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
             read(tmp_path / "nowhere", "weak")
 
 
@@ -422,11 +433,13 @@ def test_real_names(real_release):
 @pytest.mark.realdata
 def test_real_report(real_release):
     report = inspect_set(real_release, "weak")
-    report.raise_for_faults()
-    (background,) = (line for line in report.table.splitlines() if "background" in line)
+    report.raise_problems()
+    (background,) = (line for line in files_table(report).splitlines() if "background seconds" in line)
     assert background.split()[-3:] == ["5631", "732", "715"]
-    assert "the 4143 videos have 4097 YouTube ids, 18 of them in more than one split" in report.remarks
-    assert max(map(len, report.table.splitlines())) <= 120
+    table, _, notes = files_table(report).partition("\nnote: ")
+    assert "the 4143 videos have 4097 YouTube ids, 18 of them in more than one split" in notes
+    assert max(map(len, table.splitlines())) <= 120
+    del report  # which holds the files open
     put("visual_feature", (4100, 9, 6, 6, 511), -1.0)(real_release)
-    with pytest.raises(ValueError, match="got 1 that are less, the first of them in row 4100"):
-        inspect_set(real_release, "weak").raise_for_faults()
+    with pytest.raises(ValueError, match="got 1 that are negative, the first of them in row 4100"):
+        inspect_set(real_release, "weak").raise_problems()

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import statistics
@@ -14,11 +13,9 @@ from functools import partial
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import ave_cmran
-from ave.commands import train
-from ave.model import CMRAN
+from ave.networks.cmran import CMRAN
 from ave_release import write_release
 from running import call_main
 
@@ -36,15 +33,14 @@ def release(tmp_path_factory):
 
 
 def command(arguments, printed, errors, limit):
-    """Run the command as a script, on a smaller network and with empty pictures. Runs in a process of its own."""
+    """Run the command as a script does, with a smaller network and no figures. Runs in a process of its own."""
     torch.set_num_threads(1)
     sys.stdout, sys.stderr = printed.open("w", buffering=1), errors.open("w", buffering=1)
-    sys.argv = [ave_cmran.__file__, *map(str, arguments)]
-    train.CMRAN = partial(CMRAN, embed_dim=64, dim_feedforward=256)
-    Figure.savefig = lambda _, path, **__: path.touch()
+    signal.signal(signal.SIGTERM, ave_cmran.terminate)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    runpy.run_path(ave_cmran.__file__, run_name="__main__")
+    network = partial(CMRAN, embed_dim=64, dim_feedforward=256)
+    ave_cmran.main(list(map(str, arguments)), network=network, draw=False)
 
 
 class Command:
@@ -143,13 +139,13 @@ def test_resume_refuses(release, straight, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     for arguments, message in {
-        (run, "--lr", "0.1"): "--lr must be 0.0005, what",
+        (run, "--lr", "0.1"): "--lr must be 0.0005, as in",
         (run, "--epochs", "3"): "--epochs must be at least 4",
-        (run, "--seeds", "3"): "--seeds must be [3, 5]",
-        (run, "--seeds", "3", "7", "5"): "--seeds must be [3, 5]",
-        (run, "--data", other): "--data must be the set that",
+        (run, "--seeds", "3"): "--seeds must begin with [3, 5]",
+        (run, "--seeds", "3", "7", "5"): "--seeds must begin with [3, 5]",
+        (run, "--data", other): "--data must be the dataset that",
         (tmp_path / "none",): "--resume must name the directory of a run",
-        (tmp_path / "broken",): "must be the config.json of a training run",
+        (tmp_path / "broken",): "config.json is damaged, or not what a run wrote: SavedRun needs settings",
     }.items():
         with pytest.raises(SystemExit) as stop:
             call_main("train", "--resume", *arguments)
@@ -160,13 +156,7 @@ def test_resume_refuses(release, straight, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-@pytest.fixture
-def small(monkeypatch, blank_pictures):
-    """A network that is quickly trained and written, and yet larger than the limit of a file."""
-    monkeypatch.setattr(train, "CMRAN", partial(CMRAN, embed_dim=20, dim_feedforward=17))
-
-
-def test_a_full_disk_while_the_network_is_saved(release, tmp_path, small, capsys):
+def test_a_full_disk_while_the_network_is_saved(release, tmp_path, capsys):
     """After the training; the next try writes it."""
     output = tmp_path / "run"
     call_main("train", "--data", release, "--epochs", 1, "--output", output)
@@ -185,7 +175,7 @@ def test_a_full_disk_while_the_network_is_saved(release, tmp_path, small, capsys
     assert (output / "seed-0" / "model" / "model.safetensors").exists()
 
 
-def test_more_epochs_and_seeds_go_on(release, tmp_path, small):
+def test_more_epochs_and_seeds_go_on(release, tmp_path):
     """A finished run that is given more of them is the run that had them from the start."""
     options = ("--data", release, "--batch-size", 5)
     call_main("train", *options, "--epochs", 2, "--output", tmp_path / "short")

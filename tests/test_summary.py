@@ -94,7 +94,7 @@ def test_segments_that_were_made_alike_are_found():
     assert summary.top_segments[0, 0].tolist() == [[0, 2], [1, 3], [2, 4], [3, 0], [4, 1]]
 
 
-def test_recorded_maps_are_summarised(draw):
+def test_recorded_maps_are_summarized(draw):
     """Those of AVInteraction, whose memory has no query, and the mean over heads."""
     layer = AVInteraction(39, 3, dtype=torch.float64)
     with record_attention(layer) as maps:

@@ -1,13 +1,13 @@
-"""Tables after a training: every figure of every run, in the width of a terminal."""
+"""Tables line up, and have every metric of every run, in the width of a terminal."""
 
 import re
 
 import pytest
 import torch
 
-from ave.data import AVE_CATEGORIES
-from ave.metrics import score, summarise
-from ave.tables import category_table, results_table
+from ave.data.dataset import AVE_CATEGORIES
+from ave.results.metrics import score, summarize
+from ave.results.tables import category_table, format_table, results_table
 
 WIDTH = 120
 
@@ -38,9 +38,44 @@ def cells(table, label):
     return re.split(r" {2,}", line.removeprefix(label).strip())
 
 
+def test_table_of_two_columns():
+    assert format_table("Title", [("long name", "1"), ("name", "23.4%")]).splitlines() == [
+        "----------------",
+        "Title",
+        "----------------",
+        "long name      1",
+        "name       23.4%",
+        "----------------",
+    ]
+
+
+def test_table_of_any_columns():
+    table = format_table("A title wider than all", [("a", "1", "22"), ("bcd", "4444", "5")], header=("", "x", "yyy"))
+    assert table.splitlines() == [
+        "----------------------",
+        "A title wider than all",
+        "----------------------",
+        "        x  yyy",
+        "----------------------",
+        "a       1   22",
+        "bcd  4444    5",
+        "----------------------",
+    ]
+
+
+def test_table_of_nothing():
+    assert format_table("Title", []).splitlines() == ["-----", "Title", "-----", "-----"]
+    assert format_table("T", [], ("a", "b")).splitlines() == ["----", "T", "----", "a  b", "----", "----"]
+
+
+def test_table_of_uneven_rows():
+    with pytest.raises(ValueError, match="zip"):
+        format_table("Title", [("a", "1"), ("b", "2", "3")])
+
+
 def test_one_run_has_its_values():
     runs = make_runs(1, seen=torch.arange(53) < 5, object_attention=0.61, object_attention_if_uniform=0.05)
-    (run,), table = runs, results_table("Some title", runs, summarise(runs))
+    (run,), table = runs, results_table("Some title", runs, summarize(runs))
     for label, value in {
         "accuracy at the epoch chosen on val": f"{run['accuracy']:.1%}",
         "best on test, as published figures are chosen": "87.5%",
@@ -59,14 +94,14 @@ def test_one_run_has_its_values():
 
 def test_what_is_unknown_is_left_out():
     runs = make_runs(2)
-    table = results_table("Some title", runs, summarise(runs))
+    table = results_table("Some title", runs, summarize(runs))
     assert "seen in train" not in table
     assert "AGSCA" not in table
 
 
 def test_few_runs_have_a_column_each():
     runs = make_runs(3, first_seed=17)
-    table, spread = results_table("Some title", runs, summarise(runs)), summarise(runs)["accuracy"]
+    table, spread = results_table("Some title", runs, summarize(runs)), summarize(runs)["accuracy"]
     assert cells(table, "seed") == ["17", "18", "19", "mean ± std"]
     assert cells(table, "accuracy at the epoch chosen on val") == [
         *(f"{run['accuracy']:.1%}" for run in runs),
@@ -77,7 +112,7 @@ def test_few_runs_have_a_column_each():
 
 def test_many_runs_have_least_and_greatest():
     runs = make_runs(10)
-    table, spread = results_table("Some title", runs, summarise(runs)), summarise(runs)["accuracy"]
+    table, spread = results_table("Some title", runs, summarize(runs)), summarize(runs)["accuracy"]
     accuracies = [run["accuracy"] for run in runs]
     assert cells(table, "10 seeds") == ["mean ± std", "min", "max"]
     assert cells(table, "accuracy at the epoch chosen on val") == [
@@ -92,7 +127,7 @@ def test_tables_fit_the_terminal(number):
     """With the longest seeds that there are, and all lines."""
     more = {"object_attention": 1.0, "object_attention_if_uniform": 1.0}
     runs = make_runs(number, first_seed=2**32 - 10, seen=torch.arange(53) < 11, **more)
-    summary = summarise(runs)
+    summary = summarize(runs)
     lines = [*results_table("Some title", runs, summary).splitlines(), *category_table(summary).splitlines()]
     assert max(map(len, lines)) <= WIDTH
     assert all(line == line.rstrip() for line in lines)
@@ -102,11 +137,11 @@ def test_tables_fit_the_terminal(number):
 def test_share_of_nothing_is_a_dash(number):
     runs = make_runs(number)
     runs[0]["event_precision"] = None
-    table = results_table("Some title", runs, summarise(runs))
+    table = results_table("Some title", runs, summarize(runs))
     row = cells(table, "event or not, by second: precision")
     assert row[0] == "-"
     assert row[-1] == "-"
-    summary = summarise(runs)
+    summary = summarize(runs)
     summary["category_accuracy"]["Bark"] = {"mean": None, "std": None}
     assert cells(category_table(summary), "Bark")[0] == "-"
 
@@ -115,7 +150,7 @@ def test_share_of_nothing_is_a_dash(number):
 @pytest.mark.parametrize("number", [1, 3])
 def test_categories_stand_in_their_order(categories, number):
     names = AVE_CATEGORIES[:categories]
-    summary = summarise(make_runs(number, names))
+    summary = summarize(make_runs(number, names))
     table = category_table(summary)
     lines = table.splitlines()[3:-1]
     assert len(lines) == (categories + 2) // 2

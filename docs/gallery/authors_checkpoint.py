@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ave.model import CMRAN
-from ave.official import load_official_state_dict, read_official
+from ave.data.dataset import AVE_CATEGORIES
+from ave.networks.authors_weights import load_official_state_dict, read_official
+from ave.networks.cmran import CMRAN
 from benchmarks.published import PublishedCMRAN
 
 torch.manual_seed(0)
@@ -38,7 +39,7 @@ print(*list(published.state_dict())[:4], "...", sep="\n")
 # The setting follows from the category head: 28 rows are supervised, 29, with background, are weakly supervised. So do
 # the widths, from the shapes.
 
-model = read_official(path)
+model = read_official(path, AVE_CATEGORIES)
 print(model.setting, "-", len(model.categories), "categories:", ", ".join(model.categories[:3]), "...")
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters, all of them used")
 

@@ -12,13 +12,13 @@ import matplotlib.pyplot as plt
 import torch
 from accelerate import Accelerator
 
-from ave.data import AVEData
-from ave.evaluation import background_accuracy, segment_accuracy
-from ave.loading import evaluation_loader, training_loader
-from ave.model import CMRAN, localize, supervised_loss
-from ave.prediction import find_events
-from ave.procedural import make_procedural_set
-from ave.training import RECIPES
+from ave.data.batches import evaluation_loader, training_loader
+from ave.data.dataset import AVEData
+from ave.data.procedural import make_procedural_set
+from ave.networks.cmran import CMRAN, localize, supervised_loss
+from ave.predict import find_events
+from ave.results.metrics import background_accuracy, segment_accuracy
+from ave.train import RECIPES
 
 torch.manual_seed(0)
 
@@ -40,8 +40,8 @@ print({split: len(rows) for split, rows in data.splits.items()})
 #
 #    python examples/ave_cmran.py check --data path/to/AVE
 #
-# which tells in one table what is there, and what is missing or wrong. In Python, ``ave.reading.read_set(directory,
-# "supervised")`` gives the same kind of object as above.
+# which tells in one table what is there, and what is missing or wrong. In Python,
+# ``ave.data.prepared.read_set(directory)`` gives the same kind of object as above.
 #
 # The network
 # -----------
@@ -59,7 +59,7 @@ for name, child in model.named_children():
 # cross-entropy of the event in every second.
 
 accelerator = Accelerator(cpu=True)
-loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0, workers=0)
+loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0)
 video, audio, labels, _ = next(iter(loader))
 localization = model(video, audio)
 print({name: tuple(logits.shape) for name, logits in localization._asdict().items()})

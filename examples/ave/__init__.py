@@ -1,10 +1,28 @@
-"""What ``ave_cmran.py`` is assembled from: audio-visual event localisation with CMRAN on the AVE dataset.
+"""Audio-visual event localization with CMRAN: what ``ave_cmran.py`` is assembled from.
 
-- the set: ``data``; in files, ``layout``, ``storage``, ``release``, ``prepared``, ``preparing``, ``examination``,
-  ``inspection``, ``reading``; without any, ``procedural``; without labels, ``unlabelled``
-- the network: ``model``; kept and found again, ``hub``, ``pretrained``, ``official``
-- a run: ``accelerating``, ``loading``, ``training``, ``checkpoints``, ``stopwatch``, ``tensorboard_log``
-- what it says: ``evaluation``, ``prediction``, ``metrics``, ``reporting``, ``results``, ``tables``, ``charts``,
-  ``plots``
-- the subcommands: ``commands``
+- subcommands: ``train`` (the training loop), ``evaluate``, ``predict``, ``prepare`` (which checks, too)
+- ``data``: the dataset and its files, the procedural set, batches
+- ``networks``: CMRAN, its losses and decision; saved and loaded networks
+- ``results``: metrics, tables, figures, files
+- ``checkpoints`` of a run; ``devices``: the device, its memory, and the time spent on it
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["InputError", "checking_input"]
+
+
+class InputError(Exception):
+    """Something wrong with the options or files that were given. The command prints it and exits with code 2."""
+
+
+@contextmanager
+def checking_input() -> Iterator[None]:
+    """Turn errors about values and files into :class:`InputError`; it stands around checks before any work."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or absent, checked by their digest, never unpickled."""
+"""Checkpoints of a run: written whole or not at all, checked by their digest, never unpickled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ave.results import write_json, writing
+from ave.results.files import write_json, writing
 
 __all__ = ["Checkpoints", "pack_optimizer", "unpack_optimizer"]
 
@@ -21,49 +21,50 @@ class Checkpoints:
     """The last finished epochs of a run, in a directory.
 
     An epoch is ``epoch-0007.safetensors`` with its tensors, and ``epoch-0007.json`` with its facts and the digest of
-    both. The second is written last and removed first: where it is, the first is whole, or was damaged since.
+    both. The JSON file is written last and removed first, so if it exists, the tensors were complete.
 
     Args:
-        directory: made when it is first written to.
-        keep: how many epochs stay.
+        directory: created by the first save.
+        keep: how many epochs to keep.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
-    def save(self, epoch: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def save(self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Write an epoch, then remove those that are too old.
 
         Args:
             epoch: its number.
-            tensors: by name, on any device.
-            facts: what else there is, in what JSON holds.
+            tensors: groups of tensors by name, such as "model", on any device.
+            facts: everything else, in values that JSON can hold.
 
         Raises:
-            OSError: if it cannot be written; what was there before stays as it is.
+            OSError: if it cannot be written; earlier checkpoints stay as they are.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        flat = {f"{group}.{name}": tensor for group, named in tensors.items() for name, tensor in named.items()}
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in flat.items()})
         path = self._path(epoch)
         with writing(path) as temporary:
             temporary.write_bytes(data)
         facts = {"epoch": epoch, **facts}
         write_json(path.with_suffix(".json"), {"sha256": _digest(data, facts), **facts})
-        # What comes after this epoch is of a run that went on from here before, and was damaged.
+        # A later epoch was damaged when the run went on from an earlier one.
         kept = [number for number in self._epochs() if number <= epoch][-self.keep :]
         for suffix in (".json", ".safetensors"):
             for old in self.directory.glob(f"epoch-*{suffix}"):
                 if _number(old) not in kept:
                     old.unlink()
 
-    def load(self, say: Callable[[str], object] = print) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read the newest epoch that is whole.
+    def load(self, say: Callable[[str], object] = print) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """Read the newest epoch that is not damaged.
 
         Args:
-            say: told about each damaged one on the way.
+            say: called with a message about each damaged one.
 
         Returns:
-            tuple: its tensors, on the CPU, and facts; None if there is no whole one.
+            tuple: its groups of tensors, on the CPU, and its facts; None if there is none.
         """
         for epoch in reversed(self._epochs()):
             path = self._path(epoch)
@@ -71,10 +72,14 @@ class Checkpoints:
                 facts = json.loads(path.with_suffix(".json").read_text())
                 digest, data = facts.pop("sha256"), path.read_bytes()
                 if _digest(data, facts) != digest:
-                    raise ValueError("its digest is another")
-                return load(data), facts
+                    raise ValueError("its digest differs")
+                groups: dict[str, dict[str, Tensor]] = {}
+                for key, tensor in load(data).items():
+                    group, _, name = key.partition(".")
+                    groups.setdefault(group, {})[name] = tensor
+                return groups, facts
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                say(f"{path} is damaged and left out: {error}")
+                say(f"{path} is damaged and skipped: {error}")
         return None
 
     def _path(self, epoch: int) -> Path:
@@ -89,20 +94,20 @@ def _number(path: Path) -> int:
 
 
 def _digest(data: bytes, facts: Mapping[str, Any]) -> str:
-    """The SHA-256 of tensors and facts together."""
+    """Compute the SHA-256 of tensors and facts together."""
     digest = hashlib.sha256(data)
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers of every parameter, as ``<index of the parameter>.<name>``."""
+    """Return the state that an optimizer keeps of every parameter, as ``<index of the parameter>.<name>``."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer back what :func:`pack_optimizer` took."""
+    """Restore what :func:`pack_optimizer` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")

@@ -1,0 +1,1 @@
+"""Videos to train and evaluate on: the dataset, the files that hold it, and its batches."""

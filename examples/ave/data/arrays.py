@@ -1,0 +1,170 @@
+"""Arrays in files: rows of an HDF5 dataset, or of a memory-mapped .npy, read when they are asked for."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["StoredArray"]
+
+BLOCK_BYTES = 64 << 20  # of a file that are in memory at once, when it is read from end to end
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class StoredArray:
+    """An array of numbers in a file, indexed by rows.
+
+    Every process opens the file on first use, so that a worker neither shares a handle nor pickles one.
+
+    Args:
+        path: an HDF5 file, or an array saved by numpy, which is mapped into memory.
+        dataset: which dataset of the HDF5 file; ignored for ``.npy``.
+
+    Raises:
+        ValueError: if the file cannot be opened, lacks the dataset, or holds no array of numbers.
+    """
+
+    def __init__(self, path: Path | str, dataset: str = "avadataset") -> None:
+        self.path, self.dataset = Path(path), dataset
+        self._opened: tuple[int, Any] = (-1, None)
+        array = self._array()
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype[Any] = array.dtype.newbyteorder("=")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row in memory."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Tensor:
+        """Read rows, in any order, in the dtype of the file, but at most float32."""
+        array = self._array()
+        dtype = np.dtype(np.float32) if self.dtype.kind == "f" and self.dtype.itemsize > 4 else self.dtype
+        if isinstance(rows, slice):
+            read = np.array(array[rows], dtype)
+        elif isinstance(array, h5py.Dataset):  # its own indexing by a list wants it sorted, and is slower
+            read = np.empty((len(rows), *self.shape[1:]), dtype)
+            for place, row in enumerate(rows):
+                read[place] = array[row]
+        else:
+            _announce(array, rows)
+            read = np.asarray(array[list(rows)], dtype)
+        return torch.from_numpy(read)
+
+    def blocks(self, *, skip_unwritten: bool = False) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
+
+        Args:
+            skip_unwritten: leave out blocks that were never written, whose rows read as zero.
+
+        Yields:
+            The number of a block's first row, and its rows, which the next block overwrites.
+
+        Raises:
+            ValueError: if the file is damaged inside.
+        """
+        array = self._array()
+        chunks = array.chunks if isinstance(array, h5py.Dataset) else None
+        count = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        if chunks and chunks[0] < count:  # a chunk is read, and unpacked, as a whole: never twice
+            count -= count % chunks[0]
+        buffer = np.empty((min(count, len(self)), *self.shape[1:]), self.dtype)
+        for first in range(0, len(self), count):
+            rows = slice(first, min(first + count, len(self)))
+            if skip_unwritten and not _is_written(array, rows):
+                continue
+            block = buffer[: rows.stop - rows.start]
+            try:
+                if isinstance(array, h5py.Dataset):
+                    array.read_direct(block, rows)
+                else:
+                    block[...] = array[rows]
+            except OSError as error:
+                raise ValueError(f"{self.path} must be whole, got damage from row {first} on: {error}") from error
+            yield first, block
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": (-1, None)}
+
+    def _array(self) -> Any:
+        process, array = self._opened
+        if process != os.getpid():
+            array = None
+            self._opened = (-1, None)  # after a fork the parent's handle must not be used
+            array = self._open()
+            self._opened = (os.getpid(), array)
+        return array
+
+    def _open(self) -> Any:
+        try:
+            if self.path.suffix == ".npy":
+                array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            else:
+                file = h5py.File(self.path, "r")
+                array = file.get(self.dataset)
+        except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.path} must be {_expected(self.path)}, got {_look(self.path, error)}") from error
+        if self.path.suffix != ".npy" and not isinstance(array, h5py.Dataset):
+            raise ValueError(f"{self.path} must hold the dataset {self.dataset}, got {', '.join(file) or 'none'}")
+        if array.dtype.kind not in "fiu" or not array.ndim:
+            raise ValueError(f"{self.path} must hold an array of numbers, got {array.dtype} of shape {array.shape}")
+        return array
+
+
+def _is_written(array: Any, rows: slice) -> bool:
+    """Tell whether any of the rows are stored in the file, or read as anything but zero."""
+    if not isinstance(array, h5py.Dataset) or array.fillvalue != 0 or array.is_virtual or array.external:
+        return True
+    if array.chunks is None:
+        return array.id.get_offset() is not None
+    if not array.id.get_num_chunks():
+        return False
+    sizes = zip(array.shape[1:], array.chunks[1:], strict=True)
+    inner = (range(0, size, chunk) for size, chunk in sizes)
+    outer = range(rows.start // array.chunks[0] * array.chunks[0], rows.stop, array.chunks[0])
+    return any(array.id.get_chunk_info_by_coord(place).byte_offset is not None for place in product(outer, *inner))
+
+
+def _announce(array: np.memmap[Any, Any], rows: Sequence[int]) -> None:
+    """Tell the system which rows come next, so that it reads them together, not page by page."""
+    mapped, row_bytes = array.base, prod(array.shape[1:]) * array.itemsize
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+        for row in rows:
+            before = (start := array.offset + row * row_bytes) % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, start - before, before + row_bytes)
+
+
+def _expected(path: Path) -> str:
+    return "an array saved by numpy" if path.suffix == ".npy" else "a complete HDF5 file"
+
+
+def _look(path: Path, error: Exception) -> str:
+    """Describe a file that could not be opened."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).lstrip()
+    except OSError as unreadable:
+        return unreadable.strerror or str(unreadable)
+    if "unable to lock file" in str(error):
+        return "one that another program has locked, as it writes to it"
+    if not start:
+        return "an empty file"
+    if start.lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, as Google Drive shows one before a large file: it was saved instead of the file"
+    if path.suffix != ".npy" and not start.startswith(HDF5_SIGNATURE):
+        return f"a file of another kind, which begins with {start[:8]!r}"
+    return f"one that is cut short or damaged ({error})"

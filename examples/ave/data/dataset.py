@@ -1,0 +1,118 @@
+"""The dataset: features, labels and splits of videos, in the shape of the AVE release.
+
+Axes: N videos, T segments of a second, H x W positions, C visual channels, A audio channels, K categories.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+__all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
+
+Setting = Literal["supervised", "weak"]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+DIGESTED_VIDEOS = 8
+"""How many videos' features tell one dataset from another."""
+
+AVE_CATEGORIES = (
+    "Church bell",
+    "Male speech, man speaking",
+    "Bark",
+    "Fixed-wing aircraft, airplane",
+    "Race car, auto racing",
+    "Female speech, woman speaking",
+    "Helicopter",
+    "Violin, fiddle",
+    "Flute",
+    "Ukulele",
+    "Frying (food)",
+    "Truck",
+    "Shofar",
+    "Motorcycle",
+    "Acoustic guitar",
+    "Train horn",
+    "Clock",
+    "Banjo",
+    "Goat",
+    "Baby cry, infant cry",
+    "Bus",
+    "Chainsaw",
+    "Cat",
+    "Horse",
+    "Toilet flush",
+    "Rodents, rats, mice",
+    "Accordion",
+    "Mandolin",
+)
+"""The categories of AVE, in the order of the label columns; background follows as column 28."""
+
+
+class Rows(Protocol):
+    """An array of videos that is read by rows: a tensor in memory, or an array in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of every axis."""
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | Sequence[int], /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class AVEData:
+    """A dataset in the shape of the AVE release. Background is the last of the K + 1 labels.
+
+    What only the weak setting trains on may be None: ``video_labels`` and ``background_*``.
+    """
+
+    visual: Rows
+    """(N, T, H, W, C)"""
+    audio: Rows
+    """(N, T, A)"""
+    labels: Tensor
+    """float32 (N, T, K + 1), one-hot: the label of every second."""
+    splits: dict[str, Tensor]
+    """int64 row indices of "train", "val" and "test", disjoint."""
+    categories: tuple[str, ...]
+    """The K names, in the order of the labels."""
+    names: tuple[str, ...] | None = None
+    """The YouTube id of every video, where it is known; 45 ids of AVE name two or three videos each."""
+    video_labels: Tensor | None = None
+    """float32 (N, K + 1), one-hot: the label of every video."""
+    background_visual: Rows | None = None
+    """(M, T, H, W, C): extra training videos, which show no event."""
+    background_audio: Rows | None = None
+    """(M, T, A)"""
+    background_labels: Tensor | None = None
+    """float32 (M, K + 1), one-hot."""
+    object_cells: Tensor | None = None
+    """bool (N, T, H, W): the true cells of the category's object in every second, where they are known."""
+
+    def digest(self, setting: Setting) -> str:
+        """Return a SHA-256 that tells datasets apart, of all labels and splits and the features of 8 videos.
+
+        A release and what was prepared from it in float32 have the same one; in float16 it differs.
+        """
+        tensors: list[Tensor] = [self.labels, *self.splits.values()]
+        arrays: list[Rows] = [self.visual, self.audio]
+        if setting == "weak":
+            tensors += [part for part in (self.video_labels, self.background_labels) if part is not None]
+            arrays += [part for part in (self.background_visual, self.background_audio) if part is not None]
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+        for array in arrays:
+            rows = sorted({place * (len(array) - 1) // (DIGESTED_VIDEOS - 1) for place in range(DIGESTED_VIDEOS)})
+            digest.update(repr(tuple(array.shape)).encode() + array[rows].float().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""Evaluate a trained network on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ave import checking_input
+from ave.data.batches import evaluation_loader
+from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
+from ave.data.prepared import read_set
+from ave.data.procedural import make_procedural_set
+from ave.devices import Precision, describe_device, make_accelerator
+from ave.networks import load_network
+from ave.networks.cmran import CMRAN
+from ave.results.figures import draw_confusion, draw_examples, save_figures
+from ave.results.files import check_output, clearing, new_output, write_scores
+from ave.results.metrics import measure, observe, summarize
+from ave.results.tables import category_table, results_table
+
+__all__ = ["EvaluateConfig", "main"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate a trained CMRAN on a split, and report as `train` does.
+
+    The network is one that `train` or save_pretrained wrote, or a checkpoint of the authors' code. It also runs under
+    `accelerate launch` and `torchrun`.
+    """
+
+    checkpoint: str | None = None
+    """directory of a training, of one of its seeds, or of save_pretrained; or owner/name on the Hugging Face Hub"""
+    official: Path | None = None
+    """checkpoint of the authors' code, .pth.tar, in place of --checkpoint"""
+    data: Path | None = None
+    """directory of the AVE release's HDF5 files, or one that `prepare` made; without it, the procedural set"""
+    split: Split = "test"
+    """which videos"""
+    device: str = "auto"
+    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    precision: Precision = "fp32"
+    """mixed precision of the forward pass; fp16 needs a GPU"""
+    output: Path | None = None
+    """new directory for the results; without it runs/<date and time>-evaluate"""
+
+
+def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = True) -> dict[str, Any]:
+    """Evaluate, report, and return the metrics.
+
+    Args:
+        config: the settings.
+        data: the dataset, in place of the one that the settings name.
+        draw: whether to draw figures.
+
+    Raises:
+        InputError: if a setting or a file is wrong, which is found before any work.
+        FloatingPointError: if the scores are not finite.
+    """
+    with checking_input():
+        model = load_network(config.checkpoint, config.official, AVE_CATEGORIES)
+        accelerator = make_accelerator(config.device, config.precision)
+        output = new_output(config.output, "evaluate")
+        check_output(output)
+        if data is None:
+            data = make_procedural_set() if config.data is None else read_set(config.data)
+        _check_fit(model, data)
+        batches = evaluation_loader(data, config.split, accelerator)
+    accelerator.print(f"on {describe_device(accelerator)}")
+    with clearing(output):
+        outcomes = observe(accelerator.prepare_model(model, evaluation_mode=True), batches, accelerator)
+        metrics = measure(outcomes, data, config.split)
+        if accelerator.is_main_process:
+            source = "the procedural set (not AVE)" if config.data is None else f"the AVE set {config.data.name}"
+            title = f"CMRAN, {model.setting}, on the {config.split} split of {source}"
+            summary = summarize([metrics])
+            write_scores(output, [metrics], summary, data.categories)
+            if draw:
+                figures = draw_examples(outcomes, data, config.split, title)
+                figures["confusion.png"] = draw_confusion(summary["confusion"], data.categories, title)
+                save_figures(output, figures)
+            print(category_table(summary))
+            print(results_table(title, [metrics], summary))
+            print(f"written to {output}")
+    accelerator.end_training()
+    return metrics
+
+
+def _check_fit(model: CMRAN, data: AVEData) -> None:
+    """Refuse a dataset that differs from the one that the network was trained on."""
+    for what, expected, came in (
+        ("visual channels", model.video_dim, data.visual.shape[-1]),
+        ("audio channels", model.audio_dim, data.audio.shape[-1]),
+        ("categories", model.num_categories, len(data.categories)),
+    ):
+        if came != expected:
+            raise ValueError(f"--data must have {expected} {what}, as what the network was trained on, got {came}")
+    if model.categories is not None and model.categories != data.categories:
+        raise ValueError(
+            f"--data must have the categories of the network, {model.categories[0]} and so on, "
+            f"got {data.categories[0]} and so on"
+        )

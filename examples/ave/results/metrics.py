@@ -1,0 +1,315 @@
+"""Metrics: running a network over a split, scoring its decisions, and mean and spread over several runs.
+
+To add a metric, compute it in :func:`measure`, and give its label for the tables in METRICS. A ratio with a zero
+denominator, such as the precision of a run that predicts no event, is None.
+
+Axes: B videos, T segments of a second, H x W positions, K categories; label K is background.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from ave.data.batches import Batch, Loader
+from ave.data.dataset import AVEData, Split
+from ave.networks.cmran import CMRAN, localize
+from crossmodal_attn import record_attention
+
+__all__ = ["METRICS", "Epoch", "Outcomes", "background_accuracy", "best_test", "chosen", "measure", "observe"]
+__all__ += ["score", "seen_in_training", "segment_accuracy", "summarize"]
+
+METRICS = {
+    "chosen_epoch": ("  that epoch", ""),
+    "best_test_accuracy": ("best on test, as published figures are chosen", "%"),
+    "best_test_epoch": ("  that epoch", ""),
+    "accuracy_without_seen": ("accuracy without the {seen_videos} test videos seen in train", "%"),
+    "event_precision": ("event or not, by second: precision", "%"),
+    "event_recall": ("event or not, by second: recall", "%"),
+    "event_f1": ("event or not, by second: F1", "%"),
+    "background_accuracy": ("accuracy of calling everything background", "%"),
+    "object_attention": ("AGSCA's attention on the true object in event seconds", "%"),
+    "object_attention_if_uniform": ("the same if attention were uniform", "%"),
+}
+"""The metrics that tables show after the accuracy: by name, label and unit."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a run's history; accuracies are shares of segments, in [0, 1]."""
+
+    epoch: int
+    learning_rate: float
+    loss: float
+    """Mean over the training steps."""
+    val_accuracy: float
+    test_accuracy: float
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    """How long each part took: "data", "forward and backward", "optimizer", "evaluation", and "checkpoint", that of
+    the epoch before."""
+
+
+def chosen(history: Sequence[Epoch]) -> Epoch:
+    """Return the epoch that is best on val, the first of equals."""
+    return max(history, key=lambda epoch: epoch.val_accuracy)
+
+
+def best_test(history: Sequence[Epoch]) -> Epoch:
+    """Return the epoch that is best on test. Published figures are chosen so; it is optimistic."""
+    return max(history, key=lambda epoch: epoch.test_accuracy)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Decisions and attention of a network on a split, video by video, on the CPU."""
+
+    truth: Tensor
+    """int64 (B, T)"""
+    prediction: Tensor
+    """int64 (B, T)"""
+    event_score: Tensor
+    """(B, T), in [0, 1]"""
+    spatial_map: Tensor
+    """AGSCA's attention over space (B, T, H, W)."""
+    relations: Tensor
+    """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T)."""
+
+
+@torch.no_grad()
+def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
+    """Return the paper's metric: the share of segments with the right label, background included.
+
+    Each of several processes brings its own videos; their counts are added up.
+    """
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
+    for video, audio, labels, _ in batches:
+        right = localize(model(video, audio), background=model.num_categories) == labels.argmax(-1)
+        counts[0] += right.sum()
+        counts[1] += right.numel()
+    correct, total = map(int, reduce(counts, "sum"))
+    return correct / total
+
+
+@torch.no_grad()
+def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes:
+    """Run a network over a split and keep decisions and attention; every process returns those of all videos.
+
+    Args:
+        model: the network, on the accelerator's device.
+        batches: this process's videos, as :func:`ave.data.batches.evaluation_loader` returns them.
+        accelerator: joins the processes.
+
+    Raises:
+        FloatingPointError: if a score is not finite.
+    """
+    model.eval()
+    parts: list[tuple[Tensor, ...]] = []
+    with record_attention(model) as maps:
+        for video, audio, labels, _ in batches:
+            localization = model(video, audio)
+            parts.append(
+                (
+                    labels.argmax(-1),
+                    localize(localization, background=model.num_categories),
+                    localization.event_logits.sigmoid().float(),
+                    maps["spatial_channel_attention.spatial_map"].float(),
+                    maps["video_relation.cross_relation.attention"].float().mean(1),
+                    localization.category_logits.isfinite().all(-1),
+                )
+            )
+    joined = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    *tensors, finite = (_gather(tensor, len(batches.videos), accelerator) for tensor in joined)
+    outcomes = Outcomes(*tensors)
+    if not finite.all() or not outcomes.event_score.isfinite().all():
+        raise FloatingPointError(
+            "the scores are not finite: see with `check` whether the features are, or try --precision fp32"
+        )
+    return outcomes
+
+
+def _gather(own: Tensor, videos: int, accelerator: Accelerator) -> Tensor:
+    """Return all rows, in order, of which process p of P holds p, p + P, p + 2 P, ..."""
+    processes = accelerator.num_processes
+    if processes > 1:
+        rows = -(-videos // processes)
+        padding = own.new_zeros(rows - len(own), *own.shape[1:])
+        gathered = accelerator.gather(torch.cat([own, padding]))
+        own = gathered.unflatten(0, (processes, rows)).transpose(0, 1).flatten(0, 1)[:videos]
+    return own.cpu()
+
+
+def measure(outcomes: Outcomes, data: AVEData, split: Split) -> dict[str, Any]:
+    """Return all metrics of a network on a split; accuracies and shares are in [0, 1]."""
+    seen = seen_in_training(data, split) if split != "train" else None
+    metrics = score(outcomes.truth, outcomes.prediction, data.categories, seen)
+    metrics["background_accuracy"] = background_accuracy(data, split)
+    event = outcomes.truth != len(data.categories)
+    if data.object_cells is not None and event.any():
+        # The share of spatial attention on the cells of the true object, in seconds in which it is seen and heard.
+        cells = data.object_cells[data.splits[split]]
+        metrics["object_attention"] = (outcomes.spatial_map * cells).sum((-2, -1))[event].mean().item()
+        metrics["object_attention_if_uniform"] = cells.float().mean((-2, -1))[event].mean().item()
+    return metrics
+
+
+def background_accuracy(data: AVEData, split: Split) -> float:
+    """Return the segment accuracy of predicting background everywhere."""
+    return float(data.labels[data.splits[split], :, -1].double().mean())
+
+
+def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Tensor | None = None) -> dict[str, Any]:
+    """Compare the predicted label of every second with the true one.
+
+    Args:
+        truth: int64 (B, T), from 0 to K.
+        prediction: int64 (B, T), from 0 to K.
+        categories: the K names; "background" follows them.
+        seen: bool (B,), the videos whose YouTube id is in train, too, if that is known.
+
+    Returns:
+        Values that JSON can hold. All shares are in [0, 1], or None if their denominator is zero:
+
+        - ``videos``, ``segments``: B, and B T.
+        - ``accuracy``: the paper's metric, the share of seconds with the right label, background included.
+        - ``event_precision``, ``event_recall``, ``event_f1``: of event against background by second, whatever the
+          category. With n seconds that have an event in truth and prediction, p in the prediction and t in the truth:
+          n / p, n / t and 2 n / (p + t).
+        - ``seen_videos``, ``accuracy_without_seen``: the number of videos in ``seen``, and the accuracy on the others;
+          None without ``seen``.
+        - ``category_accuracy``: by name, the share of a category's true seconds that are predicted as such, background
+          last.
+        - ``confusion``: K + 1 lists of K + 1 counts of seconds; rows are true, columns are predicted.
+
+    Raises:
+        ValueError: if a shape, dtype or label does not fit, there is no second, or two categories have one name.
+
+    Examples:
+        >>> truth = torch.tensor([[0, 0, 2], [2, 1, 1]])
+        >>> prediction = torch.tensor([[0, 2, 2], [2, 1, 0]])
+        >>> result = score(truth, prediction, ("Bark", "Clock"))
+        >>> result["confusion"]
+        [[1, 0, 1], [1, 1, 0], [0, 0, 2]]
+        >>> result["category_accuracy"]
+        {'Bark': 0.5, 'Clock': 0.5, 'background': 1.0}
+        >>> result["event_precision"], result["event_recall"]
+        (1.0, 0.75)
+    """
+    background = len(categories)
+    names = [*categories, "background"]
+    _check(truth, prediction, names, seen)
+    counts = multiclass_confusion_matrix(prediction, truth, background + 1, validate_args=False)
+    confusion = counts.tolist()
+    both, predicted, true = (int(part.sum()) for part in (counts[:-1, :-1], counts[:, :-1], counts[:-1]))
+    right = truth == prediction
+    return {
+        "videos": len(truth),
+        "segments": truth.numel(),
+        "accuracy": _share(right),
+        "event_precision": _ratio(both, predicted),
+        "event_recall": _ratio(both, true),
+        "event_f1": _ratio(2 * both, predicted + true),
+        "seen_videos": None if seen is None else int(seen.sum()),
+        "accuracy_without_seen": None if seen is None else _share(right[~seen]),
+        "category_accuracy": {
+            name: _ratio(row[label], sum(row)) for label, (name, row) in enumerate(zip(names, confusion, strict=True))
+        },
+        "confusion": confusion,
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _share(right: Tensor) -> float | None:
+    return _ratio(int(right.sum()), right.numel())
+
+
+def _check(truth: Tensor, prediction: Tensor, names: list[str], seen: Tensor | None) -> None:
+    background = len(names) - 1
+    if len(set(names)) < len(names):
+        raise ValueError(f'categories must be distinct names other than "background", got {names[:-1]}')
+    if truth.ndim != 2 or not truth.numel():
+        raise ValueError(f"truth must have shape (videos, segments), none of them 0, got {tuple(truth.shape)}")
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"prediction must have the shape of truth, {tuple(truth.shape)}, got {tuple(prediction.shape)}"
+        )
+    for name, labels in (("truth", truth), ("prediction", prediction)):
+        if labels.dtype != torch.int64:
+            raise ValueError(f"{name} must hold labels as torch.int64, got {labels.dtype}")
+        low, high = (int(extreme) for extreme in labels.aminmax())
+        if low < 0 or high > background:
+            raise ValueError(
+                f"{name} must hold labels from 0 to {background}, which is background, got {low if low < 0 else high}"
+            )
+    if seen is not None and (seen.dtype, seen.shape) != (torch.bool, truth.shape[:1]):
+        raise ValueError(
+            f"seen must be torch.bool of shape ({len(truth)},), one a video, got {seen.dtype} {tuple(seen.shape)}"
+        )
+
+
+def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
+    """Find the videos of a split whose YouTube id is also in train; a few ids of AVE name several videos.
+
+    Returns:
+        bool (B,), in the order of the split, or None if the dataset has no names.
+    """
+    if data.names is None:
+        return None
+    names = data.names
+    trained = {names[row] for row in data.splits["train"].tolist()}
+    return torch.tensor([names[row] in trained for row in data.splits[split].tolist()], dtype=torch.bool)
+
+
+def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean and standard deviation over runs that differ in their seed.
+
+    Args:
+        runs: the metrics of each, with ``category_accuracy`` and ``confusion``.
+
+    Returns:
+        Values that JSON can hold:
+
+        - for every number that all runs have but ``seed``, ``{"mean": ..., "std": ...}``; ``std`` is that of a sample
+          (n - 1 in the denominator), None for a single run. If the number is None in any run, both are None.
+        - ``category_accuracy``: the same for every category.
+        - ``confusion``: the sum.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    summary: dict[str, Any] = {}
+    for name in runs[0]:
+        values = [run.get(name, "absent") for run in runs]
+        if name != "seed" and all(_is_number(value) for value in values):
+            summary[name] = _spread(values)
+    summary["category_accuracy"] = {
+        name: _spread([run["category_accuracy"][name] for run in runs]) for name in runs[0]["category_accuracy"]
+    }
+    summary["confusion"] = torch.tensor([run["confusion"] for run in runs]).sum(0).tolist()
+    return summary
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return {"mean": None, "std": None}
+    # statistics.mean is exact, so that the mean of equal values is that value.
+    mean = float(statistics.mean(numbers))
+    return {"mean": mean, "std": statistics.stdev(numbers) if len(numbers) > 1 else None}

@@ -1,0 +1,155 @@
+"""Tables in the terminal: the files of a dataset, and the metrics of runs, together and by category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, zip_longest
+from typing import Any
+
+from tqdm import tqdm
+
+from ave.data.dataset import SPLITS
+from ave.data.release import ANNOTATIONS, FILES, Found
+from ave.results.metrics import METRICS
+
+__all__ = ["category_table", "files_table", "format_table", "results_table"]
+
+MOST_COLUMNS = 4
+"""The most runs that have a column each; of more, the table shows the least and the greatest."""
+
+
+def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
+    """Format rows under a title, the first column aligned to the left, the others to the right.
+
+    Examples:
+        >>> rows = [("Bark", "81.0%", "79.5%"), ("Clock", "9.1%", "10.0%")]
+        >>> print(format_table("Accuracy", rows, header=("seed", "0", "1")))
+        -------------------
+        Accuracy
+        -------------------
+        seed       0      1
+        -------------------
+        Bark   81.0%  79.5%
+        Clock   9.1%  10.0%
+        -------------------
+    """
+    lines = _align(rows if header is None else [header, *rows])
+    rule = "-" * max(map(len, [title, *lines]))
+    if header is not None:
+        lines.insert(1, rule)
+    return "\n".join([rule, title, rule, *(line.rstrip() for line in lines), rule])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Pad the cells of each column to one width, and join each row to a line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+
+
+def files_table(found: Found) -> str:
+    """List the files of a dataset, with a line below for every problem and every remark."""
+    splits = found.splits()
+    wrong = {problem.file: "missing" if problem.missing else "wrong" for problem in found.problems}
+    rows = []
+    for file in FILES:
+        path, array = found.paths[file.name], found.arrays.get(file.name)
+        facts, counts = ("", "", ""), dict.fromkeys(map(str, SPLITS), "")
+        if array is not None:
+            place = array.dataset if path.suffix == ".h5" else tqdm.format_sizeof(path.stat().st_size, "B")
+            facts = (place, "x".join(map(str, array.shape)), str(array.dtype))
+            if file.axes[0] == "N":
+                counts |= {split: str(len(rows)) for split, rows in splits.items()}
+            else:  # the extra videos are all for training; an order belongs to one split
+                counts["train" if file.axes[0] == "M" else file.name.partition("_")[0]] = str(len(array))
+        verdict = wrong.get(file.name, "ok" if path.exists() else "not there")
+        rows.append((path.name, *facts, file.content, *counts.values(), verdict))
+        if file.name == "labels" and "labels" in found.tensors:
+            seconds = {split: int(found.tensors["labels"][own, :, -1].sum()) for split, own in splits.items()}
+            counted = (str(seconds.get(split, "")) for split in SPLITS)
+            rows.append(("", "", "", "", "background seconds", *counted, ""))
+    if ANNOTATIONS in wrong or found.names is not None:
+        count = "" if found.names is None else str(len(found.names))
+        rows.append((ANNOTATIONS, "", count, "", "YouTube ids", "", "", "", wrong.get(ANNOTATIONS, "ok")))
+    remarks = list(found.remarks)
+    if found.names is not None and len(splits) == len(SPLITS):
+        ids = [{found.names[row] for row in own.tolist()} for own in splits.values()]
+        shared = {name for own, other in combinations(ids, 2) for name in own & other}
+        count = f"the {len(found.names)} videos have {len(set(found.names))} YouTube ids"
+        remarks.append(f"{count}, {len(shared)} of them in more than one split")
+    place = "dataset" if found.paths["labels"].suffix == ".h5" else "size"
+    table = format_table(found.title, rows, ("file", place, "shape", "dtype", "holds", *SPLITS, "verdict"))
+    problems = [f"wrong: {problem.message}" for problem in found.problems]
+    return "\n".join([table, *problems, *(f"note: {remark}" for remark in remarks)])
+
+
+def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """Format the metrics of one run, or of several that differ in their seed.
+
+    Args:
+        title: stands above the table.
+        runs: the metrics of each, those of METRICS that are known, and the seed if there are several.
+        summary: of these runs, as :func:`ave.results.metrics.summarize` returns it.
+    """
+    header: list[str] | None
+    if len(runs) == 1:
+        header = None
+    elif len(runs) <= MOST_COLUMNS:
+        header = ["seed", *(str(run["seed"]) for run in runs), "mean ± std"]
+    else:
+        header = [f"{len(runs)} seeds", "mean ± std", "min", "max"]
+    rows = []
+    for label, name, unit in _lines(runs[0]):
+        values = [run[name] for run in runs]
+        spread = _show_spread(summary[name], unit)
+        if len(runs) == 1:
+            cells = [_show(values[0], unit)]
+        elif len(runs) <= MOST_COLUMNS:
+            cells = [*(_show(value, unit) for value in values), spread]
+        else:
+            extremes = (None, None) if None in values else (min(values), max(values))
+            cells = [spread, *(_show(value, unit) for value in extremes)]
+        rows.append([label, *cells])
+    return format_table(title, rows, header)
+
+
+def _lines(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the label, name and unit of each metric that runs like this one have."""
+    headline = "accuracy at the epoch chosen on val" if "chosen_epoch" in run else "accuracy"
+    return [(headline, "accuracy", "%")] + [
+        (label.format(**run), name, unit)
+        for name, (label, unit) in METRICS.items()
+        if name in run and (name != "accuracy_without_seen" or run["seen_videos"])
+    ]
+
+
+def category_table(summary: Mapping[str, Any]) -> str:
+    """Format the accuracy of every category, in the order of the labels, in two blocks side by side.
+
+    Args:
+        summary: as :func:`ave.results.metrics.summarize` returns it.
+    """
+    rows = [(name, _show_spread(spread, "%")) for name, spread in summary["category_accuracy"].items()]
+    half = -(-len(rows) // 2)
+    left, right = _align(rows[:half]), _align(rows[half:])
+    several = summary["accuracy"]["std"] is not None
+    title = "accuracy by category" + (", mean ± std over the seeds" if several else "")
+    return format_table(title, list(zip_longest(left, (f"  {line}" for line in right), fillvalue="")))
+
+
+def _show(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if unit else str(value)
+
+
+def _show_spread(spread: Mapping[str, float | None], unit: str) -> str:
+    mean, std = spread["mean"], spread["std"]
+    if mean is None or std is None:
+        return _show(mean, unit)
+    scale = 100 if unit else 1
+    return f"{scale * mean:.1f} ± {scale * std:.1f}{unit}"

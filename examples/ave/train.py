@@ -1,0 +1,459 @@
+"""Train CMRAN: settings, data, then for each seed a network and its epochs, and a report of them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm import tqdm
+
+from ave import checking_input
+from ave.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
+from ave.data.batches import Cache, cache_features, derive_seed, evaluation_loader, training_loader
+from ave.data.dataset import AVEData, Setting
+from ave.data.prepared import inspect_set, read_set
+from ave.data.procedural import make_procedural_set
+from ave.devices import Precision, Stopwatch, describe_device, make_accelerator, peak_memory
+from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
+from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
+from ave.results.files import check_output, new_output, read_json, write_csv, write_json, write_scores
+from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
+from ave.results.tables import category_table, files_table, results_table
+from crossmodal_attn import __version__
+
+__all__ = ["RECIPES", "SavedRun", "TrainConfig", "main"]
+
+PROCEDURAL_EPOCHS, RELEASE_EPOCHS = 11, 200
+LOG_EVERY = 10
+"""Steps between two logged losses; to read one, the host waits for the device."""
+
+
+class Recipe(NamedTuple):
+    """What differs between the two settings, as in the authors' code."""
+
+    loss: Callable[..., Tensor]
+    clip_norm: float
+    halvings: tuple[int, ...]
+    """The epochs after which the learning rate is halved."""
+
+
+RECIPES: dict[Setting, Recipe] = {
+    "supervised": Recipe(supervised_loss, clip_norm=0.1, halvings=(10, 20, 30)),
+    "weak": Recipe(weak_loss, clip_norm=0.5, halvings=(5, 20, 40)),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train CMRAN for one seed or several, and report how it does on the test split.
+
+    Without --data it trains on an embedded procedural set in the shape of AVE (never AVE itself), in minutes on two CPU
+    cores. After every epoch the run is saved in its directory, so that --resume goes on with it however it was
+    stopped. It also runs under `accelerate launch` and `torchrun`; all processes must see the same files.
+    """
+
+    setting: Setting = "supervised"
+    """train on a label for every second, or weakly on one label for the whole video"""
+    data: Path | None = None
+    """directory of the AVE release's HDF5 files, or one that `prepare` made; without it, the procedural set"""
+    senses: Senses = "both"
+    """the features that the network is given; the other ones are zeroed in training and testing"""
+    epochs: int | None = None
+    """passes over the training videos; without it 11, or 200 with --data; a resumed run may be given more"""
+    batch_size: int = 32
+    """videos in a training step, over all processes"""
+    lr: float = 5e-4
+    """Adam's learning rate, halved after epochs 10, 20, 30, or weakly after 5, 20, 40"""
+    seeds: tuple[int, ...] = (0,)
+    """one training for each, then mean and spread of all; a resumed run may be given more"""
+    device: str = "auto"
+    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    precision: Precision = "fp32"
+    """mixed precision of the forward pass; fp16 needs a GPU"""
+    compile: bool = False
+    """compile the network with torch.compile"""
+    cache: Cache = "auto"
+    """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
+    workers: int = 2
+    """data-loading processes (only if features stay on disk)"""
+    keep: int = 2
+    """how many of the last checkpoints to keep"""
+    log: Literal["tensorboard"] | None = None
+    """write logs for TensorBoard into OUTPUT/tensorboard"""
+    output: Path | None = None
+    """new directory for the results; without it runs/<date and time>-<setting>"""
+    resume: Path | None = None
+    """go on with the run in this directory from its last finished epoch, with the options that it has"""
+
+    def check(self) -> None:
+        """Check the values that their types leave open.
+
+        Raises:
+            ValueError: if one is out of range, or two exclude each other.
+        """
+        for option, value, least in (
+            ("--epochs", self.epochs, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--keep", self.keep, 1),
+            ("--workers", self.workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{option} must be at least {least}, got {value}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be a number above 0, got {self.lr}")
+        if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"--seeds must be integers from 0 to 4294967295, got {list(self.seeds)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds must differ from one another, got {list(self.seeds)}")
+        if self.resume is not None and self.output is not None:
+            raise ValueError(f"--output must be left out with --resume, got {self.output}")
+
+    def check_resumes(self, saved: TrainConfig) -> None:
+        """Check that nothing differs from the settings of a saved run that decides what is learned.
+
+        Raises:
+            ValueError: if something does.
+        """
+        if self.epochs is not None and saved.epochs is not None and self.epochs < saved.epochs:
+            raise ValueError(f"--epochs must be at least {saved.epochs}, as in {self.resume}, got {self.epochs}")
+        if self.seeds[: len(saved.seeds)] != saved.seeds:
+            raise ValueError(
+                f"--seeds must begin with {list(saved.seeds)}, as in {self.resume}, got {list(self.seeds)}"
+            )
+        for name in ("setting", "senses", "batch_size", "lr", "precision"):
+            if (value := getattr(self, name)) != (expected := getattr(saved, name)):
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} must be {expected}, as in {self.resume}, got {value}: leave it out")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What ``config.json`` holds of a run."""
+
+    settings: TrainConfig
+    data_digest: str
+    processes: int
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, directory: Path) -> SavedRun:
+        """Read the settings of the run in a directory.
+
+        Raises:
+            ValueError: if it holds no run, or ``config.json`` is damaged.
+        """
+        path = directory / "config.json"
+        if not path.is_file():
+            raise ValueError(f"--resume must name the directory of a run, with its config.json, got {directory}")
+        return read_json(path, cls)
+
+
+def main(
+    config: TrainConfig, *, data: AVEData | None = None, network: Callable[..., CMRAN] = CMRAN, draw: bool = True
+) -> list[dict[str, Any]]:
+    """Train, report, and return the metrics of each seed, as ``metrics.json`` holds them.
+
+    Args:
+        config: the settings.
+        data: the dataset, in place of the one that the settings name.
+        network: builds the network.
+        draw: whether to draw figures.
+
+    Raises:
+        InputError: if a setting or a file is wrong, which is found before any work.
+        FloatingPointError: if loss or weights are no longer finite; the epochs before that are kept.
+        OSError: if something cannot be read or written; the epochs before that are kept.
+    """
+    start = time.perf_counter()
+    with checking_input():
+        # ---- Settings and device ----
+        config.check()
+        if config.data is not None:  # absolute, because a run may be resumed from elsewhere
+            config = dataclasses.replace(config, data=config.data.absolute())
+        epochs = config.epochs or (RELEASE_EPOCHS if config.data else PROCEDURAL_EPOCHS)
+        config = dataclasses.replace(config, epochs=epochs)
+        saved = None if config.resume is None else SavedRun.read(config.resume)
+        output = config.resume or new_output(config.output, config.setting)
+        if saved is None:
+            check_output(output)
+        else:
+            config.check_resumes(saved.settings)
+        accelerator = make_accelerator(config.device, config.precision, output / "tensorboard" if config.log else None)
+
+        # ---- Data ----
+        if data is None and config.data is not None:
+            data = _read_data(config.data, config.setting, report=accelerator.is_main_process)
+        elif data is None:
+            data = make_procedural_set()
+        digest = data.digest(config.setting)
+        if saved is not None and saved.data_digest != digest:
+            raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
+        data, cached = cache_features(data, config.cache, accelerator, config.setting)
+        val, test = (evaluation_loader(data, split, accelerator, config.workers) for split in ("val", "test"))
+
+    title = _title(config)
+    sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
+    accelerator.print(f"{title}: {sizes} videos; {cached}")
+    if saved is not None and saved.processes != accelerator.num_processes:
+        accelerator.print(f"note: {saved.processes} processes began this run, so it does not go on bit for bit")
+    accelerator.print(
+        f"on {describe_device(accelerator)}, {config.precision}; results in {output}, "
+        f"where --resume {output} goes on if this is stopped"
+    )
+    with _pointing_to_resume(output):
+        if accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            _save_config(output, config, digest, accelerator.num_processes)
+        recipe = RECIPES[config.setting]
+        scaling = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        runs: list[dict[str, Any]] = []
+        histories: dict[int, list[Epoch]] = {}
+        examples: Outcomes | None = None
+
+        for seed in config.seeds:
+            if len(config.seeds) > 1:
+                accelerator.print(f"seed {seed}")
+
+            # ---- Network and optimizer ----
+            set_seed(seed)
+            model = network(
+                config.setting,
+                video_dim=data.visual.shape[-1],
+                audio_dim=data.audio.shape[-1],
+                categories=data.categories,
+                senses=config.senses,
+            )
+            if config.compile:
+                model.compile(mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
+            adam = torch.optim.Adam(model.parameters(), config.lr, fused=True)
+            prepared, optimizer = accelerator.prepare(model, adam)
+            if accelerator.scaler is not None and scaling is not None:
+                accelerator.scaler.load_state_dict(scaling)  # the seed before has changed it
+            batches = training_loader(
+                data, config.setting, accelerator, batch_size=config.batch_size, seed=seed, workers=config.workers
+            )
+
+            # ---- Go on after the newest checkpoint, if there is one ----
+            place = output / f"seed-{seed}"
+            checkpoints = Checkpoints(place / "checkpoints", config.keep)
+            history, best = _restore(checkpoints, model, adam, accelerator)
+
+            steps = len(batches)
+            logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides what comes after the checkpoint
+            accelerator.init_trackers(place.name, init_kwargs=logging)
+            progress = tqdm(
+                total=epochs * steps,
+                initial=min(epochs, len(history)) * steps,
+                unit="step",
+                disable=None if accelerator.is_main_process else True,
+                dynamic_ncols=True,
+            )
+            watch = Stopwatch(accelerator.device)
+            for epoch in range(len(history) + 1, epochs + 1):
+                progress.set_description(f"epoch {epoch}/{epochs}")
+
+                # ---- Learning rate, order and dropout of this epoch ----
+                rate = config.lr * 0.5 ** sum(epoch > last for last in recipe.halvings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batches.shares.epoch = epoch
+                set_seed(derive_seed(seed, epoch, accelerator.process_index))
+
+                # ---- Steps ----
+                prepared.train()
+                total = torch.zeros((), device=accelerator.device)
+                watch.start()
+                for step, (video, audio, target, weight) in enumerate(batches, (epoch - 1) * steps + 1):
+                    watch.lap("data")
+                    loss = recipe.loss(prepared(video, audio), target) * weight
+                    accelerator.backward(loss)
+                    watch.lap("forward and backward")
+                    accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    watch.lap("optimizer")
+                    total += loss.detach()
+                    progress.update()
+                    if config.log and step % LOG_EVERY == 0:
+                        accelerator.log({"loss": loss.item()}, step)
+                mean_loss = float(accelerator.reduce(total, "mean")) / steps
+                if not math.isfinite(mean_loss) or not all(weight.isfinite().all() for weight in model.parameters()):
+                    raise FloatingPointError(
+                        f"epoch {epoch} ended with weights or a loss that are not finite, loss {mean_loss}: "
+                        f"try a lower --lr, or --precision fp32"
+                    )
+
+                # ---- Evaluation ----
+                on_val, on_test = segment_accuracy(model, val), segment_accuracy(model, test)
+                watch.lap("evaluation")
+                history.append(Epoch(epoch, rate, mean_loss, on_val, on_test, watch.read()))
+                accelerator.log(
+                    {"val accuracy": on_val, "test accuracy": on_test, "learning rate": rate}, epoch * steps
+                )
+
+                # ---- Keep the weights that are best on val ----
+                if chosen(history) is history[-1]:
+                    best = {name: value.clone() for name, value in model.state_dict().items()}
+
+                # ---- Checkpoint ----
+                if accelerator.is_main_process:
+                    _save_checkpoint(checkpoints, history, model, best, adam, accelerator)
+                    watch.lap("checkpoint")
+                    progress.write(
+                        f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}   val {on_val:6.1%}   test {on_test:6.1%}"
+                    )
+            progress.close()
+
+            # ---- Test the weights that are best on val, and save the network ----
+            model.load_state_dict(best)
+            outcomes = observe(model, test, accelerator)
+            metrics = {
+                "seed": seed,
+                "chosen_epoch": chosen(history).epoch,
+                "best_test_accuracy": best_test(history).test_accuracy,
+                "best_test_epoch": best_test(history).epoch,
+                **measure(outcomes, data, "test"),
+                "history": [dataclasses.asdict(epoch) for epoch in history],
+            }
+            if accelerator.is_main_process:
+                _save_network(model, place / "model", {"data": _source(config), "metrics": metrics})
+            runs.append(metrics)
+            histories[seed] = history
+            examples = examples or outcomes
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.free_memory()
+
+        # ---- Report ----
+        if accelerator.is_main_process and examples is not None:
+            summary = summarize(runs)
+            summary["seconds"] = round(time.perf_counter() - start, 1)
+            summary["peak_memory"] = peak_memory(accelerator.device)
+            write_scores(output, runs, summary, data.categories)
+            lines = [{"seed": seed, **dataclasses.asdict(line)} for seed in histories for line in histories[seed]]
+            write_csv(output / "history.csv", [{k: v for k, v in line.items() if k != "seconds"} for line in lines])
+            if draw:
+                figures = draw_examples(examples, data, "test", f"{title}, seed {config.seeds[0]}")
+                figures["learning_curves.png"] = draw_learning_curves(histories, title)
+                figures["confusion.png"] = draw_confusion(summary["confusion"], data.categories, title)
+                save_figures(output, figures)
+            print(category_table(summary))
+            print(results_table(title, runs, summary))
+            print(_describe_cost(lines, summary))
+            print(f"written to {output}")
+    accelerator.end_training()
+    return runs
+
+
+def _read_data(directory: Path, setting: Setting, *, report: bool) -> AVEData:
+    """Check and open a dataset; one process reports, and reads all features once."""
+    if report:
+        found = inspect_set(directory, setting)
+        print(files_table(found))
+        found.raise_problems()
+    return read_set(directory, setting)
+
+
+def _source(config: TrainConfig) -> str:
+    return "the procedural set (not AVE)" if config.data is None else f"the AVE set {config.data.name}"
+
+
+def _title(config: TrainConfig) -> str:
+    senses = "" if config.senses == "both" else f", {config.senses} only"
+    return f"CMRAN, {config.setting}{senses}, on {_source(config)}"
+
+
+def _save_config(output: Path, config: TrainConfig, digest: str, processes: int) -> None:
+    """Write ``config.json``, from which :meth:`SavedRun.read` resumes."""
+    versions = {
+        "crossmodal_attn": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    run = SavedRun(dataclasses.replace(config, output=None, resume=None), digest, processes, versions)
+    write_json(output / "config.json", dataclasses.asdict(run))
+
+
+def _save_checkpoint(
+    checkpoints: Checkpoints,
+    history: list[Epoch],
+    model: CMRAN,
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> None:
+    """Save everything that the next epoch depends on; the best weights only if they are not the last."""
+    tensors: dict[str, Mapping[str, Tensor]] = {"model": model.state_dict(), "optimizer": pack_optimizer(optimizer)}
+    if chosen(history) is not history[-1]:
+        tensors["best"] = best
+    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    facts = {"history": [dataclasses.asdict(epoch) for epoch in history], "scaler": scaler}
+    checkpoints.save(len(history), tensors, facts)
+
+
+def _restore(
+    checkpoints: Checkpoints, model: CMRAN, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Restore the newest checkpoint, and return the history and the best weights; both are empty if there is none."""
+    found = checkpoints.load(accelerator.print)
+    finished = torch.tensor([0 if found is None else found[1]["epoch"]], device=accelerator.device)
+    if len(epochs := set(accelerator.gather(finished).tolist())) > 1:
+        raise OSError(f"every process must find the same checkpoint, got those of epochs {sorted(epochs)}")
+    if found is None:
+        return [], {}
+    tensors, facts = found
+    try:
+        model.load_state_dict(tensors["model"])
+    except RuntimeError as error:
+        raise ValueError("checkpoints must be of this network, got other weights") from error
+    unpack_optimizer(optimizer, tensors["optimizer"])
+    if accelerator.scaler is not None and facts["scaler"] is not None:
+        accelerator.scaler.load_state_dict(facts["scaler"])
+    history = [Epoch(**line) for line in facts["history"]]
+    accelerator.print(f"goes on after epoch {len(history)}")
+    return history, tensors.get("best", tensors["model"])
+
+
+def _save_network(model: CMRAN, directory: Path, card: dict[str, Any]) -> None:
+    """Write the chosen weights with all that they need, whole or not at all."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial, model_card_kwargs=card)
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
+    """Describe where the time of an epoch went, and the time and memory of the run."""
+    parts = {name: sum(line["seconds"].get(name, 0) for line in lines) / len(lines) for name in lines[-1]["seconds"]}
+    seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(parts.items()))
+    memory = ", ".join(f"{name.removesuffix('_gb')} {size:.1f} GB" for name, size in summary["peak_memory"].items())
+    return f"seconds an epoch: {seconds}\n{summary['seconds']:.0f} s since it was started; peak memory: {memory}"
+
+
+@contextmanager
+def _pointing_to_resume(output: Path) -> Iterator[None]:
+    """Add to the errors of what stops a run that it can go on, and how."""
+    advice = f"what is finished is kept: go on with --resume {output}"
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1]  # the one of a worker comes with its traceback before it
+        raise OSError(f"{reason}; {advice}") from error
+    except KeyboardInterrupt as error:
+        raise type(error)(f"stopped; {advice}") from error

@@ -1,0 +1,190 @@
+"""Arrays in files: every way of reading gives the file's values, in every process, and damage is named."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ave.data import arrays
+from ave.data.arrays import StoredArray
+
+# What float32 holds too, as nothing wider is read.
+VALUES = np.random.default_rng(0).random((23, 5, 3), np.float32).astype(np.float64)
+LAYOUTS = {
+    "contiguous": {},
+    "chunked": {"chunks": (4, 5, 3)},
+    "chunked across": {"chunks": (7, 2, 3)},
+    "packed": {"chunks": (4, 5, 3), "compression": "gzip"},
+    "big-endian": {"dtype": ">f8"},
+}
+
+
+def write(path: Path, layout: str = "contiguous") -> Path:
+    if layout == "numpy":
+        np.save(path.with_suffix(".npy"), VALUES)
+        return path.with_suffix(".npy")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("avadataset", data=VALUES, **LAYOUTS[layout])
+    return path
+
+
+@pytest.fixture(params=[*LAYOUTS, "numpy"])
+def array(request, tmp_path):
+    return StoredArray(write(tmp_path / "array.h5", request.param))
+
+
+def test_rows_are_those_of_the_file(array):
+    assert (array.shape, array.dtype, len(array), array.row_bytes) == (VALUES.shape, np.float64, 23, 120)
+    np.testing.assert_array_equal(array[[7, 2, 2, 22]], VALUES[[7, 2, 2, 22]])
+    np.testing.assert_array_equal(array[3:11], VALUES[3:11])
+    assert array[[]].shape == (0, 5, 3)
+    assert array[[3]].dtype == array[3:4].dtype == torch.float32
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5 * 120, 9 * 120, 1 << 20])
+def test_blocks_are_the_whole_file_in_bounded_pieces(array, block_bytes, monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", block_bytes)
+    blocks = [(first, block.copy()) for first, block in array.blocks()]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), VALUES)
+    assert [first for first, _ in blocks] == list(np.cumsum([0, *(len(block) for _, block in blocks[:-1])]))
+    assert all(block.nbytes <= max(block_bytes, 120) for _, block in blocks)
+
+
+def test_blocks_take_whole_chunks(tmp_path, monkeypatch):
+    """So that none is unpacked twice."""
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 11 * 120)
+    array = StoredArray(write(tmp_path / "array.h5", "packed"))
+    assert [first for first, _ in array.blocks()] == [0, 8, 16]
+
+
+@pytest.mark.parametrize("chunks", [None, (2, 5, 3), (3, 2, 2)])
+def test_what_was_never_written_is_skipped(chunks, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 6 * 120)
+    path = tmp_path / "array.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("avadataset", VALUES.shape, "f8", chunks=chunks)
+    assert list(StoredArray(path).blocks(skip_unwritten=True)) == []
+    assert sum(len(block) for _, block in StoredArray(path).blocks()) == 23
+    with h5py.File(path, "a") as file:
+        file["avadataset"][13, 4, 2] = 7.0
+    blocks = {first: block.sum() for first, block in StoredArray(path).blocks(skip_unwritten=True)}
+    assert blocks == ({12: 7.0} if chunks else {0: 0.0, 6: 0.0, 12: 7.0, 18: 0.0})
+
+
+def test_a_fill_value_is_not_skipped(tmp_path):
+    with h5py.File(tmp_path / "array.h5", "w") as file:
+        file.create_dataset("avadataset", (23, 5, 3), "f8", chunks=(1, 5, 3), fillvalue=-1.0)
+    assert sum(block.sum() for _, block in StoredArray(tmp_path / "array.h5").blocks(skip_unwritten=True)) == -23 * 15
+
+
+class RowsOfArray(Dataset):
+    """At the top of the module, as spawned workers unpickle it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, row):
+        assert self.array._opened[0] in (-1, os.getpid(), os.getppid())
+        values = self.array[[row]][0]
+        assert self.array._opened[0] == os.getpid()
+        return values
+
+
+@pytest.mark.parametrize(("method", "layout"), [("fork", "contiguous"), ("fork", "numpy"), ("spawn", "contiguous")])
+def test_workers_open_the_file_for_themselves(method, layout, tmp_path):
+    array = StoredArray(write(tmp_path / "array.h5", layout))
+    loader = DataLoader(RowsOfArray(array), 4, num_workers=2, multiprocessing_context=method)
+    np.testing.assert_array_equal(torch.cat(list(loader)), VALUES)
+    np.testing.assert_array_equal(array[:], VALUES)
+
+
+def test_pickling_takes_no_handle_along(array):
+    copy = pickle.loads(pickle.dumps(array))  # noqa: S301
+    assert copy._opened == (-1, None)
+    np.testing.assert_array_equal(copy[[5]], VALUES[[5]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got an empty file"),
+        (b"\n<!DOCTYPE html><html><body>Google Drive can't scan this file", "got a web page, as Google Drive shows"),
+        (b"<HTML>", "got a web page"),
+        (b"PK\x03\x04 and so on", r"which begins with b'PK\\x03\\x04 and'"),
+        ("half", "one that is cut short or damaged"),
+        ("header", "one that is cut short or damaged"),
+        ("folder", "must be a complete HDF5 file, got Is a directory"),
+    ],
+)
+def test_what_is_no_hdf5_file_is_named(content, message, tmp_path):
+    path = write(tmp_path / "array.h5")
+    whole = path.read_bytes()
+    if content == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"half": whole[: len(whole) // 2], "header": whole[:100]}.get(content, content))
+    with pytest.raises(ValueError, match=message) as error:
+        StoredArray(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_being_written_is_called_locked(tmp_path):
+    """In another process: within one, HDF5 shares what is open."""
+    path = write(tmp_path / "array.h5")
+    hold = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(ValueError, match="got one that another program has locked"):
+            StoredArray(path)
+        process.communicate("")
+    assert len(StoredArray(path)) == len(VALUES)
+
+
+@pytest.mark.parametrize("keep", [0, 50, 300])
+def test_what_is_no_array_of_numpy_is_named(keep, tmp_path):
+    path = write(tmp_path / "array.npy", "numpy")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"array\.npy must be an array saved by numpy"):
+        StoredArray(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("labels", np.zeros(3), "must hold the dataset avadataset, got labels"),
+        ("avadataset/inner", np.zeros(3), "must hold the dataset avadataset, got avadataset"),
+        ("avadataset", np.array([b"one", b"two"]), "must hold an array of numbers"),
+        ("avadataset", np.zeros(3, complex), "must hold an array of numbers, got complex128"),
+        ("avadataset", 3.0, r"must hold an array of numbers, got float64 of shape \(\)"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(name, value, message, tmp_path):
+    with h5py.File(tmp_path / "array.h5", "w") as file:
+        file[name] = value
+    with pytest.raises(ValueError, match=message):
+        StoredArray(tmp_path / "array.h5")
+
+
+def test_damage_inside_is_named(tmp_path):
+    path = write(tmp_path / "array.h5", "packed")
+    with h5py.File(path) as file:
+        place = file["avadataset"].id.get_chunk_info_by_coord((8, 0, 0))
+    with path.open("r+b") as file:
+        file.seek(place.byte_offset)
+        file.write(b"\xff" * place.size)
+    with pytest.raises(ValueError, match=r"array\.h5 must be whole, got damage from row 0 on"):
+        list(StoredArray(path).blocks())

@@ -1,0 +1,212 @@
+"""Figures: what they draw is what they were given, and it can be read. What the plots of the package draw is for
+test_attention_plots.py."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+
+from ave.data.dataset import AVE_CATEGORIES
+from ave.results.figures import LEAST_PRINTED, draw_attention, draw_confusion, draw_learning_curves, draw_timelines
+from ave.results.metrics import Epoch, Outcomes
+
+FIELDS = ("loss", "val_accuracy", "test_accuracy")
+
+
+def draw_history(epochs, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Epoch(epoch, 5e-4, 3 * rng.random() + 1, rng.random(), rng.random()) for epoch in range(1, epochs + 1)]
+
+
+def rendered(figure):
+    """Draw it as a picture is; warnings of the layout are errors."""
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def curves(figure):
+    """The points of all lines by panel and color."""
+    loss, accuracy = figure.axes
+    colors = {}
+    for axes, names in ((loss, FIELDS[:1]), (accuracy, FIELDS[1:])):
+        lines = list(axes.lines)
+        for name, color in zip(names, dict.fromkeys(line.get_color() for line in lines), strict=True):
+            colors[name] = [
+                list(zip(*(np.asarray(points).tolist() for points in line.get_data()), strict=True))
+                for line in lines
+                if line.get_color() == color
+            ]
+    return colors
+
+
+@pytest.mark.parametrize("lengths", [(1,), (2, 2), (11, 11, 11), (5, 13, 7), (200,) * 10, (1,) * 10])
+def test_curves_show_every_epoch_of_every_run(lengths):
+    histories = {seed: draw_history(length, seed) for seed, length in enumerate(lengths)}
+    drawn = curves(rendered(draw_learning_curves(histories, "Some title")))
+    for name in FIELDS:
+        expected = []
+        for history in histories.values():
+            expected.append([(epoch.epoch, getattr(epoch, name)) for epoch in history])
+            chosen = history[0]
+            for epoch in history:
+                if epoch.val_accuracy > chosen.val_accuracy:
+                    chosen = epoch
+            expected.append([(chosen.epoch, getattr(chosen, name))])
+        if len(histories) > 1:
+            common = range(min(lengths))
+            expected.append(
+                [
+                    (epoch + 1, pytest.approx(sum(getattr(h[epoch], name) for h in histories.values()) / len(lengths)))
+                    for epoch in common
+                ]
+            )
+        assert drawn[name] == expected
+
+
+def test_chosen_epoch_is_the_first_of_the_best():
+    history = [Epoch(epoch, 5e-4, 1.0, val, 0.5) for epoch, val in enumerate((0.2, 0.7, 0.7, 0.1), 1)]
+    drawn = curves(draw_learning_curves({3: history}, "Some title"))
+    assert drawn["val_accuracy"][1] == [(2, 0.7)]
+    assert drawn["test_accuracy"][1] == [(2, 0.5)]
+
+
+@pytest.mark.parametrize("histories", [{}, {3: []}, {3: draw_history(2), 5: []}])
+def test_curves_need_an_epoch(histories):
+    with pytest.raises(ValueError, match="histories must hold runs of at least one epoch, got seeds"):
+        draw_learning_curves(histories, "Some title")
+
+
+def draw_counts(categories, seed=0):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 7, (categories + 1, categories + 1))
+    counts[np.diag_indices(categories + 1)] += rng.integers(0, 150, categories + 1)
+    counts[1] = 0
+    return counts.tolist()
+
+
+@pytest.mark.parametrize("categories", [1, 3, 28])
+def test_confusion_is_of_shares_of_the_truth(categories):
+    counts = draw_counts(categories)
+    axes, bar = rendered(draw_confusion(counts, AVE_CATEGORIES[:categories], "Some title")).axes
+    shares, printed = axes.images[0].get_array(), {text.get_position(): text.get_text() for text in axes.texts}
+    expected = {}
+    for row in range(categories + 1):
+        total = sum(counts[row])
+        for column in range(categories + 1):
+            if total == 0:
+                assert np.ma.getmaskarray(shares)[row, column]
+                continue
+            share = counts[row][column] / total
+            assert shares[row, column] == pytest.approx(share)
+            if share >= LEAST_PRINTED:
+                expected[column, row] = f"{100 * share:.0f}"
+    assert printed == expected
+    assert len(expected) > 0
+    assert axes.yaxis_inverted()
+    assert bar.get_ylabel() == "share of the true seconds"
+
+
+def test_confusion_names_rows_and_columns_without_overlap():
+    counts = draw_counts(28)
+    axes = rendered(draw_confusion(counts, AVE_CATEGORIES, "Some title")).axes[0]
+    names = [*AVE_CATEGORIES, "background"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f"{name}  ({sum(row)})" for name, row in zip(names, counts, strict=True)
+    ]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number])
+        assert all(axes.figure.bbox.containsx(x) for box in boxes for x in (box.x0, box.x1))
+        assert all(axes.figure.bbox.containsy(y) for box in boxes for y in (box.y0, box.y1))
+
+
+def test_confusion_needs_a_row_and_column_for_every_label():
+    with pytest.raises(ValueError, match=r"confusion must have shape \(4, 4\), .*, got \(3, 3\)"):
+        draw_confusion([[1, 0, 0], [0, 1, 0], [0, 0, 1]], AVE_CATEGORIES[:3], "Some title")
+
+
+CATEGORIES = ["Bark", "Clock"]
+PREDICTION = torch.tensor([[2, 0, 0, 2, 2], [1, 1, 2, 2, 1], [2, 2, 2, 2, 2]])
+SCORE = torch.tensor([[0.1, 0.9, 0.8, 0.2, 0.1], [0.7, 0.6, 0.0, 0.1, 1.0], [0.0, 0.1, 0.0, 0.1, 0.2]])
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_without_truth():
+    """A strip of each video, under its name; one that looks like a formula is not taken for one."""
+    names = ["a", "b_{", "$c$"]
+    figure = draw_timelines(PREDICTION, SCORE, CATEGORIES, "$title", names=names)
+    figure.draw_without_rendering()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == names
+    assert [texts(axes) for axes in figure.axes] == [
+        ["background", "Bark", "background"],
+        ["Clock", "background", "Clock"],
+        ["background"],
+    ]
+    assert legend(figure) == ["predicted event", "background"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "second"]
+
+
+def test_with_truth():
+    """Of each video, below the truth, and one legend for all."""
+    truth = torch.tensor([[2, 0, 0, 0, 2], [1, 1, 2, 2, 1], [2, 2, 2, 2, 2]])
+    figure = draw_timelines(PREDICTION, SCORE, CATEGORIES, "title", truth=truth)
+    # Second 3 is wrong, so that it is a run of its own.
+    true, predicted = ["background", "Bark", "background"], ["background", "Bark", "background", "background"]
+    assert texts(figure.axes[0]) == [*predicted, *true]
+    assert legend(figure) == ["true event", "predicted, right", "predicted, wrong", "background"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "predicted",
+        "true",
+        "event score\n(dotted: 0.5)",
+    ]
+
+
+@pytest.mark.parametrize("longest", [1, 13, 61])
+@pytest.mark.parametrize("order", [1, -1])
+def test_videos_of_different_lengths(longest, order):
+    """All on one scale of seconds, whichever is the longest."""
+    lengths = [longest, 1][::order]
+    predictions, scores = ([draw[0].repeat(13)[:length] for length in lengths] for draw in (PREDICTION, SCORE))
+    figure = draw_timelines(predictions, scores, CATEGORIES, "title")
+    figure.draw_without_rendering()
+    for axes, length in zip(figure.axes, lengths, strict=True):
+        assert axes.get_xlim() == (0, longest)
+        assert sum(patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)) == length
+        assert len(axes.get_xticks()) <= 14
+
+
+@pytest.mark.parametrize("segments", [1, 5, 7])
+def test_attention_of_one_video(segments):
+    """A map a second on one scale, the true cells outlined, beside the relations of the same video."""
+    generator = torch.Generator().manual_seed(0)
+    outcomes = Outcomes(
+        truth=torch.randint(0, 3, (2, segments), generator=generator),
+        prediction=torch.zeros(2, segments, dtype=torch.long),
+        event_score=torch.zeros(2, segments),
+        spatial_map=torch.rand(2, segments, 3, 7, generator=generator),
+        relations=torch.rand(2, segments, 2 * segments, generator=generator),
+    )
+    cells = torch.zeros(segments, 3, 7, dtype=torch.bool)
+    cells[0, 1:, 4] = True
+    figure = draw_attention(outcomes, 1, CATEGORIES, "title", cells)
+    figure.draw_without_rendering()
+    names = [*CATEGORIES, "background"]
+    maps = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert list(maps) == [f"{second} s: {names[label]}" for second, label in enumerate(outcomes.truth[1])]
+    for second, axes in enumerate(maps.values()):
+        assert torch.equal(torch.tensor(axes.images[0].get_array().data).float(), outcomes.spatial_map[1, second])
+        assert axes.images[0].get_clim() == (0, outcomes.spatial_map[1].max().item())
+        assert len(axes.lines) == (6 if second == 0 else 0)  # of the outline of two cells
+    (relations,) = (axes for axes in figure.axes if axes.get_ylabel() == "second of the video segment (query)")
+    assert torch.equal(torch.tensor(relations.images[0].get_array().data).float(), outcomes.relations[1])
+    above = relations.child_axes[0].get_xticklabels()
+    assert [label.get_text() for label in above] == ["to audio", "to video"]

@@ -1,0 +1,187 @@
+"""Files are whole or absent, whatever ends their writing; JSON that is read has the types that were asked for."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import ave
+from ave.results import files
+from ave.results.files import check_output, clearing, read_json, write_csv, write_json, writing
+
+
+def test_output_is_made_or_refused(tmp_path):
+    check_output(tmp_path / "new" / "run")
+    for _ in range(2):
+        with clearing(tmp_path / "new" / "run"):
+            check_output(tmp_path / "new" / "run")
+    for path in (tmp_path / "new", tmp_path / "file"):
+        if path.name == "file":
+            path.touch()
+        with pytest.raises(ValueError, match=f"--output must be a new or empty directory, got {path}, which is not"):
+            check_output(path)
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt(), ValueError("wrong")])
+@pytest.mark.parametrize("before", [None, "old"])
+def test_failed_writing_leaves_what_was(tmp_path, error, before):
+    path = tmp_path / "file.txt"
+    if before:
+        path.write_text(before)
+
+    def write_half():
+        with writing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == ({"file.txt": "old"} if before else {})
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_disk_that_fills_up_late(tmp_path, monkeypatch, step):
+    """A disk may say only when the bytes reach it that it has no room for them."""
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, step, failing(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(OSError, match="no space"), writing(path) as temporary:
+        temporary.write_text("new")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "old"}
+
+
+def test_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda file: (steps.append(os.fstat(file).st_ino), fsync(file)))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (steps.append("replace"), replace(*paths)))
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert steps == [(tmp_path / "file.json").stat().st_ino, "replace"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ave.results.files import writing
+with writing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="these signals are those of POSIX")
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+def test_killed_process_leaves_what_was_and_is_tidied_up_after(tmp_path, signal):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    environment = {**os.environ, "PYTHONPATH": str(Path(ave.__file__).parents[1])}
+    process = subprocess.run([sys.executable, "-c", KILLED, str(path), signal], env=environment, check=False)  # noqa: S603
+    assert process.returncode < 0
+    assert path.read_text() == "old"
+    (left,) = set(tmp_path.iterdir()) - {path}
+    assert left.name == ".file.txt.partial.txt"
+    with writing(path) as temporary, temporary.open("a") as file:
+        file.write("new")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "new"}
+
+
+def test_json_is_plain_or_refused(tmp_path):
+    write_json(tmp_path / "file.json", {"a": [1, None], "b": "ä"})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": [1, None], "b": "ä"}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "file.json").read_text())["a"] == [1, None]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_csv_reads_back(tmp_path):
+    rows = [
+        {"seed": 0, "name": 'a, "b"\nc', "accuracy": 0.1 + 0.2, "other": None},
+        {"accuracy": None, "name": "ä", "seed": 1, "other": "x"},
+    ]
+    write_csv(tmp_path / "file.csv", rows)
+    with (tmp_path / "file.csv").open(encoding="utf-8", newline="") as file:
+        header, *cells = csv.reader(file)
+    assert header == ["seed", "name", "accuracy", "other"]
+    assert cells == [["0", 'a, "b"\nc', str(0.1 + 0.2), ""], ["1", "ä", "", "x"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.csv"]
+
+
+def test_csv_of_nothing_has_its_header(tmp_path):
+    write_csv(tmp_path / "file.csv", [], header=("video", "start"))
+    assert (tmp_path / "file.csv").read_bytes() == b"video,start\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], r"rows must hold at least one row to take the header of .*file\.csv from, got none"),
+        ([{"a": 1}, {"a": 1, "b": 2}], r"rows must all have the keys \['a'\], got \['a', 'b'\] in row 2"),
+        ([{"a": 1, "b": 2}, {"b": 1}], r"rows must all have the keys \['a', 'b'\], got \['b'\] in row 2"),
+    ],
+)
+def test_uneven_csv_is_refused(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        write_csv(tmp_path / "file.csv", rows)
+    assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    kind: Literal["a", "b"]
+    numbers: tuple[int, ...]
+    inner: Inner
+    anything: dict[str, Any]
+
+
+def test_json_is_read_as_a_dataclass(tmp_path):
+    value = {"kind": "b", "numbers": [1, 2], "inner": {"rate": 3, "path": "x/y"}, "anything": {"c": [None]}}
+    write_json(tmp_path / "file.json", value)
+    read = read_json(tmp_path / "file.json", Outer)
+    assert read == Outer("b", (1, 2), Inner(3.0, Path("x/y")), {"c": [None]})
+    assert type(read.inner.rate) is float
+
+
+WHOLE = '{"kind": "a", "numbers": [1], "inner": {"rate": 1.0}, "anything": {}}'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"a"', '"c"', "Outer.kind must be .*, got 'c'"),
+        ("[1]", "[1, true]", "Outer.numbers must be int, got True"),
+        ("[1]", "1", "Outer.numbers must be tuple, got 1"),
+        ("1.0", '"1.0"', "Outer.inner.rate must be float, got '1.0'"),
+        ('{"rate": 1.0}', "null", "Outer.inner must be Inner, got None"),
+        ('{"rate": 1.0}', '{"path": null}', "Outer.inner needs rate"),
+        ('{"rate": 1.0}', '{"rate": 1.0, "more": 1}', "Outer.inner has no more"),
+        (WHOLE, "[]", r"Outer must be Outer, got \[\]"),
+        (WHOLE, "{", "Expecting"),
+        (WHOLE, "[" * 200_000, "recursion"),
+    ],
+)
+def test_json_of_another_kind_is_named(tmp_path, old, new, message):
+    assert old in WHOLE
+    (tmp_path / "file.json").write_text(WHOLE.replace(old, new))
+    with pytest.raises(ValueError, match=rf"file\.json is damaged, or not what a run wrote: .*{message}"):
+        read_json(tmp_path / "file.json", Outer)

@@ -1,0 +1,132 @@
+"""Training: what the history says follows from the epochs, and a run that goes on ends where it would have ended."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ave.checkpoints import Checkpoints
+from ave.data.batches import evaluation_loader
+from ave.data.release import read_release
+from ave.networks.cmran import CMRAN
+from ave.results.metrics import Epoch, best_test, chosen, segment_accuracy
+from ave.train import RECIPES, TrainConfig, main
+from ave_release import write_release
+from running import SMALL
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("release")
+    write_release(directory)
+    return read_release(directory, "weak")
+
+
+def run(data, output, *, setting="supervised", epochs=3, batch_size=5, lr=1e-3, seed=0, **options):
+    """Train a small network; return its history, without the seconds, and what the last checkpoint holds."""
+    config = TrainConfig(setting, epochs=epochs, batch_size=batch_size, lr=lr, seeds=(seed,), device="cpu", **options)
+    config = dataclasses.replace(config, **{"resume" if output.exists() else "output": output})
+    (metrics,) = main(config, data=data, network=SMALL, draw=False)
+    history = [{**line, "seconds": None} for line in metrics["history"]]
+    return history, Checkpoints(output / f"seed-{seed}" / "checkpoints").load()[0]
+
+
+def assert_same(one, other):
+    """The history, and weights, best weights and all that the optimizer remembers, bit for bit."""
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    for group, tensors in one[1].items():
+        assert tensors.keys() == other[1][group].keys()
+        assert all(torch.equal(value, other[1][group][name]) for name, value in tensors.items())
+
+
+def test_the_seed_decides_everything(data, tmp_path):
+    first = run(data, tmp_path / "first", seed=3)
+    torch.rand(5)
+    assert_same(first, run(data, tmp_path / "again", seed=3))
+    assert first[0] != run(data, tmp_path / "other", seed=4)[0]
+
+
+def test_a_run_that_goes_on_ends_bit_identical(data, setting, tmp_path):
+    straight = run(data, tmp_path / "straight", setting=setting, epochs=4)
+    assert any(name.endswith(".exp_avg_sq") for name in straight[1]["optimizer"])
+    for finished in (1, 3):
+        output = tmp_path / f"stopped-{finished}"
+        run(data, output, setting=setting, epochs=finished)
+        assert_same(straight, run(data, output, setting=setting, epochs=4))
+
+
+def test_a_finished_run_has_nothing_left_to_train(data, tmp_path):
+    first = run(data, tmp_path / "run")
+    place = tmp_path / "run" / "seed-0" / "checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in place.iterdir()}
+    assert_same(first, run(data, tmp_path / "run"))
+    assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
+
+
+def test_after_a_damaged_checkpoint_the_one_before(data, tmp_path, capsys):
+    straight = run(data, tmp_path / "run")
+    path = tmp_path / "run" / "seed-0" / "checkpoints" / "epoch-0003.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert_same(straight, run(data, tmp_path / "run"))
+    printed = capsys.readouterr().out
+    assert "epoch-0003.safetensors is damaged" in printed
+    assert "goes on after epoch 2" in printed
+
+
+def test_a_checkpoint_of_another_network(data, tmp_path):
+    run(data, tmp_path / "run", epochs=1)
+    config = TrainConfig(epochs=1, batch_size=5, lr=1e-3, device="cpu", resume=tmp_path / "run")
+    with pytest.raises(ValueError, match="checkpoints must be of this network"):
+        main(config, data=data, network=partial(SMALL, num_layers=1), draw=False)
+
+
+def test_the_network_has_the_weights_that_are_best_on_val(data, tmp_path):
+    history, _ = run(data, tmp_path / "run", epochs=5, lr=1e-2)
+    model = CMRAN.from_pretrained(tmp_path / "run" / "seed-0" / "model")
+    best = max(line["val_accuracy"] for line in history)
+    accelerator = Accelerator(cpu=True)
+    assert segment_accuracy(model, evaluation_loader(data, "val", accelerator)) == best
+    (first,) = [line for line in history if line["val_accuracy"] == best][:1]
+    assert segment_accuracy(model, evaluation_loader(data, "test", accelerator)) == first["test_accuracy"]
+
+
+def test_chosen_is_the_first_of_equals():
+    accuracies = [(0.2, 0.3), (0.4, 0.1), (0.4, 0.3)]
+    history = [Epoch(number, 0.1, 0.2, *pair) for number, pair in enumerate(accuracies, 1)]
+    assert (chosen(history).epoch, best_test(history).epoch) == (2, 1)
+
+
+def test_the_learning_rate_is_halved_after_these_epochs(data, setting, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, setting, RECIPES[setting]._replace(halvings=(1, 3)))
+    history, _ = run(data, tmp_path / "run", setting=setting, epochs=5, lr=0.008)
+    assert [line["learning_rate"] for line in history] == [0.008, 0.004, 0.004, 0.002, 0.002]
+
+
+def test_the_recipes_of_the_authors():
+    assert {name: (recipe.clip_norm, recipe.halvings) for name, recipe in RECIPES.items()} == {
+        "supervised": (0.1, (10, 20, 30)),
+        "weak": (0.5, (5, 20, 40)),
+    }
+
+
+def test_seconds_are_of_every_part(data, tmp_path):
+    config = TrainConfig(epochs=2, batch_size=5, device="cpu", output=tmp_path / "run")
+    (metrics,) = main(config, data=data, network=SMALL, draw=False)
+    first, second = (line["seconds"] for line in metrics["history"])
+    parts = ["data", "forward and backward", "optimizer", "evaluation"]
+    assert sorted(first) == sorted(parts)
+    assert sorted(second) == sorted([*parts, "checkpoint"])
+    assert all(seconds > 0 for seconds in (*first.values(), *second.values()))
+
+
+def test_divergence_is_said_and_not_kept(data, tmp_path, monkeypatch):
+    """Also by the last step of an epoch, whose loss is still finite; a run can go on from the epoch before."""
+    run(data, tmp_path / "run", epochs=1, batch_size=29)
+    config = TrainConfig(epochs=2, batch_size=29, lr=1e-3, device="cpu", resume=tmp_path / "run")
+    monkeypatch.setattr(TrainConfig, "check_resumes", lambda *_: None)  # which would refuse this learning rate
+    with pytest.raises(FloatingPointError, match=r"epoch 2 ended .* loss \d.* try a lower --lr"):
+        main(dataclasses.replace(config, lr=1e39), data=data, network=SMALL, draw=False)
+    assert_same(run(data, tmp_path / "run", batch_size=29), run(data, tmp_path / "straight", batch_size=29))
