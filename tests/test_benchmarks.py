@@ -251,9 +251,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(growth, name, value)
     monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
     monkeypatch.setattr(gc, "collect", lambda: 0)  # between cases that leave nothing large, it would take longer
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, capsys):
@@ -263,7 +262,7 @@ def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, cap
     for name, result in results.items():
         assert result["quick"] is True
         assert torch.__version__.startswith(result["machine"]["versions"]["torch"])  # which may leave out "+cu130"
-        assert result["machine"]["threads"] == 1
+        assert result["machine"]["threads"] == torch.get_num_threads()
         assert f"## {result['title']}" in text
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert any("skipped" not in case for case in result["cases"]), name

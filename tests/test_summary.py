@@ -9,9 +9,6 @@ from crossmodal_attn import CMRA, AVInteraction, padding_mask, record_attention,
 from crossmodal_attn.summary import RelationSummary
 from oracles import fill_parameters
 
-settings.register_profile("few", max_examples=50, deadline=None, derandomize=True, database=None)
-settings.load_profile("few")
-
 
 def literal(row, lengths, k):
     """One row of weights, as a list: shares, and the k largest with their places, in loops."""
@@ -31,6 +28,7 @@ def literal(row, lengths, k):
     return shares, *zip(*top, strict=True)
 
 
+@settings(max_examples=50)
 @given(data=st.data(), k=st.integers(1, 7), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_summary_is_loops_over_rows(assert_close, data, k, dtype):
     """Of any leading dimensions and memories, empty ones too; with ties, with zeros, with fewer segments than asked."""
@@ -113,7 +111,6 @@ def test_gradients_reach_the_weights(draw):
 
 
 def test_summary_in_compiled_code(draw):
-    torch._dynamo.reset()
     compiled = torch.compile(lambda weights: summarize_relations(weights, [4, 3]), fullgraph=True, backend="eager")
     weights = draw(2, 3, 5, 7).softmax(-1)
     for actual, expected in zip(compiled(weights), summarize_relations(weights, [4, 3]), strict=True):

@@ -22,7 +22,7 @@ def data(tmp_path_factory):
     return read_release(directory, "weak")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator():
     return Accelerator(cpu=True)
 
