@@ -208,6 +208,25 @@ def test_from_multihead_attention_keeps_what_is_frozen():
     assert frozen == {"q_proj.weight", "kv_proj.weight"}
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kdim", [None, 17])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_from_multihead_attention_can_be_trained_whatever_the_mode(draw, mode, bias, kdim, made_inside):
+    """Made under no_grad or inference_mode, from a layer that was, it has ordinary parameters with gradients."""
+    attention = make_multihead(bias=bias, kdim=kdim)
+    with mode():
+        if made_inside:
+            attention = make_multihead(bias=bias, kdim=kdim)
+        attention.out_proj.weight.requires_grad_(False)
+        layer = CMRA.from_multihead_attention(attention)
+    parameters = dict(layer.named_parameters())
+    assert not any(parameter.is_inference() for parameter in parameters.values())
+    assert {name for name, parameter in parameters.items() if not parameter.requires_grad} == {"out_proj.weight"}
+    layer(draw(2, 5, 39), draw(2, 7, kdim or 39)).sum().backward()
+    assert all(parameter.grad is not None for parameter in parameters.values() if parameter.requires_grad)
+
+
 def test_from_multihead_attention_refuses_another_forward():
     """A subclass that computes something else would be copied into something that does not."""
 

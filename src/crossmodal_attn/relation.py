@@ -128,6 +128,14 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
         check_mask("attn_mask", attn_mask, [shape], query, additive=True, broadcast=True)
 
 
+def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
+    """Copy rows of parameters into one, frozen if all of them are."""
+    return nn.Parameter(
+        torch.cat([parameter[rows] for parameter in parameters]),
+        any(parameter.requires_grad for parameter in parameters),
+    )
+
+
 class CMRA(nn.Module):
     r"""Multi-head attention of a query over the concatenation of memories: cross-modal relation attention.
 
@@ -221,7 +229,8 @@ class CMRA(nn.Module):
                 ``include_query=False``, so call it as ``layer(query, memory)``.
 
         Returns:
-            CMRA: on the same device, in the same dtype and mode, with the same parameters frozen.
+            CMRA: on the same device, in the same dtype and mode, with the same parameters frozen. It can be trained,
+            even where it is made under :class:`torch.no_grad` or :class:`torch.inference_mode`.
 
         Raises:
             TypeError: if ``attention`` is not a :class:`torch.nn.MultiheadAttention`, or has a forward of its own.
@@ -246,31 +255,29 @@ class CMRA(nn.Module):
                 "attention must have kdim equal to vdim, since CMRA projects keys and values from one memory, "
                 f"got kdim={attention.kdim} and vdim={attention.vdim}"
             )
-        if attention.in_proj_weight is not None:
-            weights = attention.in_proj_weight.split(attention.embed_dim)
-        else:
-            weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-        layer = cls(
-            attention.embed_dim,
-            attention.num_heads,
-            attention.dropout,
-            attention.in_proj_bias is not None,
-            context_dim=attention.kdim,
-            include_query=False,
-            device="meta",  # nothing is drawn, and so no random state moves
-        )
-        state = {
-            "q_proj.weight": weights[0],
-            "kv_proj.weight": torch.cat(weights[1:]),
-            "out_proj.weight": attention.out_proj.weight,
-        }
-        if attention.in_proj_bias is not None:
-            state["q_proj.bias"] = attention.in_proj_bias[: attention.embed_dim]
-            state["kv_proj.bias"] = attention.in_proj_bias[attention.embed_dim :]
-            state["out_proj.bias"] = attention.out_proj.bias
-        layer.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
-        for name, parameter in layer.named_parameters():
-            parameter.requires_grad_(state[name].requires_grad)
+        # Whatever mode the caller is in, the copy is an ordinary layer, which can be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            layer = cls(
+                attention.embed_dim,
+                attention.num_heads,
+                attention.dropout,
+                attention.in_proj_bias is not None,
+                context_dim=attention.kdim,
+                include_query=False,
+                device="meta",  # nothing is drawn, and so no random state moves
+            )
+            query_rows, memory_rows = slice(attention.embed_dim), slice(attention.embed_dim, None)
+            if attention.in_proj_weight is not None:
+                layer.q_proj.weight = _copy(attention.in_proj_weight, rows=query_rows)
+                layer.kv_proj.weight = _copy(attention.in_proj_weight, rows=memory_rows)
+            else:
+                layer.q_proj.weight = _copy(attention.q_proj_weight)
+                layer.kv_proj.weight = _copy(attention.k_proj_weight, attention.v_proj_weight)
+            layer.out_proj.weight = _copy(attention.out_proj.weight)
+            if attention.in_proj_bias is not None:
+                layer.q_proj.bias = _copy(attention.in_proj_bias, rows=query_rows)
+                layer.kv_proj.bias = _copy(attention.in_proj_bias, rows=memory_rows)
+                layer.out_proj.bias = _copy(attention.out_proj.bias)
         return layer.train(attention.training)
 
     def forward(
