@@ -51,6 +51,42 @@ def test_sdpa_backends_agree(draw, assert_close, dtype, kind):
     assert_close(*results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [None, "bool", "float"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_are_rounded_once(draw, dtype, kind, autocast):
+    """To the dtype of the query: nothing before them is in half precision."""
+    query, key = 4 * draw(2, 3, 5, 13, dtype=dtype), draw(2, 3, 7, 13, dtype=dtype)
+    mask = None if kind is None else make_mask(draw, (2, 3, 5, 7), kind).to(torch.bool if kind == "bool" else dtype)
+    if autocast and kind == "float":
+        mask = mask.to(torch.bfloat16)
+    expected = relation_weights(query.double(), key.double(), attn_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        weights = relation_weights(query, key, attn_mask=mask)
+    assert weights.dtype == dtype
+    # Below one, neighboring numbers are half of eps apart.
+    torch.testing.assert_close(weights.double(), expected, rtol=0, atol=1e-6 + torch.finfo(dtype).eps / 4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_autocast_leaves_the_weights_in_the_dtype_of_the_projections(draw, masked):
+    layer = CMRA(39, 3)
+    padding = padding_mask([5, 2]) if masked else None
+    with torch.autocast("cpu", torch.bfloat16):
+        output, weights = layer(draw(2, 5, 39).float(), query_padding_mask=padding, need_weights=True)
+    assert output.dtype == weights.dtype == torch.bfloat16
+
+
+def test_autocast_empties_the_same_rows_of_output_and_weights(draw):
+    """A number that only autocast's dtype takes for -inf closes a row; on every backend it gives zero, not NaN."""
+    query, memory = draw(2, 3, 5, 13, dtype=torch.float32), draw(2, 3, 7, 13, dtype=torch.float32)
+    mask = torch.zeros(5, 7)
+    mask[1] = torch.finfo(torch.float32).min
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        assert not relation_attention(query, memory, memory, attn_mask=mask)[:, :, 1].any()
+        assert not relation_weights(query, memory, attn_mask=mask)[:, :, 1].any()
+
+
 @pytest.mark.parametrize("kind", [None, "bool", "float"])
 def test_relation_attention_gradients(draw, kind):
     """First and second derivatives by query, key, value and an added mask, with empty rows, against differences."""
