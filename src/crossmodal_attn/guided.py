@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_device, check_dtype, check_features, check_size, check_tensor
+from crossmodal_attn._recorders import tell_maps
 from crossmodal_attn._tiles import attend, pool, tiles_apply
 
 __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
@@ -224,6 +225,10 @@ class AGSCA(nn.Module):
         compared = self.spatial_weight * F.relu(self.spatial_audio_proj(audio))
         output, spatial_map = attend(
             video, again, gate, compared, self.spatial_video_proj, self.spatial_bias, in_tiles=in_tiles
+        )
+        tell_maps(
+            self,
+            lambda: {"channel_map": channel_map.clone(), "spatial_map": spatial_map.unflatten(-1, spatial).clone()},
         )
         return (output, channel_map, spatial_map.unflatten(-1, spatial)) if need_weights else output
 
