@@ -1,6 +1,7 @@
 """CMRAN's decisions and losses, against the same written out by hand; the whole network against the authors' figures is
 in `test_official.py`, padding in `test_cmran_masks.py`."""
 
+import io
 import math
 
 import pytest
@@ -83,6 +84,19 @@ def test_whole_network_is_the_paper_s(cmran, draw, assert_close):
     video, audio = draw(3, 7, 3, 2, 11), draw(3, 7, 7)
     event_logits, category_logits = oracles.cmran(cmran, video, audio)
     assert_close(tuple(cmran(video, audio)), (event_logits, category_logits))
+
+
+@pytest.mark.parametrize("setting", ["supervised"])
+def test_exported_network_is_saved_and_loaded(cmran, draw, assert_close):
+    """What it returns has its names again."""
+    inputs = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
+    cmran.eval()
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(cmran, inputs), file)
+    file.seek(0)
+    localization = torch.export.load(file).module()(*inputs)
+    assert isinstance(localization, Localization)
+    assert_close(localization, cmran(*inputs))
 
 
 def test_heads_of_the_settings():

@@ -1,5 +1,7 @@
 """Summaries of attention weights, against loops over every row, and with layers whose attention is known."""
 
+import io
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,6 +116,28 @@ def test_summary_in_compiled_code(draw):
     compiled = torch.compile(lambda weights: summarize_relations(weights, [4, 3]), fullgraph=True, backend="eager")
     weights = draw(2, 3, 5, 7).softmax(-1)
     for actual, expected in zip(compiled(weights), summarize_relations(weights, [4, 3]), strict=True):
+        assert torch.equal(actual, expected)
+
+
+class Summarizing(torch.nn.Module):
+    """What a user would export to see relations where the model runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = CMRA(39, 3, dtype=torch.float64)
+
+    def forward(self, video, audio):
+        return summarize_relations(self.layer(video, audio, need_weights=True)[1], [3, 5])
+
+
+def test_summary_of_an_exported_program_that_was_saved(draw):
+    module, inputs = Summarizing().eval(), (draw(2, 5, 39), draw(2, 3, 39))
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(module, inputs), file)
+    file.seek(0)
+    summary = torch.export.load(file).module()(*inputs)
+    assert isinstance(summary, RelationSummary)
+    for actual, expected in zip(summary, module(*inputs), strict=True):
         assert torch.equal(actual, expected)
 
 

@@ -31,6 +31,11 @@ class Localization(NamedTuple):
     """(B, K) supervised, (B, K + 1) weak, background last: which event the video shows."""
 
 
+# Named, so that torch.export.save and AOTInductor can write what returns it; import this module before loading.
+if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
+    _register(Localization, serialized_type_name="ave.Localization")
+
+
 class CMRAN(Pretrained):
     """The whole network of Xu et al., ACM MM 2020, with the behaviour of the authors' code where the paper is silent.
 
@@ -143,14 +148,15 @@ class CMRAN(Pretrained):
         for name, features in (("video", video), ("audio", audio)):
             if not isinstance(features, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
-        weight = self.video_proj.weight
-        if video.dtype != weight.dtype and not torch.is_autocast_enabled(video.device.type):
-            raise TypeError(f"video must have the dtype of the weights, {weight.dtype}, got {video.dtype}")
-        width = weight.shape[1]
-        if video.dim() != 5 or video.shape[-1] != width or 0 in video.shape[1:]:
+        # A wrapped or quantized projection may hold no floating-point weight to compare with.
+        weight = getattr(self.video_proj, "weight", None)
+        dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else video.dtype
+        if video.dtype != dtype and not torch.is_autocast_enabled(video.device.type):
+            raise TypeError(f"video must have the dtype of the weights, {dtype}, got {video.dtype}")
+        if video.dim() != 5 or video.shape[-1] != self.video_dim or 0 in video.shape[1:]:
             raise ValueError(
-                f"video must have shape (batch, time, height, width, {width}), none of them empty but the batch, "
-                f"got {tuple(video.shape)}"
+                f"video must have shape (batch, time, height, width, {self.video_dim}), none of them empty but the "
+                f"batch, got {tuple(video.shape)}"
             )
         if audio.dim() != 3 or audio.shape[:2] != video.shape[:2]:
             raise ValueError(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_device, check_dtype, check_features, check_size, check_tensor
+from crossmodal_attn._recorders import tell_maps
 from crossmodal_attn._tiles import attend_map
 
 __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
@@ -225,6 +226,10 @@ class AGSCA(nn.Module):
             self.spatial_video_proj,
             self.spatial_weight * F.relu(self.spatial_audio_proj(audio)),
             self.spatial_bias,
+        )
+        tell_maps(
+            self,
+            lambda: {"channel_map": channel_map.clone(), "spatial_map": spatial_map.unflatten(-1, spatial).clone()},
         )
         return (output, channel_map, spatial_map.unflatten(-1, spatial)) if need_weights else output
 

@@ -25,6 +25,7 @@ from crossmodal_attn._checks import (
     check_size,
     check_tensor,
 )
+from crossmodal_attn._recorders import tell_maps
 from crossmodal_attn.masks import join_masks, zero_padding
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
@@ -347,6 +348,7 @@ class CMRA(nn.Module):
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
         output: Tensor = self.out_proj(rearrange(attended, "batch heads time width -> batch time (heads width)"))
+        tell_maps(self, lambda: {"": relation_weights(queries, keys, attn_mask=mask)})
         # The output comes from the fused path either way; the weights are computed beside it, only when asked for.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
