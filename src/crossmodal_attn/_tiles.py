@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.module import _has_any_global_hook
 
+from crossmodal_attn._eager import runs_eagerly
+
 __all__ = ["attend_map", "tiles_apply"]
 
 ROWS = 1024
@@ -77,8 +79,7 @@ def tiles_apply(video: Tensor, *projections: nn.Module) -> bool:
     A projection whose call is replaced, wrapped or watched must be called as a module, on the whole map.
     """
     return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        runs_eagerly()
         and not _has_any_global_hook()
         and all(_is_plain(projection) for projection in projections)
         and all(

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from crossmodal_attn._eager import runs_eagerly
+
 __all__ = ["Dropout", "ReLUDropout"]
 
 LEVELS = 2**16
@@ -56,8 +58,7 @@ class Dropout(nn.Dropout):
         return input * _draw_mask(input, self.p)
 
     def _draws_cheaply(self, features: Tensor) -> bool:
-        cheap = features.device.type == "cpu" and not torch.compiler.is_compiling()
-        return cheap and self.training and 0 < _levels(self.p) < LEVELS
+        return runs_eagerly() and features.device.type == "cpu" and self.training and 0 < _levels(self.p) < LEVELS
 
 
 class ReLUDropout(Dropout):

@@ -93,7 +93,7 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
     # In half precision, as of the scores of a fused kernel, only the weights themselves are rounded.
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
-        scores = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
+        scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
     if attn_mask is None:
         return scores.softmax(-1).to(query.dtype)
     mask, empty = _open_empty_rows(attn_mask, query)
