@@ -116,16 +116,13 @@ def make_replay(products: Sequence[Product], device: torch.device, dtype: torch.
         device: where to multiply.
         dtype: of operands and results.
     """
-    storages: dict[int, Tensor] = {}
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for product in products:
-        left, right = (
-            storages.setdefault(operand.storage, torch.randn(operand.elements, device=device, dtype=dtype)).as_strided(
-                operand.shape, operand.strides, operand.offset
-            )
-            for operand in (product.left, product.right)
-        )
-        pairs.append((left, right))
+    operands = [operand for product in products for operand in (product.left, product.right)]
+    elements = {operand.storage: operand.elements for operand in operands}
+    storages = {storage: torch.randn(count, device=device, dtype=dtype) for storage, count in elements.items()}
+    tensors = [
+        storages[operand.storage].as_strided(operand.shape, operand.strides, operand.offset) for operand in operands
+    ]
+    pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
 
     @torch.no_grad()
     def replay() -> None:

@@ -149,14 +149,14 @@ def _epoch(results: dict[str, Any]) -> list[str]:
     cases = list(_measured(results))
     if not cases:
         return []
-    parts = list(cases[0]["parts"])
+    parts = list(dict.fromkeys(part for case in cases for part in case["parts"]))
     rows = [
         [
             *_cells(case),
-            *(_spread(case["parts"][part]) for part in parts),
+            *(_spread(case["parts"][part]) if part in case["parts"] else MISSING for part in parts),
             _spread(case["epoch_seconds"]),
             _number(case["first_epoch_seconds"]),
-            _number(case["seconds_in_all"]),
+            _number(case["seconds_in_all"]) + _unfinished(case),
         ]
         for case in cases
     ]
@@ -164,6 +164,12 @@ def _epoch(results: dict[str, Any]) -> list[str]:
         "Seconds of an epoch after the first, which warms up.\n",
         _table([*cases[0]["case"], *parts, "an epoch", "the first", "all epochs"], rows),
     ]
+
+
+def _unfinished(case: dict[str, Any]) -> str:
+    """How many epochs a training had that ran out of time."""
+    done = case.get("epochs_done", case["case"]["epochs"])
+    return "" if done == case["case"]["epochs"] else f" (ended after {done} epochs)"
 
 
 def _skipped(results: dict[str, Any]) -> list[str]:
