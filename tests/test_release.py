@@ -1,5 +1,7 @@
 """Reading of the AVE release: what is read is what stands in the files, and all that is wrong is named at once."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -19,9 +21,9 @@ def release(tmp_path):
     return tmp_path, write_release(tmp_path)
 
 
-def write_annotations(directory, count=SHAPE["videos"], header=""):
+def write_annotations(directory, count=SHAPE["videos"], header="", encoding="utf-8", newline="\n"):
     lines = [f"Flûte&id{row % 19}&good&0&{row % 10}\n" for row in range(count)]
-    (directory / "Annotations.txt").write_text(header + "".join(lines), "utf-8")
+    (directory / "Annotations.txt").write_text(header + "".join(lines), encoding, newline=newline)
 
 
 def replace(name, values, dataset="avadataset"):
@@ -101,9 +103,11 @@ def test_orders_may_be_of_any_integers(release, dtype):
 
 
 @pytest.mark.parametrize("header", ["", "Category&VideoID&Quality&StartTime&EndTime\n"])
-def test_names_are_those_of_the_annotations(release, header):
+@pytest.mark.parametrize(("encoding", "newline"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
+def test_names_are_those_of_the_annotations(release, header, encoding, newline):
+    """Also with the byte-order mark and the line ends that Windows gives them."""
     directory, _ = release
-    write_annotations(directory, header=header)
+    write_annotations(directory, header=header, encoding=encoding, newline=newline)
     assert read_release(directory).names == tuple(f"id{row % 19}" for row in range(23))
     assert any(remark.startswith("the 23 videos have 19 YouTube ids, ") for remark in inspect_set(directory).remarks)
 
@@ -288,6 +292,25 @@ def test_damage_is_named(release, kind):
     else:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             read_set(directory, "weak")
+
+
+@pytest.mark.skipif(os.environ.get("HDF5_USE_FILE_LOCKING") == "FALSE", reason="HDF5 is told not to lock files")
+@pytest.mark.parametrize("name", ["visual_feature", "labels"])
+def test_a_locked_file_is_named_and_nobody_sent_for_another(release, name):
+    """Gigabytes are to be downloaded again only where they are damaged."""
+    fcntl = pytest.importorskip("fcntl")
+    directory, _ = release
+    with (directory / f"{name}.h5").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        report = inspect_set(directory)
+        with pytest.raises(ValueError, match=rf"{name}\.h5 is locked by another process") as error:
+            read_set(directory, "supervised")
+    (fault,) = (fault for fault in report.faults if fault.files == (name,))
+    assert fault.verdict == "not opened"
+    for message in (fault.message, str(error.value).partition("; and also")[0]):
+        assert "the release has it" not in message
+        assert "damaged" not in message
+    inspect_set(directory).raise_for_faults()
 
 
 @pytest.mark.parametrize(("own", "other"), [("train", "val"), ("train", "test"), ("val", "test")])

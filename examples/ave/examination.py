@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ave.data import AVE_CATEGORIES, SPLITS, AVEData
 from ave.layout import AXES, FILES, ReleaseFile
-from ave.storage import StoredArray
+from ave.storage import NotOpenedError, StoredArray
 
 __all__ = ["Fault", "Found", "Verdicts", "examine", "raise_faults"]
 
@@ -119,7 +119,10 @@ def examine(
             verdicts = list(_examine_file(file, found))
         else:
             verdicts = [("missing", f"{path} is missing")] if file.name in needed else []
-        found.faults += [Fault((file.name,), verdict, f"{message}; {remedy(file)}") for verdict, message in verdicts]
+        found.faults += [
+            Fault((file.name,), verdict, message if verdict == "not opened" else f"{message}; {remedy(file)}")
+            for verdict, message in verdicts
+        ]
     _examine_splits(found, remedy)
     unneeded = [path.name for name, path in paths.items() if not path.exists() and name not in needed]
     if unneeded:
@@ -136,6 +139,9 @@ def _examine_file(file: ReleaseFile, found: Found) -> Verdicts:
         if verdicts or file.is_features:
             return
         values = array[:]
+    except NotOpenedError as error:
+        yield "not opened", str(error)
+        return
     except ValueError as error:
         yield "unreadable", str(error)
         return

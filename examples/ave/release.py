@@ -71,7 +71,7 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
 def _read_names(path: Path, sizes: Mapping[str, tuple[int, Path]]) -> tuple[str, ...]:
     """The YouTube ids of the annotations, whose lines stand for the rows of every array."""
     try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be text in utf-8, got: {error}") from error
     lines = lines[1:] if lines and lines[0].startswith("Category&") else lines
