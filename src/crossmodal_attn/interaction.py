@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability
 from crossmodal_attn.dropout import Dropout
-from crossmodal_attn.masks import zero_padding
+from crossmodal_attn.masks import zero_steps
 from crossmodal_attn.relation import CMRA
 
 __all__ = ["AVInteraction"]
@@ -82,8 +82,8 @@ class AVInteraction(nn.Module):
             check_features(name, features, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
         check_match("audio", audio, {0: "batch size", 1: "length"}, "video", video)
         if padding_mask is not None:
-            check_mask("padding_mask", padding_mask, [video.shape[:2]], video)
-        fused = zero_padding(video, padding_mask) * zero_padding(audio, padding_mask)
+            check_mask("padding_mask", padding_mask, video.shape[:2], video)
+        fused = zero_steps(video, padding_mask) * zero_steps(audio, padding_mask)
         result = self.attention(
             fused, [audio, video], context_padding_mask=[padding_mask, padding_mask], need_weights=need_weights
         )

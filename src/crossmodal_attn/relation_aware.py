@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability, check_size
 from crossmodal_attn.dropout import Dropout, ReLUDropout
-from crossmodal_attn.masks import zero_padding
+from crossmodal_attn.masks import zero_steps
 from crossmodal_attn.relation import CMRA
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
@@ -105,7 +105,7 @@ class CrossModalRelation(nn.Module):
             need_weights=need_weights,
         )
         attended, weights = result if need_weights else (result, None)
-        hidden = self.norm1(zero_padding(query, query_padding_mask) + self.dropout(attended))
+        hidden = self.norm1(zero_steps(query, query_padding_mask) + self.dropout(attended))
         feedforward = self.linear2(self.activation(self.linear1(hidden)))
         output: Tensor = self.norm2(hidden + self.dropout(feedforward))
         return output if weights is None else (output, weights)
@@ -162,7 +162,7 @@ class InternalTemporalRelation(nn.Module):
         Args:
             features: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding.
-            attn_mask: bool, True = may not attend, or floating point, added; (T, T), (B, T, T) or (B * H, T, T).
+            attn_mask: as for :meth:`CMRA.forward`, where the memory is the features themselves, M = T.
 
         Returns:
             Tensor: (B, T, embed_dim), finite but meaningless at padding. For the attention weights of every block
@@ -175,7 +175,7 @@ class InternalTemporalRelation(nn.Module):
         attention = cast("CrossModalRelation", self.layers[0]).attention
         check_features("features", features, attention.embed_dim, "embed_dim", self, attention.q_proj)
         if padding_mask is not None:
-            check_mask("padding_mask", padding_mask, [features.shape[:2]], features)
+            check_mask("padding_mask", padding_mask, features.shape[:2], features)
         for layer in self.layers:
             features = layer(features, query_padding_mask=padding_mask, attn_mask=attn_mask)
         return features
@@ -266,14 +266,14 @@ class RelationAware(nn.Module):
         check_features("context", context, self.context_dim, "context_dim", self, self.context_proj)
         check_match("context", context, {0: "batch size"}, "query", query)
         if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, [query.shape[:2]], query)
+            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
         if context_padding_mask is not None:
-            check_mask("context_padding_mask", context_padding_mask, [context.shape[:2]], context)
+            check_mask("context_padding_mask", context_padding_mask, context.shape[:2], context)
         related: Tensor = self.internal_relation(
-            self.context_proj(zero_padding(context, context_padding_mask)), padding_mask=context_padding_mask
+            self.context_proj(zero_steps(context, context_padding_mask)), padding_mask=context_padding_mask
         )
         output: Tensor = self.cross_relation(
-            self.query_proj(zero_padding(query, query_padding_mask)),
+            self.query_proj(zero_steps(query, query_padding_mask)),
             related,
             query_padding_mask=query_padding_mask,
             context_padding_mask=context_padding_mask,
