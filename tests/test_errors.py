@@ -66,6 +66,16 @@ CONSTRUCTORS = {
     "interaction dropout": (lambda: AVInteraction(8, 2, "0.1"), T, "dropout must be a float, got str"),
     "feedforward": (lambda: CrossModalRelation(8, 2, 0), V, "dim_feedforward must be at least 1, got 0"),
     "block dropout": (lambda: CrossModalRelation(8, 2, 16, 2.0), V, "dropout must be a probability .* got 2.0"),
+    "block attention dropout": (
+        lambda: CrossModalRelation(8, 2, 16, attention_dropout=2.0),
+        V,
+        "attention_dropout must be a probability .* got 2.0",
+    ),
+    "interaction attention dropout": (
+        lambda: AVInteraction(8, 2, attention_dropout="0"),
+        T,
+        "attention_dropout must be a float, got str",
+    ),
     "no layers": (lambda: InternalTemporalRelation(8, 2, 0), V, "num_layers must be at least 1, got 0"),
     "layers of text": (lambda: InternalTemporalRelation(8, 2, "two"), T, "num_layers must be an int, got str"),
     "query_dim": (lambda: RelationAware(None, 8), T, "query_dim must be an int, got NoneType"),

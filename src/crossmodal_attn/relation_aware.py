@@ -33,6 +33,7 @@ class CrossModalRelation(nn.Module):
         num_heads: number of attention heads; divides ``embed_dim``.
         dim_feedforward: hidden width of the feed-forward network.
         dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -53,14 +54,17 @@ class CrossModalRelation(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("dim_feedforward", dim_feedforward)
         check_probability("dropout", dropout)
+        attention_dropout = dropout if attention_dropout is None else attention_dropout
+        check_probability("attention_dropout", attention_dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.attention = CMRA(embed_dim, num_heads, dropout, **factory)
+        self.attention = CMRA(embed_dim, num_heads, attention_dropout, **factory)
         self.norm1 = nn.LayerNorm(embed_dim, **factory)
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, **factory)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim, **factory)
@@ -123,6 +127,7 @@ class InternalTemporalRelation(nn.Module):
         num_layers: number of blocks.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -144,14 +149,15 @@ class InternalTemporalRelation(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("num_layers", num_layers)
+        factory: dict[str, Any] = {"attention_dropout": attention_dropout, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList(
-            CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, device=device, dtype=dtype)
-            for _ in range(num_layers)
+            CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, **factory) for _ in range(num_layers)
         )
 
     def forward(
@@ -198,6 +204,7 @@ class RelationAware(nn.Module):
         num_layers: number of blocks in M_self.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -221,6 +228,7 @@ class RelationAware(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -233,6 +241,7 @@ class RelationAware(nn.Module):
         self.context_dim = context_dim
         self.query_proj = nn.Linear(query_dim, embed_dim, **factory)
         self.context_proj = nn.Linear(context_dim, embed_dim, **factory)
+        factory["attention_dropout"] = attention_dropout
         self.internal_relation = InternalTemporalRelation(
             embed_dim, num_heads, num_layers, dim_feedforward, dropout, **factory
         )
