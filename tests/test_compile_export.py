@@ -82,7 +82,8 @@ def test_compiles_twice_where_sizes_turn_out_to_vary(draw, assert_close, name):
     assert count_compilations(module, CASES[name], draw, assert_close, dynamic=None) <= 2
 
 
-def test_attention_masks_compile_whole_and_few_times(draw, assert_close):
+@pytest.mark.parametrize("dimensions", [3, 4])
+def test_attention_masks_compile_whole_and_few_times(draw, assert_close, dimensions):
     """Attention mask, weights and paddings together."""
     layer = CASES["cmra-self"].make()
     counter = CompileCounterWithBackend("eager")
@@ -91,7 +92,7 @@ def test_attention_masks_compile_whole_and_few_times(draw, assert_close):
         inputs = draw(batch, length, 39), draw(batch, memory, 39)
         masks = {
             "query_padding_mask": padding_mask([1] * batch, length),
-            "attn_mask": draw(batch * 3, length, length + memory) > 0,
+            "attn_mask": draw(*((batch * 3,) if dimensions == 3 else (batch, 1)), length, length + memory) > 0,
             "need_weights": True,
         }
         assert_close(compiled(*inputs, **masks), layer(*inputs, **masks))

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import oracles
-from crossmodal_attn import CMRA, padding_mask, relation_attention
-from crossmodal_attn.relation import relation_weights
+from crossmodal_attn import CMRA, padding_mask, relation_attention, relation_weights
 from oracles import CASES, fill_parameters
 
 MASK_SHAPES = [(11,), (5, 11), (3, 5, 11), (2, 1, 1, 11), (2, 1, 5, 11), (2, 3, 5, 11), (2, 3, 5, 1), (1, 3, 1, 11)]

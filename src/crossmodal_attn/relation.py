@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from crossmodal_attn._checks import (
+    check_attention_mask,
     check_divisible,
     check_dtype,
     check_features,
@@ -26,7 +27,7 @@ from crossmodal_attn._checks import (
     check_tensor,
 )
 from crossmodal_attn._recorders import tell_maps
-from crossmodal_attn.masks import join_masks, zero_padding
+from crossmodal_attn.masks import join_masks, zero_steps, zero_where
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
@@ -44,7 +45,8 @@ def relation_attention(
         query: (B, H, T, D).
         key: (B, H, M, D).
         value: (B, H, M, D).
-        attn_mask: broadcastable to (B, H, T, M); bool, True = may not attend, or floating point, added to the scores.
+        attn_mask: broadcastable to (B, H, T, M), so that three dimensions are (H, T, M), where those of
+            :meth:`CMRA.forward` are (B, T, M); bool, True = may not attend, or floating point, added to the scores.
         dropout_p: the probability of dropping an attention weight, in [0, 1].
 
     Returns:
@@ -65,7 +67,7 @@ def relation_attention(
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     mask, empty = _open_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-    return torch.where(empty, 0, output)
+    return zero_where(empty, output)
 
 
 def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
@@ -90,7 +92,7 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         (torch.Size([2, 4, 10, 20]), True)
     """
     _check_heads(query, key, key, attn_mask)
-    # In half precision, as of the scores of a fused kernel, only the weights themselves are rounded.
+    # As in the fused kernels, nothing is in half precision but what comes in and goes out.
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
         scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
@@ -99,7 +101,7 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
     mask, empty = _open_empty_rows(attn_mask, query)
     # The sum with a mask of half precision's least number would overflow in half precision.
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).masked_fill(empty, 0).to(query.dtype)
+    return zero_where(empty, scores.softmax(-1)).to(query.dtype)
 
 
 def _autocasts(query: Tensor) -> bool:
@@ -136,8 +138,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
     check_match("key", key, {0: "batch size", 1: "number of heads", 3: "width"}, "query", query)
     check_match("value", value, {0: "batch size", 1: "number of heads", 2: "length"}, "key", key)
     if attn_mask is not None:
-        shape = (*query.shape[:3], key.shape[2])
-        check_mask("attn_mask", attn_mask, [shape], query, additive=True, broadcast=True)
+        check_attention_mask("attn_mask", attn_mask, (*query.shape[:3], key.shape[2]), query, per_head=True)
 
 
 def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
@@ -310,7 +311,8 @@ class CMRA(nn.Module):
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding; for a sequence of contexts a sequence of masks or None.
             attn_mask: bool, True = may not attend, or floating point, added to the scores; (T, M) for all, (B, T, M)
-                for all heads, or (B * H, T, M); M is the length of the whole memory.
+                for all heads, or (B * H, T, M), with a 1 in place of T for all queries; or any four dimensions that
+                broadcast to (B, H, T, M). M is the length of the whole memory.
             need_weights: whether to return the attention weights too.
 
         Returns:
@@ -323,17 +325,15 @@ class CMRA(nn.Module):
             ValueError: if an argument has the wrong shape, or no context is given where this layer needs one.
         """
         contexts, paddings = self._check(query, context, query_padding_mask, context_padding_mask)
-        contexts = [zero_padding(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
-        query = zero_padding(query, query_padding_mask)
+        contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
+        query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
         paddings = [*paddings, query_padding_mask] if self.include_query else paddings
         lengths = [features.shape[1] for features in memory]
         batch, length = query.shape[:2]
         if attn_mask is not None:
-            size = (length, sum(lengths))
-            check_mask(
-                "attn_mask", attn_mask, [size, (batch, *size), (batch * self.num_heads, *size)], query, additive=True
-            )
+            shape = (batch, self.num_heads, length, sum(lengths))
+            check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
         if self.context_kv_proj is None:
             joined = self.kv_proj(torch.cat(memory, 1))
@@ -362,7 +362,7 @@ class CMRA(nn.Module):
         """Check the arguments of ``forward``; give the contexts and their padding masks as lists."""
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, [query.shape[:2]], query)
+            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
         paddings: Any
         if context is None:
             contexts, paddings, names = [], [], []
@@ -390,7 +390,7 @@ class CMRA(nn.Module):
             check_features(f"context{name}", features, self.context_dim, "context_dim", self, projection)
             check_match(f"context{name}", features, {0: "batch size"}, "query", query)
             if padding is not None:
-                check_mask(f"context_padding_mask{name}", padding, [features.shape[:2]], features)
+                check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
         return contexts, list(paddings)
 
     def extra_repr(self) -> str:
