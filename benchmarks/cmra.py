@@ -68,10 +68,11 @@ def _measure(
     if padded:
         padding = torch.zeros(size["batch"], size["length"], dtype=torch.bool, device=session.device)
         padding[:, -size["length"] // 4 :] = True
-    torch.compiler.reset()
     skipped = {} if find_spec("x_transformers") else {X_TRANSFORMERS: "x-transformers is not installed"}
     if session.device.type != "cuda":
         skipped[FLEX_ATTENTION] = "left to a GPU, for which it is compiled"
+    else:
+        torch.compiler.reset()
     modules = {name: build(layer) for name, build in ATTENTION_RIVALS.items() if name not in skipped}
     modules[DECODER] = DecoderLayer(block)
 
