@@ -1,9 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DIST := dist
+GPU_PYTHON := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench docs test lint format types wheel clean
+.PHONY: help demo bench gpu docs test lint format types wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ demo: .venv/.ready ## Train, evaluate and show CMRAN on the embedded procedural 
 bench: .venv/.ready ## Measure speed and memory beside the rivals, on the CPU (BENCH_ARGS="--quick" to pass options)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.ready) ## Test and measure on a GPU, in 8 minutes (GPU_PYTHON=python3 as it is, GPU_ARGS="--output DIR")
+	PYTHONPATH="src:examples:.:$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 docs: .venv/.ready ## Build the site into docs/_build/html; a warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

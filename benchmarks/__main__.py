@@ -33,6 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
     option("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="row groups (default: all)")
     option("--quick", action="store_true", help="few rounds, and only what is small: shows that it works, no more")
     option(
+        "--brief",
+        type=float,
+        metavar="SECONDS",
+        help="measure what tells most, begin no case of a row after so many seconds, and make no report",
+    )
+    option(
         "--output", type=Path, metavar="DIR", help="where results are written (default: benchmarks/results/<device>)"
     )
     options = parser.parse_args(arguments)
@@ -40,11 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--device cuda needs a GPU that torch can use, and there is none")
     output = options.output or Path(__file__).parent / "results" / options.device
     output.mkdir(parents=True, exist_ok=True)
-    session = Session(torch.device(options.device), options.quick)
     for name in options.rows:
         row = ROWS[name]
         print(f"{name}: {row.TITLE}", file=sys.stderr, flush=True)
         start = time.perf_counter()
+        until = None if options.brief is None else start + options.brief
+        session = Session(torch.device(options.device), options.quick, until)
         figures: dict[str, Any] = {
             "row": name,
             "title": row.TITLE,
@@ -57,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
             figures["cases"].append(case)
             figures["measured_in_seconds"] = round(time.perf_counter() - start, 1)
             write_json(output / f"{name}.json", figures)
+    if options.brief is not None:
+        return
     write_report(output)
     print(f"written to {output}; the tables are in {output / 'report.md'}", file=sys.stderr)
 

@@ -5,6 +5,7 @@ The query and the context have T steps each, so the memory has 2 T. With padding
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import SEED, Form, Session, compare
 from benchmarks.passes import TASKS, make_pass
-from benchmarks.rivals import ATTENTION_RIVALS, X_TRANSFORMERS, DecoderLayer
+from benchmarks.rivals import ATTENTION_RIVALS, FLEX_ATTENTION, X_TRANSFORMERS, DecoderLayer
 from crossmodal_attn import CMRA, CrossModalRelation
 
 __all__ = ["TITLE", "run"]
@@ -29,22 +30,30 @@ DECODER = "nn.TransformerDecoderLayer"
 
 
 def run(session: Session) -> Iterator[dict[str, Any]]:
-    """Measure every size, with and without padding, in every dtype, forward and in training."""
-    for batch, length, width, heads in SIZES:
+    """Measure every size, with and without padding, in every dtype, forward and in training.
+
+    In brief, training in bf16 without padding first.
+    """
+    sizes = list(itertools.product(SIZES, DTYPES, (False, True), TASKS))
+    if session.brief:  # by task, then by padding; sizes run fastest
+        narrow = [case for case in sizes if case[1] == torch.bfloat16 and case[0][1] < GPU_LENGTH]
+        sizes = sorted(narrow, key=lambda case: (case[2], -TASKS.index(case[3])))
+    told: list[dict[str, Any]] = []
+    for (batch, length, width, heads), dtype, padded, task in sizes:
         operations = batch * length * width * (12.0 * width + 8.0 * length)
-        for dtype in DTYPES:
-            size = {"batch": batch, "length": length, "width": width, "heads": heads}
-            case = {**size, "dtype": str(dtype).removeprefix("torch.")}
-            reason = session.skips(dtype, operations)
-            if length >= GPU_LENGTH and session.device.type != "cuda":
-                reason = "left to a GPU: the forms that build the attention weights need tens of gigabytes"
-            if reason is not None:
-                yield {"case": case, "skipped": reason}
-                continue
-            for padded in (False, True):
-                for task in TASKS:
-                    names = {**case, "padding": "a quarter" if padded else "none", "task": task}
-                    yield _measure(session, names, size, dtype, padded, task)
+        size = {"batch": batch, "length": length, "width": width, "heads": heads}
+        of_size = {**size, "dtype": str(dtype).removeprefix("torch.")}
+        case = {**of_size, "padding": "a quarter" if padded else "none", "task": task}
+        reason = session.skips(dtype, operations)
+        if length >= GPU_LENGTH and session.device.type != "cuda":
+            reason = "left to a GPU: the forms that build the attention weights need tens of gigabytes"
+        if reason is None and session.late is None:
+            yield _measure(session, case, size, dtype, padded, task)
+        elif reason is None:
+            yield {"case": case, "skipped": session.late}
+        elif of_size not in told:  # once for all its passes
+            told.append(of_size)
+            yield {"case": of_size, "skipped": reason}
 
 
 def _measure(
@@ -60,6 +69,10 @@ def _measure(
         padding = torch.zeros(size["batch"], size["length"], dtype=torch.bool, device=session.device)
         padding[:, -size["length"] // 4 :] = True
     skipped = {} if find_spec("x_transformers") else {X_TRANSFORMERS: "x-transformers is not installed"}
+    if session.device.type != "cuda":
+        skipped[FLEX_ATTENTION] = "left to a GPU, for which it is compiled"
+    else:
+        torch.compiler.reset()
     modules = {name: build(layer) for name, build in ATTENTION_RIVALS.items() if name not in skipped}
     modules[DECODER] = DecoderLayer(block)
 

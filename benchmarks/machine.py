@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
+from crossmodal_attn import __version__
+
 __all__ = ["describe_machine", "out_of_reach", "product_rate"]
 
-PACKAGES = ("crossmodal-attn", "torch", "numpy", "einops", "accelerate", "x-transformers")
+PACKAGES = ("torch", "numpy", "einops", "accelerate", "x-transformers")
 PROBE_SIZES = {"cpu": 512, "cuda": 4096}
 SLOWEST = 4.0
 """A narrow dtype that is this many times slower than float32 has no hardware here: nobody would use it."""
@@ -33,7 +35,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {"crossmodal-attn": __version__, **{name: _version(name) for name in PACKAGES}},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

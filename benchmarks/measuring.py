@@ -40,6 +40,8 @@ class Form:
 
     name: str
     call: Callable[[], object]
+    unrecorded: Callable[[], object] | None = None
+    """What a CUDA graph was recorded from: its peak memory, which is not seen when the graph replays, is told."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ class Session:
 
     device: torch.device
     quick: bool = False
+    until: float | None = None
+    """By ``time.perf_counter``, when to begin no further case. Rows then measure what tells most, and that first."""
+
+    @property
+    def brief(self) -> bool:
+        """Whether only the most telling cases are measured."""
+        return self.until is not None
+
+    @property
+    def late(self) -> str | None:
+        """Why no further case is begun, or None if there is time."""
+        return "no time was left for it" if self.until is not None and time.perf_counter() > self.until else None
 
     @property
     def rounds(self) -> tuple[int, int]:
@@ -57,12 +71,12 @@ class Session:
     @property
     def case_seconds(self) -> float:
         """How long the rounds of a case go on beyond the least of them."""
-        return 5.0 if self.device.type == "cuda" else 15.0
+        return 2.0 if self.brief else 5.0 if self.device.type == "cuda" else 15.0
 
     @property
     def block_seconds(self) -> float:
         """How long one form is measured in one round."""
-        return 0.02 if self.quick else 0.1
+        return 0.02 if self.quick or self.brief else 0.1
 
     def skips(self, dtype: torch.dtype, operations: float = 0.0) -> str | None:
         """Why this is not measured here, or None if it is; arguments as of :func:`~benchmarks.machine.out_of_reach`."""
@@ -91,13 +105,16 @@ def compare(
     results: dict[str, dict[str, Any]] = {name: {"skipped": reason} for name, reason in (skipped or {}).items()}
     clocks: dict[str, Callable[[], float]] = {}
     gc.collect()  # of the case before
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
     for form in forms:
         try:
             for _ in range(WARM_UPS[session.device.type]):
                 seconds_of_warm_up = _time_once(form.call)
-            results[form.name] = {"peak_bytes": peak_memory(form.call, session.device)}
-        except RuntimeError as error:
-            results[form.name] = {"skipped": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+            results[form.name] = {"peak_bytes": peak_memory(form.unrecorded or form.call, session.device)}
+        except Exception as error:  # a rival or the compiler may raise anything, and the other forms are still measured
+            reason = str(error).strip().splitlines() or ["no message"]
+            results[form.name] = {"skipped": f"{type(error).__name__}: {reason[0]}"}
             if session.device.type == "cuda":
                 torch.cuda.empty_cache()
             continue

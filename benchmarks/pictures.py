@@ -13,14 +13,16 @@ __all__ = ["draw_epochs", "draw_growth", "draw_ratios"]
 # Colours that are told apart with any colour vision (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-MOST_RATIOS = len(COLORS)
+FILLS = ("full", "none", "left")
+MOST_RATIOS = len(COLORS) * len(FILLS)
 
 
 def draw_ratios(results: dict[str, Any]) -> Figure:
     """A line for every case; a mark for the time ratio of every pair, with its quartiles."""
     cases = [case for case in results["cases"] if case.get("ratios")]
     pairs = list(dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"]))[:MOST_RATIOS]
-    figure = Figure(figsize=(10, 1.6 + 0.3 * len(pairs) / 2 + 0.34 * max(1, len(cases))), layout="constrained")
+    line = 0.34 * max(1.0, len(pairs) / len(COLORS))
+    figure = Figure(figsize=(10, 1.6 + 0.3 * len(pairs) / 2 + line * max(1, len(cases))), layout="constrained")
     figure.suptitle(f"{results['title']}: ratios of time")
     axes = figure.subplots()
     for index, pair in enumerate(pairs):
@@ -38,8 +40,9 @@ def draw_ratios(results: dict[str, Any]) -> Figure:
             medians,
             places,
             xerr=[lower, upper],
-            color=COLORS[index],
-            marker=MARKERS[index],
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)],
+            fillstyle=FILLS[index // len(COLORS)],
             markersize=5,
             linestyle="",
             label=" / ".join(pair),
@@ -98,7 +101,7 @@ def draw_growth(results: dict[str, Any]) -> Figure:
 
 def draw_epochs(results: dict[str, Any]) -> Figure:
     """A bar for every training, of the parts of its epoch."""
-    cases = [case for case in results["cases"] if "skipped" not in case]
+    cases = [case for case in results["cases"] if case.get("parts")]  # one that ran out of time has none
     figure = Figure(figsize=(10, 1.8 + 0.4 * max(1, len(cases))), layout="constrained")
     figure.suptitle(f"{results['title']}: seconds")
     axes = figure.subplots()

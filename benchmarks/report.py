@@ -82,20 +82,19 @@ def _spread(summary: dict[str, Any], scale: float = 1.0) -> str:
 
 
 def _comparison(results: dict[str, Any]) -> list[str]:
-    """The ratios, a column each, and then what they are made of."""
+    """The ratios, and then what they are made of: a column for each ratio or, if those are many, for each case."""
     cases = list(_measured(results))
     if not cases:
         return []
     keys = list(cases[0]["case"])
     pairs = list(dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"]))
-    header = [*keys, *(f"{of} / {to}" for of, to in pairs)]
+    names = [f"{of} / {to}" for of, to in pairs]
     times, memories = [], []
     for case in cases:
         found = {(ratio["of"], ratio["to"]): ratio for ratio in case["ratios"]}
         ratios = [found.get(pair) for pair in pairs]
-        times.append([*_cells(case), *(_spread(ratio["time"]) if ratio else MISSING for ratio in ratios)])
-        memory = [_number(ratio["memory"]) if ratio and ratio["memory"] else MISSING for ratio in ratios]
-        memories.append([*_cells(case), *memory])
+        times.append([_spread(ratio["time"]) if ratio else MISSING for ratio in ratios])
+        memories.append([_number(ratio["memory"]) if ratio and ratio["memory"] else MISSING for ratio in ratios])
     with_speed = any("videos_per_second" in form for case in cases for form in case["forms"].values())
     lines = []
     for case in cases:
@@ -109,12 +108,21 @@ def _comparison(results: dict[str, Any]) -> list[str]:
     return [
         "### Time, as ratios\n",
         "Median of the ratios within a round, quartiles in brackets.\n",
-        _table(header, times),
+        _grid(cases, names, times),
         "### Peak memory, as ratios\n",
-        _table(header, memories),
+        _grid(cases, names, memories),
         "### Time and peak memory\n",
         _table(columns, lines),
     ]
+
+
+def _grid(cases: Sequence[dict[str, Any]], names: Sequence[str], figures: Sequence[Sequence[str]]) -> str:
+    """Figures of every case, by name; the shorter of the two lists runs across."""
+    if len(names) <= len(cases):
+        rows = [[*_cells(case), *line] for case, line in zip(cases, figures, strict=True)]
+        return _table([*cases[0]["case"], *names], rows)
+    header = ["", *(", ".join(f"{key} {value}" for key, value in case["case"].items()) for case in cases)]
+    return _table(header, [list(row) for row in zip(names, *figures, strict=True)])
 
 
 def _growth(results: dict[str, Any]) -> list[str]:
@@ -141,14 +149,14 @@ def _epoch(results: dict[str, Any]) -> list[str]:
     cases = list(_measured(results))
     if not cases:
         return []
-    parts = list(cases[0]["parts"])
+    parts = list(dict.fromkeys(part for case in cases for part in case["parts"]))
     rows = [
         [
             *_cells(case),
-            *(_spread(case["parts"][part]) for part in parts),
+            *(_spread(case["parts"][part]) if part in case["parts"] else MISSING for part in parts),
             _spread(case["epoch_seconds"]),
             _number(case["first_epoch_seconds"]),
-            _number(case["seconds_in_all"]),
+            _number(case["seconds_in_all"]) + _unfinished(case),
         ]
         for case in cases
     ]
@@ -156,6 +164,12 @@ def _epoch(results: dict[str, Any]) -> list[str]:
         "Seconds of an epoch after the first, which warms up.\n",
         _table([*cases[0]["case"], *parts, "an epoch", "the first", "all epochs"], rows),
     ]
+
+
+def _unfinished(case: dict[str, Any]) -> str:
+    """How many epochs a training had that ran out of time."""
+    done = case.get("epochs_done", case["case"]["epochs"])
+    return "" if done == case["case"]["epochs"] else f" (ended after {done} epochs)"
 
 
 def _skipped(results: dict[str, Any]) -> list[str]:

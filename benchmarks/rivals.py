@@ -17,8 +17,10 @@ from crossmodal_attn import CMRA, CrossModalRelation
 
 __all__ = [
     "ATTENTION_RIVALS",
+    "FLEX_ATTENTION",
     "X_TRANSFORMERS",
     "DecoderLayer",
+    "FlexAttention",
     "LiteralAGSCA",
     "MultiheadAttention",
     "PlainAttention",
@@ -92,6 +94,14 @@ class PlainAttention(nn.Module):
             _copy(linear.weight, weight)
             _copy(linear.bias, bias)
 
+    def project(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project to queries (B, H, T, D / H), and keys and values (B, H, M, D / H)."""
+        queries, keys, values = (
+            projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projected in (self.query(query), self.key(memory), self.value(memory))
+        )
+        return queries, keys, values
+
     def forward(
         self,
         query: Tensor,
@@ -101,10 +111,7 @@ class PlainAttention(nn.Module):
     ) -> Tensor:
         """Attend from (B, T, D) to the memory of it and (B, S, D)."""
         memory, padding = join_memory(query, context, query_padding, context_padding)
-        queries, keys, values = (
-            projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projected in (self.query(query), self.key(memory), self.value(memory))
-        )
+        queries, keys, values = self.project(query, memory)
         scores = queries @ keys.transpose(-2, -1) / queries.shape[-1] ** 0.5
         if padding is not None:
             scores = scores.masked_fill(padding[:, None, None], -torch.inf)
@@ -144,11 +151,55 @@ class XTransformersAttention(nn.Module):
         return output
 
 
-X_TRANSFORMERS = "x-transformers Attention"
+class FlexAttention(nn.Module):
+    """Four projections, and torch's ``flex_attention``, compiled on a GPU; on a CPU it has no backward pass.
+
+    Its block mask, which leaves padded keys out, is made anew for another padding only, and so is not in what is timed.
+    """
+
+    def __init__(self, layer: CMRA) -> None:
+        super().__init__()
+        from torch.nn.attention.flex_attention import flex_attention
+
+        self.plain = PlainAttention(layer)
+        on_gpu = layer.q_proj.weight.device.type == "cuda"
+        self.attend = torch.compile(flex_attention, dynamic=False, fullgraph=True) if on_gpu else flex_attention
+        self._masked: tuple[Tensor, Any] | None = None
+
+    def forward(
+        self,
+        query: Tensor,
+        context: Tensor,
+        query_padding: Tensor | None = None,
+        context_padding: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from (B, T, D) to the memory of it and (B, S, D)."""
+        memory, padding = join_memory(query, context, query_padding, context_padding)
+        queries, keys, values = self.plain.project(query, memory)
+        block_mask = None if padding is None or query_padding is None else self._mask(query_padding, padding)
+        attended = self.attend(queries, keys, values, block_mask=block_mask)
+        output: Tensor = self.plain.out(attended.transpose(1, 2).flatten(2))
+        return output
+
+    def _mask(self, query_padding: Tensor, padding: Tensor) -> Any:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        if self._masked is None or self._masked[0] is not query_padding:
+
+            def is_seen(batch: Tensor, _: Tensor, __: Tensor, key: Tensor) -> Tensor:
+                return ~padding[batch, key]
+
+            sizes = (len(padding), None, query_padding.shape[1], padding.shape[1])
+            self._masked = query_padding, create_block_mask(is_seen, *sizes, device=padding.device)
+        return self._masked[1]
+
+
+X_TRANSFORMERS, FLEX_ATTENTION = "x-transformers Attention", "FlexAttention"
 ATTENTION_RIVALS: dict[str, Callable[[CMRA], nn.Module]] = {
     "nn.MultiheadAttention": MultiheadAttention,
     "nn.MultiheadAttention, need_weights=False": lambda layer: MultiheadAttention(layer, need_weights=False),
     X_TRANSFORMERS: XTransformersAttention,
+    FLEX_ATTENTION: FlexAttention,
     "plain softmax(QK^T)V": PlainAttention,
 }
 """By name: what makes it from the CMRA that it is measured against."""

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,23 @@ from typing import Any
 import h5py
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from ave.networks.cmran import CMRAN
 from ave_release import write_release
 from oracles import CASES, Case, make_cmran
 
-# The tensors are tiny: threads would only wait for one another.
-torch.set_num_threads(1)
+# The same examples in every run, at whatever speed; a test that asks for another number of them says so.
+settings.register_profile(
+    "tests",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 TOLERANCES = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-11},
@@ -26,13 +35,6 @@ TOLERANCES = {
     torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
 }
 """By dtype; nothing in the tests is compared any more loosely."""
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture

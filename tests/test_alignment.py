@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 from crossmodal_attn import CMRA, CrossModalRelation, InternalTemporalRelation, relation_mask
 from oracles import fill_parameters
 
-settings.register_profile("few", max_examples=100, deadline=None, derandomize=True, database=None)
-settings.load_profile("few")
-
 
 def literal(length, memories, *, causal):
     """The docstring, pair by pair: memories are (length, rate, (back, ahead)), in exact fractions."""
@@ -49,6 +46,7 @@ def exact(window):
     return tuple(bound if bound is None else Fraction(bound) for bound in pair)
 
 
+@settings(max_examples=100)
 @given(data=st.data(), length=st.integers(1, 11), causal=st.booleans(), window=WINDOWS)
 def test_mask_is_its_docstring_in_loops(data, length, causal, window):
     lengths = data.draw(st.lists(st.integers(0, 13), max_size=3))
@@ -193,7 +191,6 @@ def test_device():
 
 def test_mask_is_made_in_compiled_code(draw):
     """Of dynamic lengths too, without a break in the graph or a compilation for each length."""
-    torch._dynamo.reset()
     layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
     compilations = []
 

@@ -1,9 +1,8 @@
 """Arrays in files: every way of reading gives the file's values, in every process, and damage is named."""
 
+import errno
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -13,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ave.data import arrays
-from ave.data.arrays import StoredArray
+from ave.data.arrays import NotOpenedError, StoredArray
 
 # What float32 holds too, as nothing wider is read.
 VALUES = np.random.default_rng(0).random((23, 5, 3), np.float32).astype(np.float64)
@@ -140,18 +139,40 @@ def test_what_is_no_hdf5_file_is_named(content, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_being_written_is_called_locked(tmp_path):
-    """In another process: within one, HDF5 shares what is open."""
+@pytest.mark.skipif(os.environ.get("HDF5_USE_FILE_LOCKING") == "FALSE", reason="HDF5 is told not to lock files")
+def test_a_locked_file_is_not_called_damaged(tmp_path):
+    """Locked as HDF5 does it where another process writes; and read when that is done."""
+    fcntl = pytest.importorskip("fcntl")
     path = write(tmp_path / "array.h5")
-    hold = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "open\n"
-        with pytest.raises(ValueError, match="got one that another program has locked"):
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(
+            NotOpenedError, match=r"array\.h5 is locked by another process, which has it open for writing"
+        ):
             StoredArray(path)
-        process.communicate("")
-    assert len(StoredArray(path)) == len(VALUES)
+    np.testing.assert_array_equal(StoredArray(path)[:], VALUES)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOLCK, "Unable to open file (unable to lock file, errno = 37)"), "HDF5_USE_FILE_LOCKING"),
+        (PermissionError(errno.EACCES, "Unable to open file (errno = 13)"), "opened, got: Permission denied"),
+        (OSError(errno.EMFILE, "Unable to open file (errno = 24)"), "opened, got: Too many open files"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["contiguous", "numpy"])
+def test_a_file_that_the_system_does_not_open_is_not_called_damaged(error, message, layout, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    path = write(tmp_path / "array.h5", layout)
+    monkeypatch.setattr(h5py, "File", refuse)
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(NotOpenedError, match=message) as raised:
+        StoredArray(path)
+    assert str(path) in str(raised.value)
+    assert "damaged" not in str(raised.value)
 
 
 @pytest.mark.parametrize("keep", [0, 50, 300])

@@ -28,14 +28,6 @@ ONE_OF_EACH = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _agg():
-    with mpl.rc_context():
-        mpl.use("Agg")
-        yield
-        pyplot.close("all")
-
-
 @pytest.fixture
 def ax():
     return Figure(layout="constrained").subplots()

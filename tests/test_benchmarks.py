@@ -20,8 +20,9 @@ from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, 
 from benchmarks.measuring import Form, Session, compare
 from benchmarks.memory import peak_memory
 from benchmarks.passes import TASKS, make_pass
+from benchmarks.products import count_operations, make_replay, record_products
 from benchmarks.published import PublishedCMRAN
-from benchmarks.rivals import ATTENTION_RIVALS, X_TRANSFORMERS, DecoderLayer, LiteralAGSCA
+from benchmarks.rivals import ATTENTION_RIVALS, FLEX_ATTENTION, X_TRANSFORMERS, DecoderLayer, LiteralAGSCA
 from crossmodal_attn import AGSCA, CMRA, CrossModalRelation, padding_mask
 from oracles import fill_parameters
 from test_official import draw_inputs, draw_labels, draw_weights
@@ -32,7 +33,7 @@ FIGURES = np.load(GOLDEN / "official.npz")
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["dense", "padded"])
-@pytest.mark.parametrize("name", ATTENTION_RIVALS)
+@pytest.mark.parametrize("name", [name for name in ATTENTION_RIVALS if name != FLEX_ATTENTION])
 def test_attention_rivals_compute_cmra(name, padded, draw, assert_close):
     layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
     if name == X_TRANSFORMERS:
@@ -50,6 +51,20 @@ def test_attention_rivals_compute_cmra(name, padded, draw, assert_close):
     assert_close(theirs, ours)
     gradients = [torch.autograd.grad(output, (query, context), upstream) for output in (theirs, ours)]
     assert_close(*gradients)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_flex_attention_computes_cmra(draw, assert_close):
+    """Forward, as it has no backward pass on a CPU; its mask follows the padding."""
+    layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
+    rival = ATTENTION_RIVALS[FLEX_ATTENTION](layer)
+    query, context = draw(2, 7, 39), draw(2, 5, 39)
+    assert_close(rival(query, context), layer(query, context))
+    for lengths in ([7, 4], [3, 7]):
+        paddings = padding_mask(lengths, 7), padding_mask([3, 5])
+        ours = layer(query, context, query_padding_mask=paddings[0], context_padding_mask=paddings[1])
+        assert_close(rival(query, context, *paddings)[~paddings[0]], ours[~paddings[0]])
 
 
 @pytest.mark.parametrize("name", ATTENTION_RIVALS)
@@ -128,7 +143,7 @@ def test_steps_of_the_network_learn_the_same(precision, assert_close):
     video, audio = torch.rand(2, 3, 2, 2, 7), torch.rand(2, 3, 5)
     labels = nn.functional.one_hot(torch.tensor([[0, 3, 1], [2, 2, 3]]), 4).float()
     steps = [
-        network.make_call(network.TASKS[1], model, precision, None, video, audio, labels) for model in (published, ours)
+        network.make_call(network.STEP, model, precision, False, video, audio, labels) for model in (published, ours)
     ]
     before = [parameter.clone() for parameter in ours.parameters()]
     for _ in range(2):
@@ -143,6 +158,105 @@ def test_floor_is_the_products_over_the_map(draw, assert_close):
     assert_close(agsca.make_floor(layer, video, TASKS[0])(), products)
     gradients = agsca.make_floor(layer, video, TASKS[1])()
     assert [gradient.shape for gradient in gradients] == [(19, 19), (24, 19), (23, 19), (24, 19)]
+
+
+def test_floor_of_the_network_has_every_product_once():
+    """By hand from the sizes of CMRAN's layers, forward, and for the gradients of the weights and of their inputs."""
+    batch, time, places, channels, sounds, categories = 2, 3, 4, 7, 5, 3
+    width, heads, hidden, squeezed = 256, 4, 2048, 256
+    segments = batch * time
+    positions = segments * places
+    forward = backward = 0
+
+    def linear(rows, inputs, outputs, needs_input=True):
+        nonlocal forward, backward
+        product = 2 * rows * inputs * outputs
+        forward += product
+        # The gradient of the inputs of a single output is an outer product, which the floor does without.
+        backward += product * (2 if needs_input and outputs > 1 else 1)
+
+    def attention(memory):
+        nonlocal forward, backward
+        linear(segments, width, width)
+        linear(batch * memory, width, 2 * width)
+        scores = 2 * batch * heads * time * memory * (width // heads)
+        forward += 2 * scores
+        backward += 4 * scores
+        linear(segments, width, width)
+
+    def block(memory):
+        attention(memory)
+        linear(segments, width, hidden)
+        linear(segments, hidden, width)
+
+    linear(positions, channels, channels, needs_input=False)
+    linear(positions, channels, channels)
+    linear(segments, sounds, channels, needs_input=False)
+    linear(segments, channels, squeezed)
+    linear(segments, squeezed, channels)
+    linear(segments, sounds, squeezed, needs_input=False)
+    linear(positions, channels, squeezed)
+    for contraction in (squeezed, channels):  # the logits of the places, and the sum over them
+        forward += 2 * positions * contraction
+        backward += 2 * positions * contraction
+    for query, context in ((channels, sounds), (sounds, channels)):
+        linear(segments, context, width, needs_input=context == channels)
+        block(time)
+        block(time)
+        linear(segments, query, width, needs_input=query == channels)
+        block(2 * time)
+    attention(2 * time)
+    linear(segments, width, 1)
+    linear(batch, width, categories)
+
+    video, audio = torch.rand(batch, time, 2, 2, channels), torch.rand(batch, time, sounds)
+    labels = nn.functional.one_hot(torch.zeros(batch, time, dtype=torch.int64), categories + 1).float()
+    counts = {}
+    for task in network.TASKS:
+        products = network.record_floor(task, video, audio, labels)
+        counts[task] = count_operations(products)
+    assert counts[network.INFERENCE] == forward
+    assert counts[network.GRADIENTS] == counts[network.STEP] == forward + backward
+
+
+def test_products_are_replayed_as_they_were(draw, monkeypatch):
+    """Of the same shapes and strides, operands that shared memory sharing it again."""
+    left = torch.empty(5, 3, device="meta")
+
+    def call():
+        product = left @ torch.empty(7, 3, device="meta").T
+        torch.addmm(product, left, left.T @ product)
+        torch.baddbmm(product[None], left[None], torch.empty(1, 3, 7, device="meta"))
+        torch.empty(5, 1, device="meta") @ torch.empty(1, 7, device="meta")
+
+    replay = make_replay(record_products(call), CPU, torch.float64)
+    calls = []
+    for name in ("mm", "bmm"):
+        monkeypatch.setattr(torch, name, lambda *operands: calls.append(operands))
+    replay()
+    shapes = [tuple(tuple(operand.shape) for operand in operands) for operands in calls]
+    assert shapes == [((5, 3), (3, 7)), ((3, 5), (5, 7)), ((5, 3), (3, 7)), ((1, 5, 3), (1, 3, 7))]
+    assert [operands[0].stride() for operands in calls] == [(3, 1), (1, 3), (3, 1), (15, 3, 1)]
+    assert calls[0][1].stride() == (1, 3)
+    assert len({operands[0].data_ptr() for operands in calls}) == 1
+    assert len({operand.data_ptr() for operands in calls for operand in operands}) == 5
+    assert all(operand.dtype == torch.float64 for operands in calls for operand in operands)
+
+
+def test_products_that_are_not_known_are_told():
+    with pytest.raises(NotImplementedError, match="convolution"):
+        record_products(lambda: nn.functional.conv1d(*(torch.empty(1, 1, 3, device="meta") for _ in range(2))))
+
+
+def test_ratios_of_the_network_are_within_a_precision_or_to_a_wider_one():
+    names = ["published, float64", "published, bf16 autocast", "ours, float64, eager", "ours, bf16 autocast, eager"]
+    assert network.pair([*names, "floor, bf16 autocast"]) == [
+        ("published, float64", "ours, float64, eager"),
+        ("published, float64", "ours, bf16 autocast, eager"),
+        ("published, bf16 autocast", "ours, bf16 autocast, eager"),
+        ("published, bf16 autocast", "floor, bf16 autocast"),
+        ("ours, bf16 autocast, eager", "floor, bf16 autocast"),
+    ]
 
 
 def test_passes_give_all_gradients_and_keep_none(draw):
@@ -242,7 +356,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cmra, "SIZES", ((2, 3, 8, 2), (1, 16384, 8, 2)))
     for name, value in {"BATCHES": (2,), "LENGTH": 3, "GRID": 2, "CHANNELS": (11,)}.items():
         monkeypatch.setattr(agsca, name, value)
-    for name, value in {"BATCHES": (1,), "LENGTH": 2, "GRID": 1}.items():
+    for name, value in {"QUICK_BATCHES": (1,), "LENGTH": 2, "GRID": 1}.items():
         monkeypatch.setattr(network, name, value)
     monkeypatch.setattr(published, "FEEDFORWARD", 17)
     for row in (network, epoch):
@@ -251,9 +365,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(growth, name, value)
     monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
     monkeypatch.setattr(gc, "collect", lambda: 0)  # between cases that leave nothing large, it would take longer
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, capsys):
@@ -263,7 +376,7 @@ def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, cap
     for name, result in results.items():
         assert result["quick"] is True
         assert torch.__version__.startswith(result["machine"]["versions"]["torch"])  # which may leave out "+cu130"
-        assert result["machine"]["threads"] == 1
+        assert result["machine"]["threads"] == torch.get_num_threads()
         assert f"## {result['title']}" in text
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert any("skipped" not in case for case in result["cases"]), name

@@ -1,10 +1,12 @@
 """CMRAN's decisions and losses, against the same written out by hand; the whole network against the authors' figures is
 in `test_official.py`, padding in `test_cmran_masks.py`."""
 
+import io
 import math
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 import oracles
 from ave.networks.cmran import CMRAN, Localization, localize, supervised_loss, video_scores, weak_loss
@@ -83,6 +85,32 @@ def test_whole_network_is_the_paper_s(cmran, draw, assert_close):
     video, audio = draw(3, 7, 3, 2, 11), draw(3, 7, 7)
     event_logits, category_logits = oracles.cmran(cmran, video, audio)
     assert_close(tuple(cmran(video, audio)), (event_logits, category_logits))
+
+
+@pytest.mark.parametrize("setting", ["supervised"])
+def test_exported_network_is_saved_and_loaded(cmran, draw, assert_close):
+    """What it returns has its names again."""
+    inputs = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
+    cmran.eval()
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(cmran, inputs), file)
+    file.seek(0)
+    localization = torch.export.load(file).module()(*inputs)
+    assert isinstance(localization, Localization)
+    assert_close(localization, cmran(*inputs))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # are deprecated, or not supported in Python 3.14
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # checks of shapes hold for these shapes alone
+def test_traced_network_is_saved_and_drawn(cmran, draw, assert_close, tmp_path):
+    """A trace computes at other sizes; TensorBoard draws the graph, in training too."""
+    inputs = draw(2, 3, 2, 2, 11), draw(2, 3, 7)
+    torch.jit.trace(cmran.eval(), inputs).save(tmp_path / "network.pt")
+    others = draw(5, 13, 2, 3, 11), draw(5, 13, 7)
+    assert_close(torch.jit.load(tmp_path / "network.pt")(*others), tuple(cmran(*others)))
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_graph(cmran.train(), inputs)
+    assert list(tmp_path.glob("events.*"))
 
 
 def test_heads_of_the_settings():

@@ -1,4 +1,6 @@
-"""The layers on a GPU: every precision, every kernel of SDPA, CUDA graphs and the compiler, against float64."""
+"""The layers and the network on a GPU: every precision, every kernel of SDPA, CUDA graphs and the compiler, against
+float64; masks, recording and dropout as on a CPU. All tests that need a GPU stand here: ``make gpu`` runs this file.
+"""
 
 import copy
 
@@ -6,9 +8,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from crossmodal_attn import CMRA, padding_mask
-from crossmodal_attn.dropout import Dropout
-from oracles import CASES, fill_parameters
+from ave.networks.cmran import supervised_loss, weak_loss
+from crossmodal_attn import CMRA, CrossModalRelation, padding_mask, record_attention
+from crossmodal_attn.dropout import Dropout, ReLUDropout
+from oracles import CASES, fill_parameters, make_cmran
 
 pytestmark = [
     pytest.mark.cuda,
@@ -52,6 +55,7 @@ def test_every_precision(case, draw, assert_close, dtype):
                 torch.testing.assert_close(gradient.double().cpu(), other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # by which torch says why a kernel does not do it
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("backend", ["MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"])
 def test_every_backend(draw, assert_close, backend, padded):
@@ -103,26 +107,193 @@ def test_cuda_graph_replays(case, draw, assert_close):
         assert_close(output, case(layer, fresh, paddings))
 
 
-@pytest.mark.parametrize("name", ["cmra-1-context", "relation-aware", "interaction", "agsca"])
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiles(draw, assert_close, name, mode):
-    """In one graph, forward and backward; "reduce-overhead" records CUDA graphs."""
-    case = CASES[name]
-    layer = case.make(torch.float32).cuda()
-    features, paddings = make_inputs(case, draw, torch.float32)
-    expected = run(case, layer, features, paddings)
-    compiled = torch.compile(layer, fullgraph=True, mode=mode)
-    for _ in range(3):  # the third time the recorded graph is replayed
-        torch.compiler.cudagraph_mark_step_begin()
-        leaves = [*(value.detach().requires_grad_() for value in features), *layer.parameters()]
-        output = case(compiled, leaves[: len(features)], paddings)
-        gradients = torch.autograd.grad(output.double().square().sum(), leaves, allow_unused=True)
-        torch.testing.assert_close((output, gradients), expected, rtol=1e-3, atol=1e-3)
-
-
 def test_dropout_is_torchs():
     features = torch.ones(97, device="cuda")
     torch.manual_seed(1)
     dropped = Dropout(0.5)(features)
     torch.manual_seed(1)
     assert torch.equal(dropped, torch.nn.functional.dropout(features, 0.5))
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
+def test_the_host_never_waits(case, draw, train):
+    """Forward and backward, masks included, read nothing back from the GPU."""
+    layer = case.make(torch.float32).cuda().train(train)
+    features, paddings = make_inputs(case, draw, torch.float32)
+    leaves = [value.requires_grad_() for value in features]
+    case(layer, leaves, paddings).sum().backward()
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        case(layer, leaves, paddings).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_nan_at_padding_stays_there(masked_case, draw, assert_close, dtype):
+    """With masks that were made on the GPU, forward and backward."""
+    layer = masked_case.make(torch.float32).to(dtype).cuda()
+    features, paddings = make_inputs(masked_case, draw, dtype)
+    results = []
+    for filling in (0.0, torch.nan, torch.inf):
+        filled = [
+            value.masked_fill(padding.unsqueeze(-1), filling) for value, padding in zip(features, paddings, strict=True)
+        ]
+        leaves = [*(value.requires_grad_() for value in filled), *layer.parameters()]
+        output = masked_case(layer, leaves[: len(filled)], paddings)
+        seen = output.masked_fill(paddings[0].unsqueeze(-1), 0)
+        gradients = torch.autograd.grad(seen.float().square().sum(), leaves, allow_unused=True)
+        results.append((seen, gradients))
+    expected = results[0]
+    assert all(gradient is None or gradient.isfinite().all() for gradient in expected[1])
+    for result in results[1:]:
+        assert_close(result, expected, dtype)
+
+
+def test_frozen_video_changes_no_other_gradient(draw):
+    """AGSCA of stored features, whose gradient nobody asks for."""
+    layer = CASES["agsca"].make(torch.float32).cuda()
+    video, audio = draw(2, 5, 3, 4, 19, dtype=torch.float32).cuda(), draw(2, 5, 17, dtype=torch.float32).cuda()
+    results = []
+    for learned in (True, False):
+        layer.zero_grad()
+        leaf = video.clone().requires_grad_(learned)
+        layer(leaf, audio).square().sum().backward()
+        assert (leaf.grad is not None) == learned
+        results.append([parameter.grad for parameter in layer.parameters()])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("setting", ["supervised", "weak"])
+def test_network_is_that_of_the_cpu(setting, draw, assert_close):
+    """The whole CMRAN, padded: losses and all gradients, in float64; in float32 beside it."""
+    model = make_cmran(setting)
+    video, audio = draw(3, 5, 2, 2, 11), draw(3, 5, 7)
+    padding = padding_mask([5, 3, 1], 5)
+    labels = torch.nn.functional.one_hot(torch.tensor([[0, 5, 1, 1, 5], [2, 2, 3, 5, 5], [4, 5, 5, 5, 5]]), 6).double()
+
+    def learn(model, *tensors):
+        video, audio, labels, padding = tensors
+        model.zero_grad()
+        localization = model(video, audio, padding_mask=padding)
+        if setting == "supervised":
+            loss = supervised_loss(localization, labels, padding_mask=padding)
+        else:
+            loss = weak_loss(localization, labels.mean(1), padding_mask=padding)
+        loss.backward()
+        return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = learn(model, video, audio, labels, padding)
+    for dtype in (torch.float64, torch.float32):
+        tensors = (tensor.to("cuda", dtype) for tensor in (video, audio, labels))
+        loss, gradients = learn(copy.deepcopy(model).to("cuda", dtype), *tensors, padding.cuda())
+        tolerance = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+        actual = loss.double().cpu(), [gradient.double().cpu() for gradient in gradients]
+        torch.testing.assert_close(actual, expected, **tolerance)
+
+
+def test_float16_learns_with_a_scaled_loss(draw):
+    """Steps in float16 autocast leave finite weights, and move them."""
+    model = make_cmran("supervised").float().cuda()
+    video, audio = draw(3, 5, 2, 2, 11, dtype=torch.float32).cuda(), draw(3, 5, 7, dtype=torch.float32).cuda()
+    labels = torch.nn.functional.one_hot(torch.tensor([[0], [2], [5]], device="cuda").expand(3, 5), 6).float()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for _ in range(3):
+        with torch.autocast("cuda", torch.float16):
+            loss = supervised_loss(model(video, audio), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert loss.isfinite()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_large_scores_stay_finite_in_float16(draw):
+    """Attention whose scores are near the largest float16, and whose softmax therefore picks one step."""
+    layer = fill_parameters(CMRA(64, 4)).half().cuda()
+    query = (40 * draw(3, 17, 64, dtype=torch.float16)).cuda().requires_grad_()
+    output, weights = layer(query, need_weights=True)
+    output.float().sum().backward()
+    assert output.isfinite().all()
+    assert query.grad.isfinite().all()
+    torch.testing.assert_close(
+        weights.float().sum(-1), torch.ones(weights.shape[:-1], device="cuda"), rtol=0, atol=5e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_recording_changes_no_bit_of_the_output(case, draw, assert_close, dtype):
+    """In each precision, in float32 under autocast too; what is recorded is on the GPU, and weights sum to one."""
+    layer = case.make(torch.float32).to(dtype).cuda()
+    features, paddings = make_inputs(case, draw, dtype)
+    for narrow in {False, dtype == torch.float32}:
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=narrow):
+            expected = case(layer, features, paddings)
+            with record_attention(layer) as maps:
+                output = case(layer, features, paddings)
+        assert torch.equal(output, expected)
+        assert maps
+        for name, recorded in maps.items():
+            assert recorded.device.type == "cuda"
+            assert recorded.isfinite().all()
+            if "channel" not in name:
+                axes = (-2, -1) if "spatial" in name else -1
+                sums = recorded.double().sum(axes)
+                assert (((sums - 1).abs() < 2e-2) | (sums == 0)).all()  # zero where nothing may be attended to
+
+
+def test_dropout_has_its_mean_and_its_gradient():
+    """ReLU and dropout in one: what is kept is scaled, and its gradient is what kept it."""
+    features = torch.rand(31, 4099, device="cuda").add(0.5).neg_()
+    features[:, ::2].neg_()
+    features.requires_grad_()
+    dropped = ReLUDropout(0.25)(features)
+    dropped.sum().backward()
+    kept = dropped != 0
+    assert abs(kept[:, ::2].double().mean().item() - 0.75) < 0.02
+    assert not kept[:, 1::2].any()
+    torch.testing.assert_close(features.grad, kept / 0.75)
+    torch.testing.assert_close(dropped.detach(), features.detach().relu() * kept / 0.75)
+
+
+def test_blocks_draw_new_dropout_in_every_replay():
+    """A recorded training step takes its random numbers from the generator as it goes on."""
+    block = CrossModalRelation(64, 4, 128, dropout=0.5).cuda()
+    query, context = torch.ones(3, 5, 64, device="cuda"), torch.ones(3, 7, 64, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        block(query, context)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        output = block(query, context)
+    outputs = []
+    for _ in range(2):
+        graph.replay()
+        outputs.append(output.clone())
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # in which the compiler advises other settings
+@pytest.mark.parametrize("name", ["cmra-1-context", "relation-aware", "interaction", "agsca"])
+def test_compiles(draw, assert_close, name):
+    """In one graph, forward and backward, which are recorded as CUDA graphs."""
+    case = CASES[name]
+    layer = case.make(torch.float32).cuda()
+    features, paddings = make_inputs(case, draw, torch.float32)
+    expected = run(case, layer, features, paddings)
+    compiled = torch.compile(layer, fullgraph=True, mode="reduce-overhead")
+    for _ in range(3):  # the third time the recorded graph is replayed
+        torch.compiler.cudagraph_mark_step_begin()
+        leaves = [*(value.detach().requires_grad_() for value in features), *layer.parameters()]
+        output = case(compiled, leaves[: len(features)], paddings)
+        gradients = torch.autograd.grad(output.double().square().sum(), leaves, allow_unused=True)
+        torch.testing.assert_close((output, gradients), expected, rtol=1e-3, atol=1e-3)

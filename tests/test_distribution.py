@@ -48,6 +48,7 @@ FILES = {
     "Makefile",
     "README.md",
     "SECURITY.md",
+    "conftest.py",
     "constraints.txt",
     "hatch_build.py",
     "pyproject.toml",

@@ -20,9 +20,10 @@ from crossmodal_attn import (
     padding_mask,
     record_attention,
     relation_attention,
+    relation_weights,
     spatial_attention,
+    zero_padding,
 )
-from crossmodal_attn.relation import relation_weights
 
 PACKAGE = Path(crossmodal_attn.__file__).parent
 
@@ -65,6 +66,16 @@ CONSTRUCTORS = {
     "interaction dropout": (lambda: AVInteraction(8, 2, "0.1"), T, "dropout must be a float, got str"),
     "feedforward": (lambda: CrossModalRelation(8, 2, 0), V, "dim_feedforward must be at least 1, got 0"),
     "block dropout": (lambda: CrossModalRelation(8, 2, 16, 2.0), V, "dropout must be a probability .* got 2.0"),
+    "block attention dropout": (
+        lambda: CrossModalRelation(8, 2, 16, attention_dropout=2.0),
+        V,
+        "attention_dropout must be a probability .* got 2.0",
+    ),
+    "interaction attention dropout": (
+        lambda: AVInteraction(8, 2, attention_dropout="0"),
+        T,
+        "attention_dropout must be a float, got str",
+    ),
     "no layers": (lambda: InternalTemporalRelation(8, 2, 0), V, "num_layers must be at least 1, got 0"),
     "layers of text": (lambda: InternalTemporalRelation(8, 2, "two"), T, "num_layers must be an int, got str"),
     "query_dim": (lambda: RelationAware(None, 8), T, "query_dim must be an int, got NoneType"),
@@ -177,12 +188,14 @@ CMRA_CALLS = {
     "query mask of integers": (
         lambda: SELF(X, query_padding_mask=mask(3, 5, dtype=torch.long)),
         T,
-        r"query_padding_mask must be bool \(True = padding\), got torch.int64: convert a 0/1 mask with .bool\(\)",
+        r"query_padding_mask must be bool \(True = padding\), got torch.int64: use mask.bool\(\) if 1 marks padding, "
+        r"mask == 0 if 1 marks valid steps, as in Hugging Face's attention_mask$",
     ),
     "query mask of floats": (
         lambda: SELF(X, query_padding_mask=mask(3, 5, dtype=torch.float32)),
         T,
-        r"query_padding_mask must be bool \(True = padding\), got torch.float32",
+        r"query_padding_mask must be bool \(True = padding\), got torch.float32: use .*mask.bool\(\) .*mask == 0 .*, "
+        r"mask < 0 if it is added to scores \(0 and -inf\)$",
     ),
     "query mask of the context": (
         lambda: SELF(X, Y, query_padding_mask=mask(3, 7)),
@@ -207,14 +220,36 @@ CMRA_CALLS = {
     "attention mask without the query's columns": (
         lambda: SELF(X, Y, attn_mask=mask(5, 7)),
         V,
-        r"attn_mask must have shape \(5, 12\) or \(3, 5, 12\) or \(6, 5, 12\), got \(5, 7\)",
+        r"attn_mask must have shape \(5, 12\) or \(3, 5, 12\) or \(6, 5, 12\), or four dimensions that broadcast to "
+        r"\(3, 2, 5, 12\), got \(5, 7\)",
     ),
     "attention mask of one dimension": (lambda: SELF(X, attn_mask=mask(5)), V, r"attn_mask must have .* got \(5,\)"),
     "attention mask of another batch": (lambda: SELF(X, attn_mask=mask(2, 5, 5)), V, r"attn_mask .* got \(2, 5, 5\)"),
     "attention mask of integers": (
         lambda: SELF(X, attn_mask=mask(5, 5, dtype=torch.uint8)),
         T,
-        r"attn_mask must be bool \(True = may not attend\) or floating point \(added\), got torch.uint8",
+        r"attn_mask must be bool \(True = may not attend\) or floating point \(added\), got torch.uint8: "
+        r"use mask.bool\(\) if 1 means may not attend, mask == 0 if 1 means may attend, as in Hugging Face's",
+    ),
+    "attention mask of the heads alone": (
+        lambda: SELF(X, attn_mask=mask(2, 5, 5)),
+        V,
+        r"attn_mask must have shape \(5, 5\) or \(3, 5, 5\) or \(6, 5, 5\), or four .* got \(2, 5, 5\)",
+    ),
+    "attention mask of one column": (
+        lambda: SELF(X, attn_mask=mask(3, 5, 1)),
+        V,
+        r"attn_mask must have shape .* got \(3, 5, 1\)",
+    ),
+    "attention mask of other heads": (
+        lambda: SELF(X, attn_mask=mask(3, 3, 5, 5)),
+        V,
+        r"attn_mask must broadcast to shape \(3, 2, 5, 5\), got \(3, 3, 5, 5\)",
+    ),
+    "attention mask of five dimensions": (
+        lambda: SELF(X, attn_mask=mask(1, 3, 2, 5, 5)),
+        V,
+        r"attn_mask must have shape .* got \(1, 3, 2, 5, 5\)",
     ),
     "attention mask an array": (lambda: SELF(X, attn_mask=np.zeros((5, 5))), T, "attn_mask must be a torch.Tensor"),
 }
@@ -441,21 +476,50 @@ FUNCTION_CALLS = {
     ),
     "lengths beyond": (lambda: padding_mask([3, 9], 7), V, "lengths must be at most max_length=7, got 9"),
     "negative lengths": (lambda: padding_mask(torch.tensor([3, -1])), V, "lengths must be at least 0, got -1"),
-    "fractional lengths": (lambda: padding_mask([3.0, 1.0]), T, "lengths must be integers, got torch.float32"),
+    "fractional lengths": (lambda: padding_mask([3, 1.0]), T, r"lengths\[1\] must be an int, got float"),
+    "bool lengths": (lambda: padding_mask([True, 3]), T, r"lengths\[0\] must be an int, got bool"),
+    "array of fractions": (lambda: padding_mask(np.ones(3)), T, r"lengths\[0\] must be an int, got float"),
+    "array of bools": (lambda: padding_mask(np.ones(3, dtype=bool)), T, r"lengths\[0\] must be an int, got bool"),
+    "negative length in a list": (lambda: padding_mask([3, -1], 7), V, r"lengths\[1\] must be at least 0, got -1"),
+    "set of lengths": (
+        lambda: padding_mask({3, 1}),
+        T,
+        "lengths must be a tensor or a sequence of integers, got {1, 3}",
+    ),
     "float tensor of lengths": (lambda: padding_mask(ones(3)), T, "lengths must be integers, got torch.float32"),
     "a mask for lengths": (lambda: padding_mask(mask(3)), T, "lengths must be integers, got torch.bool"),
-    "lengths of two dimensions": (lambda: padding_mask([[3, 1]]), V, r"lengths must have one dimension .*\(1, 2\)"),
-    "ragged lengths": (
-        lambda: padding_mask([[3], [1, 2]]),
-        T,
-        "lengths must be a tensor or a sequence of integers, got",
+    "lengths of two dimensions": (
+        lambda: padding_mask(torch.tensor([[3, 1]])),
+        V,
+        r"lengths must have one dimension .*\(1, 2\)",
     ),
+    "nested lengths": (lambda: padding_mask([[3], [1, 2]]), T, r"lengths\[0\] must be an int, got list"),
     "one length": (lambda: padding_mask(3), T, "lengths must be a tensor or a sequence of integers, got 3"),
     "lengths of text": (lambda: padding_mask("31"), T, "lengths must be a tensor or a sequence of integers, got '31'"),
     "lengths None": (lambda: padding_mask(None), T, "lengths must be a tensor or a sequence of integers, got None"),
-    "lengths with None": (lambda: padding_mask([3, None]), T, r"lengths must be a tensor or .* got \[3, None\]"),
+    "lengths with None": (lambda: padding_mask([3, None]), T, r"lengths\[1\] must be an int, got NoneType"),
     "max_length of a float": (lambda: padding_mask([3], 7.0), T, "max_length must be an int, got float"),
     "negative max_length": (lambda: padding_mask([3], -1), V, "max_length must be at least 0, got -1"),
+    "features an array": (
+        lambda: zero_padding(np.ones((3, 5)), None),
+        T,
+        "features must be a torch.Tensor, got ndarray",
+    ),
+    "features without time": (
+        lambda: zero_padding(ones(3), None),
+        V,
+        r"features must have shape \(batch, time, \.\.\.\), got \(3,\)",
+    ),
+    "features of another length": (
+        lambda: zero_padding(X, mask(3, 7)),
+        V,
+        r"padding_mask must have shape \(3, 5\), got \(3, 7\)",
+    ),
+    "mask of lengths": (
+        lambda: zero_padding(X, torch.tensor([5, 3, 2])),
+        T,
+        r"padding_mask must be bool \(True = padding\), got torch.int64",
+    ),
 }
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from crossmodal_attn import padding_mask
+from crossmodal_attn import CMRA, padding_mask, zero_padding
 from crossmodal_attn.masks import join_masks
 from oracles import CASES, Case
 
@@ -162,6 +163,38 @@ def test_bool_and_float_attention_masks_agree(draw, assert_close, shape, padded)
     assert_close(layer(*features, attn_mask=added, need_weights=True, **paddings), expected)
 
 
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 12), (2, 1, 12), (6, 1, 12), (2, 3, 5, 12), (2, 1, 5, 12), (1, 3, 5, 12), (1, 1, 1, 12), (2, 1, 5, 1)],
+    ids=str,
+)
+def test_attention_masks_broadcast(draw, assert_close, shape, padded, kind):
+    """A mask with sizes of one is the mask of B * H maps that it stands for; three dimensions begin with B or B * H."""
+    layer = CASES["cmra-self"].make()
+    mask = draw(*shape)
+    mask = mask > 0.5 if kind == "bool" else mask.masked_fill(mask > 1, -torch.inf)
+    whole = mask
+    if mask.dim() == 3:
+        whole = mask.unflatten(0, (2, 3)) if shape[0] == 6 else mask.unsqueeze(1)
+    whole = whole.expand(2, 3, 5, 12).flatten(0, 1)
+    paddings = {}
+    if padded:
+        paddings = {"query_padding_mask": padding_mask([3, 5]), "context_padding_mask": padding_mask([7, 2])}
+    features = draw(2, 5, 39), draw(2, 7, 39)
+    expected = layer(*features, attn_mask=whole, need_weights=True, **paddings)
+    assert_close(layer(*features, attn_mask=mask, need_weights=True, **paddings), expected)
+
+
+def test_attention_mask_of_three_dimensions_with_one_head(draw):
+    """B and B * H are one then; the first is each video's own mask."""
+    layer = CMRA(39, 1, dtype=torch.float64)
+    features, mask = draw(2, 5, 39), draw(2, 5, 5) > 0.5
+    alone = [layer(features[b : b + 1], attn_mask=mask[b])[0] for b in range(2)]
+    torch.testing.assert_close(layer(features, attn_mask=mask), torch.stack(alone))
+
+
 def test_causal_mask_hides_the_future(draw):
     """Under a causal mask a step's output does not depend on later ones."""
     layer = CASES["cmra-self"].make()
@@ -233,6 +266,100 @@ def test_padding_mask_of_no_sequences(lengths):
 def test_padding_mask_of_a_tensor_is_not_read_back():
     """With max_length a tensor of lengths stays on its device: on meta there is nothing to read."""
     assert padding_mask(torch.empty(3, dtype=torch.long, device="meta"), max_length=7).shape == (3, 7)
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 0], (3, 1, 0), [np.int64(3), np.uint8(1), 0]], ids=str)
+@pytest.mark.parametrize("max_length", [None, 3])
+def test_padding_mask_of_a_list_reads_no_tensor(lengths, max_length):
+    """Not even one of its own making: on meta, among fake tensors and in a graph there is nothing to read."""
+    with torch.device("meta"):
+        assert padding_mask(lengths, max_length).is_meta
+    with FakeTensorMode():
+        assert padding_mask(lengths, max_length).shape == (3, 3)
+    with pytest.raises(ValueError, match="lengths must be at most max_length=2, got 3"), torch.device("meta"):
+        padding_mask(lengths, 2)
+
+
+@pytest.mark.parametrize("max_length", [None, 3])
+def test_padding_mask_of_a_list_compiles(max_length):
+    torch.compiler.reset()
+    compiled = torch.compile(lambda steps: steps & padding_mask([3, 1, 0], max_length), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.ones(3, 3, dtype=torch.bool)), EXPECTED)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_padding_mask_of_sizes_is_exported(strict):
+    """A length may be a size that the graph leaves open."""
+
+    class Sizes(nn.Module):
+        def forward(self, features):
+            return padding_mask([features.shape[1], 1], features.shape[1])
+
+    sizes = ({1: torch.export.Dim("time", min=2)},)
+    program = torch.export.export(Sizes(), (torch.zeros(2, 5),), dynamic_shapes=sizes, strict=strict)
+    assert torch.equal(program.module()(torch.zeros(2, 7)), padding_mask([7, 1], 7))
+
+
+def test_padding_mask_of_a_list_of_tensors_is_not_read_back():
+    lengths = [torch.empty((), dtype=torch.long, device="meta") for _ in range(3)]
+    assert padding_mask(lengths, max_length=7).shape == (3, 7)
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 3), (2, 5, 3, 2, 7)], ids=str)
+def test_zero_padding_zeroes_what_is_padding(draw, dtype, shape):
+    """Whatever stands there, in any dtype and number of dimensions; what is valid keeps its bits."""
+    features = draw(*shape).to(dtype)
+    padding = padding_mask([3, 0], 5)
+    if features.is_floating_point():
+        features[0, 3], features[0, 4], features[1] = torch.nan, torch.inf, -torch.inf
+    zeroed = zero_padding(features, padding)
+    assert zeroed.dtype == dtype
+    assert torch.equal(zeroed[~padding], features[~padding])
+    assert not zeroed[padding].any()
+    assert zero_padding(features, None) is features
+
+
+@pytest.mark.parametrize("length", [*range(1, 10), 31, 64])
+def test_zero_padding_at_every_width_of_a_vector(length):
+    """Neither a vectorized kernel's body nor its rest lets NaN through."""
+    features = torch.full((2, 3, length), torch.nan)
+    assert not zero_padding(features, padding_mask([0, 0], 3)).any()
+    assert zero_padding(features, padding_mask([3, 2], 3)).isnan().sum() == 5 * length
+
+
+def test_zero_padding_has_derivatives(draw):
+    """Forward and backward, of both orders, and of a batch."""
+    padding = padding_mask([3, 1])
+    features = draw(2, 3, 2).requires_grad_()
+
+    def zero(features):
+        return zero_padding(features, padding)
+
+    assert torch.autograd.gradcheck(zero, features, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(zero, features)
+    many = draw(4, 2, 3, 2)
+    assert torch.equal(torch.vmap(zero)(many), torch.stack([zero(one) for one in many]))
+    gradient = torch.autograd.grad(zero(features).sum(), features)[0]
+    assert torch.equal(gradient, (~padding).double().unsqueeze(-1).expand(2, 3, 2))
+
+
+def test_zero_padding_keeps_a_layer_in_front_trainable(draw):
+    """Without it NaN at padding reaches the gradients of a linear map in front of a layer, though not its output."""
+    project, layer = nn.Linear(7, 39, dtype=torch.float64), CASES["cmra-self"].make()
+    query, words, padding = draw(2, 5, 39), draw(2, 3, 7), padding_mask([3, 1])
+    words[padding] = torch.nan
+
+    def gradient(words):
+        project.zero_grad()
+        layer(query, project(words), context_padding_mask=padding).sum().backward()
+        return project.weight.grad
+
+    assert gradient(words).isnan().any()
+    assert torch.equal(gradient(zero_padding(words, padding)), gradient(words.nan_to_num(0.0)))
 
 
 def test_padding_mask_counts_valid_steps():

@@ -6,7 +6,7 @@ import math
 import h5py
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ave.data.dataset import AVEData
@@ -83,6 +83,7 @@ def labelled(draw):
     return truth, prediction, seen
 
 
+@settings(max_examples=100)
 @given(labelled())
 def test_score_of_anything(drawn):
     truth, prediction, seen = drawn
@@ -247,6 +248,7 @@ def test_summary_of_what_has_no_value_or_is_no_number():
     assert not {"seed", "setting", "resumed", "history", "loss"} & summary.keys()
 
 
+@settings(max_examples=100)
 @given(st.floats(0, 1), st.integers(2, 10))
 def test_equal_runs_have_their_value_as_mean_and_no_spread(value, number):
     truth, prediction = draw_labels(videos=2, segments=3)

@@ -1,9 +1,9 @@
 """Prepared sets: equal to the release but for rounding, whatever stopped the preparation, and never half of one."""
 
 import json
+import os
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -159,41 +159,57 @@ def test_a_damaged_manifest_is_written_anew(release, prepared):
     assert contents(prepared) == whole
 
 
-def prepare_slowly(directory, output):
-    """Prepare in blocks of three videos, twenty of them a second at most. Runs in a process of its own."""
+def prepare_until(directory, output, name, rows):
+    """Prepare in blocks of three videos, until so many rows of a file are written, or, without a number of rows, until
+    it would get its name, and be killed there. Runs in a process of its own."""
     stored.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
 
     def blocks(self, original=stored.StoredArray.blocks):
-        for block in original(self):
-            yield block
-            time.sleep(0.05)
+        for first, block in original(self):
+            yield first, block
+            if rows is not None and f"{self.path.stem}.npy" == name and first + len(block) >= rows:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace(source, target, original=os.replace):
+        if rows is None and target.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(source, target)
+
+    os.replace = replace
 
     stored.StoredArray.blocks = blocks
     prepare_release(directory, output)
 
 
-@pytest.mark.parametrize("moments", [["visual_feature", "audio_feature", "audio_feature_noisy"]])
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [
+            ("visual_feature.npy", 3),
+            ("visual_feature.npy", 12),
+            ("audio_feature.npy", None),
+            ("audio_feature_noisy.npy", 3),
+            ("prepared.json", None),
+        ]
+    ],
+)
 def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path, moments, processes):
     directory, _ = release
     uninterrupted, output = tmp_path / "uninterrupted", tmp_path / "output"
     prepare_release(directory, uninterrupted)
-    for name in moments:
-        process = processes.Process(target=prepare_slowly, args=(directory, output))
+    for name, rows in moments:
+        process = processes.Process(target=prepare_until, args=(directory, output, name, rows))
         process.start()
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.is_alive():
-            if list(output.glob(f".{name}.npy.partial*")):
-                break
-            time.sleep(0.005)
-        process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
+        assert not (output / name).exists()
+        assert name == "prepared.json" or (output / f".{name}.partial.npy").exists()
         for read in (read_set, inspect_set):
             with pytest.raises(ValueError, match=r"prepare has not finished here; run it again"):
                 read(output)
     said = []
     prepare_release(directory, output, say=said.append)
-    assert said == [f"going on in {output} with 9 files ready"]
+    assert said == [f"going on in {output} with 10 files ready"]
     assert contents(output) == contents(uninterrupted)
 
 

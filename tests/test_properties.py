@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmodal_attn import AGSCA, CMRA, AVInteraction, InternalTemporalRelation, RelationAware, padding_mask
 from oracles import fill_parameters
-
-settings.register_profile("few", max_examples=25, deadline=None, derandomize=True, database=None)
-settings.load_profile("few")
 
 SIZES = st.integers(1, 5)
 DTYPES = st.sampled_from([torch.float32, torch.float64])

@@ -20,13 +20,9 @@ SOURCE = SCRIPT.read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def left():
     """What the script leaves behind, and how many figures it showed."""
-    backend = plt.get_backend()
-    plt.switch_backend("agg")
-    with torch.random.fork_rng(), patch.object(plt, "show") as show:
+    with patch.object(plt, "show") as show:
         names = runpy.run_path(str(SCRIPT))
-    yield names | {"figures": plt.get_fignums(), "shows": show.call_count}
-    plt.close("all")
-    plt.switch_backend(backend)
+    return names | {"figures": plt.get_fignums(), "shows": show.call_count}
 
 
 def test_it_finds_the_relation(left):

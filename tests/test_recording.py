@@ -1,8 +1,17 @@
 """Recording attention maps: every map, no trace."""
 
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier, Event
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from crossmodal_attn import CMRA, record_attention
 from oracles import CASES, Case
@@ -81,25 +90,27 @@ def test_maps_are_those_of_the_latest_pass(cmran, inputs, draw):
 
 @pytest.mark.parametrize("setting", ["supervised"])
 @pytest.mark.parametrize("where", ["body", "forward"])
-def test_hooks_are_gone_on_exit(cmran, inputs, where):
+def test_recording_ends_with_its_context(cmran, inputs, draw, where):
     """Also after an exception in the body of the context, or inside a layer's forward."""
-    before = count_hooks(cmran)
-    with record_attention(cmran):
-        assert count_hooks(cmran) == before + 2 * 8
+    with record_attention(cmran) as maps:
         cmran(*inputs)
-    assert count_hooks(cmran) == before
-    expected = cmran(*inputs)
+        assert not count_hooks(cmran)
 
     def fail():
-        with record_attention(cmran):
+        with record_attention(cmran) as failed:
+            recordings.append(failed)
             if where == "body":
                 raise ValueError("video: none of it")
             cmran(inputs[0], inputs[1][:1])
 
+    recordings = [maps]
     with pytest.raises(ValueError, match="video"):
         fail()
-    assert count_hooks(cmran) == before
-    assert all(torch.equal(a, b) for a, b in zip(cmran(*inputs), expected, strict=True))
+    before = [{path: recorded.clone() for path, recorded in recording.items()} for recording in recordings]
+    cmran(draw(2, 5, 3, 2, 11), draw(2, 5, 7))
+    for recording, copies in zip(recordings, before, strict=True):
+        assert recording.keys() == copies.keys()
+        assert all(torch.equal(recording[path], copies[path]) for path in copies)
 
 
 def test_recording_goes_on_after_a_caught_exception(draw):
@@ -220,3 +231,213 @@ def test_foreign_model_with_layers_inside_is_recorded(draw):
     with record_attention(model) as maps:
         model(draw(2, 5, 11))
     assert {path: tuple(recorded.shape) for path, recorded in maps.items()} == {"1": (2, 3, 5, 5)}
+
+
+def saved_and_loaded(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),  # noqa: S301
+    "torch.save": saved_and_loaded,
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("name", ["cmra-self", "agsca"])
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_copies_made_inside_are_ordinary_models(draw, name, duplicate):
+    """They neither write to the recording, open or closed, nor keep anything of it."""
+    case = CASES[name]
+    layer = case.make()
+    features, others = (case.features(draw, 2, case.lengths(5)) for _ in range(2))
+    with record_attention(layer) as maps:
+        copied = duplicate(layer)
+        case(layer, features)
+        before = {path: recorded.clone() for path, recorded in maps.items()}
+        case(copied, others)
+    assert not count_hooks(copied)
+    assert torch.equal(case(copied, others), case(layer, others))
+    assert before
+    assert all(torch.equal(maps[path], before[path]) for path in before)
+    with record_attention(copied) as own:
+        case(copied, features)
+    assert all(torch.equal(a, b) for a, b in zip(own.values(), before.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["cmra-self", "agsca"])
+def test_maps_given_to_a_caller_are_its_own(draw, name):
+    """What it does to them in place, the recording does not see."""
+    case = CASES[name]
+    layer = case.make().requires_grad_(False)
+    features = case.features(draw, 2, case.lengths(5))
+    expected = [weights.clone() for weights in layer(*features, need_weights=True)[1:]]
+    with record_attention(layer) as maps:
+        for weights in layer(*features, need_weights=True)[1:]:
+            weights.zero_()
+    assert all(torch.equal(kept, weights) for kept, weights in zip(maps.values(), expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["cmra-self", "agsca"])
+def test_threads_get_what_they_ask_for(draw, name):
+    """All inside one layer at once, some asking for weights; and all of them are recorded."""
+    case, threads, rounds = CASES[name], 4, 3
+    layer = case.make()
+    features = case.features(draw, 2, case.lengths(5))
+    barrier = Barrier(threads)
+
+    def meet(*_):
+        barrier.wait(600)
+
+    next(module for module in layer.modules() if isinstance(module, nn.Linear)).register_forward_hook(meet)
+    with record_attention(layer, every_call=True) as maps, ThreadPoolExecutor(threads) as pool:
+        asked = [index % 2 == 0 for index in range(threads)] * rounds
+        results = list(pool.map(lambda ask: layer(*features, need_weights=ask), asked))
+    assert [isinstance(result, tuple) for result in results] == asked
+    assert all(len(recorded) == threads * rounds for recorded in maps.values())
+
+
+def test_compiled_code_is_back_when_the_last_of_overlapping_recordings_is_closed(draw):
+    """As threads open and close them: the first to open is the first to close, and the other still records."""
+    torch._dynamo.reset()
+    ran = []
+    layer = CASES["cmra-self"].make()
+    compiled = torch.compile(layer, backend=lambda graph, _: lambda *args: ran.append("compiled") or graph(*args))
+    query = draw(2, 5, 39)
+    opened, closed = Event(), Event()
+
+    def first():
+        with record_attention(layer):
+            opened.set()
+            assert closed.wait(600)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(first)
+        assert opened.wait(600)
+        with record_attention(layer) as maps:
+            closed.set()
+            done.result()
+            compiled(query)
+            assert not ran
+    assert maps[""].shape == (2, 3, 5, 5)
+    compiled(query)
+    assert ran
+
+
+def save_products(context, operator, *args, **kwargs):
+    """A policy of selective checkpointing."""
+    saved = (torch.ops.aten.bmm.default, torch.ops.aten.addmm.default, torch.ops.aten._softmax.default)
+    return CheckpointPolicy.MUST_SAVE if operator in saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+CHECKPOINTS = {
+    "reentrant": {"use_reentrant": True},
+    "non-reentrant": {"use_reentrant": False},
+    "selective": {
+        "use_reentrant": False,
+        "context_fn": partial(create_selective_checkpoint_contexts, save_products),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cross-relation", "reentrant"),
+        ("cross-relation", "non-reentrant"),
+        ("cross-relation", "selective"),
+        ("agsca", "reentrant"),
+        ("agsca", "non-reentrant"),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_checkpointed_layers(draw, assert_close, name, kind, inside):
+    """The backward pass may be inside or outside: gradients are the same, and no pass is recorded twice."""
+    case = CASES[name]
+    layer = case.make()
+    features = [tensor.requires_grad_() for tensor in case.features(draw, 2, case.lengths(5, 7))]
+    sources = [*features, *layer.parameters()]
+    with sdpa_kernel(SDPBackend.MATH):  # of operators that a policy can choose
+        expected = torch.autograd.grad(case(layer, features).square().sum(), sources)
+        with record_attention(layer, every_call=True) as maps:
+            loss = checkpoint(lambda *given: case(layer, given), *features, **CHECKPOINTS[kind]).square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+    assert_close([source.grad for source in sources], expected)
+    assert maps
+    assert all(len(recorded) == 1 for recorded in maps.values())
+
+
+@pytest.mark.parametrize("name", ["cmra-self", "agsca"])
+def test_maps_under_transforms_are_whole(draw, assert_close, name):
+    """Of vmap, grad and jvp: plain tensors, of use afterwards; what is mapped over comes first, the outermost first."""
+    case = CASES[name]
+    layer = case.make()
+    batches = [
+        torch.stack(pair) for pair in zip(*(case.features(draw, 2, case.lengths(5)) for _ in range(3)), strict=True)
+    ]
+    expected = [layer(*(batch[i] for batch in batches), need_weights=True)[1:] for i in range(3)]
+    expected = [torch.stack(maps) for maps in zip(*expected, strict=True)]
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, *features):
+        return torch.func.functional_call(layer, parameters, features).square().mean()
+
+    def of_one_video(parameters, *features):
+        return loss(parameters, *(tensor.unsqueeze(0) for tensor in features))
+
+    def mapped(function, dim):
+        return torch.func.vmap(function, in_dims=(None, *(dim for _ in batches)))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        with record_attention(layer) as maps:
+            mapped(torch.func.grad(loss), 0)(parameters, *batches)
+        with record_attention(layer) as nested:
+            inner = mapped(torch.func.grad(of_one_video), 0)
+            mapped(inner, 1)(parameters, *(batch.transpose(0, 1) for batch in batches))
+        with record_attention(layer) as forward:
+            first = tuple(batch[0] for batch in batches)
+            torch.func.jvp(layer, first, first)
+    assert_close(list(maps.values()), expected)
+    assert_close([recorded.squeeze(2) for recorded in nested.values()], expected)
+    assert_close(list(forward.values()), [weights[0] for weights in expected])
+
+
+def test_every_call_is_kept(draw):
+    """In the order of the calls, for a layer that is called several times in a pass, at any lengths."""
+    case = CASES["cmra-self"]
+    layer = case.make()
+    queries = [draw(2, length, 39) for length in (5, 7, 3)]
+    expected = [layer(query, need_weights=True)[1] for query in queries]
+    with record_attention(layer, every_call=True) as maps, record_attention(layer) as latest:
+        for query in queries:
+            layer(query)
+    layer(queries[0])
+    assert list(maps) == [""]
+    assert all(torch.equal(kept, weights) for kept, weights in zip(maps[""], expected, strict=True))
+    assert torch.equal(latest[""], expected[-1])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.*deprecated")
+def test_programs_made_inside_hold_no_recording(draw):
+    """Those of torch.export and torch.jit.trace are the same as outside, and leave no tensors of theirs."""
+    layer = CASES["cmra-self"].make()
+    query = draw(2, 5, 39)
+
+    def programs():
+        exported = torch.export.export(layer, (query,), strict=False)
+        return exported, torch.jit.trace(layer, query, check_trace=False)  # a check is one more call
+
+    expected = programs()
+    with record_attention(layer) as maps:
+        exported, traced = programs()
+    assert not maps
+    assert str(exported.graph) == str(expected[0].graph)
+    assert len(list(traced.graph.nodes())) == len(list(expected[1].graph.nodes()))
+    torch.jit.save(traced, io.BytesIO())

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import oracles
-from crossmodal_attn import CMRA, padding_mask, relation_attention
-from crossmodal_attn.relation import relation_weights
+from crossmodal_attn import CMRA, padding_mask, relation_attention, relation_weights
 from oracles import CASES, fill_parameters
 
 MASK_SHAPES = [(11,), (5, 11), (3, 5, 11), (2, 1, 1, 11), (2, 1, 5, 11), (2, 3, 5, 11), (2, 3, 5, 1), (1, 3, 1, 11)]
@@ -49,6 +48,42 @@ def test_sdpa_backends_agree(draw, assert_close, dtype, kind):
             results.append(relation_attention(query, key, value, attn_mask=mask))
     assert results[0].dtype == dtype
     assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [None, "bool", "float"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_are_rounded_once(draw, dtype, kind, autocast):
+    """To the dtype of the query: nothing before them is in half precision."""
+    query, key = 4 * draw(2, 3, 5, 13, dtype=dtype), draw(2, 3, 7, 13, dtype=dtype)
+    mask = None if kind is None else make_mask(draw, (2, 3, 5, 7), kind).to(torch.bool if kind == "bool" else dtype)
+    if autocast and kind == "float":
+        mask = mask.to(torch.bfloat16)
+    expected = relation_weights(query.double(), key.double(), attn_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        weights = relation_weights(query, key, attn_mask=mask)
+    assert weights.dtype == dtype
+    # Below one, neighboring numbers are half of eps apart.
+    torch.testing.assert_close(weights.double(), expected, rtol=0, atol=1e-6 + torch.finfo(dtype).eps / 4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_autocast_leaves_the_weights_in_the_dtype_of_the_projections(draw, masked):
+    layer = CMRA(39, 3)
+    padding = padding_mask([5, 2]) if masked else None
+    with torch.autocast("cpu", torch.bfloat16):
+        output, weights = layer(draw(2, 5, 39).float(), query_padding_mask=padding, need_weights=True)
+    assert output.dtype == weights.dtype == torch.bfloat16
+
+
+def test_autocast_empties_the_same_rows_of_output_and_weights(draw):
+    """A number that only autocast's dtype takes for -inf closes a row; on every backend it gives zero, not NaN."""
+    query, memory = draw(2, 3, 5, 13, dtype=torch.float32), draw(2, 3, 7, 13, dtype=torch.float32)
+    mask = torch.zeros(5, 7)
+    mask[1] = torch.finfo(torch.float32).min
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        assert not relation_attention(query, memory, memory, attn_mask=mask)[:, :, 1].any()
+        assert not relation_weights(query, memory, attn_mask=mask)[:, :, 1].any()
 
 
 @pytest.mark.parametrize("kind", [None, "bool", "float"])
@@ -123,12 +158,12 @@ def test_cmra_weights_follow_the_memory(draw):
 
 
 @pytest.mark.parametrize("contexts", [None, [], ()], ids=str)
-def test_cmra_without_context_is_self_attention(draw, contexts):
+def test_cmra_without_context_is_self_attention(draw, assert_close, contexts):
     layer = CASES["cmra-self"].make()
     query = draw(2, 5, 39)
     co_attention = CMRA(39, 3, include_query=False, dtype=torch.float64)
     co_attention.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(query, contexts), co_attention(query, query))
+    assert_close(layer(query, contexts), co_attention(query, query))
 
 
 def test_cmra_takes_one_context_bare_or_in_a_sequence(draw):
@@ -206,6 +241,25 @@ def test_from_multihead_attention_keeps_what_is_frozen():
     assert torch.equal(torch.get_rng_state(), before)
     frozen = {name for name, parameter in layer.named_parameters() if not parameter.requires_grad}
     assert frozen == {"q_proj.weight", "kv_proj.weight"}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kdim", [None, 17])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_from_multihead_attention_can_be_trained_whatever_the_mode(draw, mode, bias, kdim, made_inside):
+    """Made under no_grad or inference_mode, from a layer that was, it has ordinary parameters with gradients."""
+    attention = make_multihead(bias=bias, kdim=kdim)
+    with mode():
+        if made_inside:
+            attention = make_multihead(bias=bias, kdim=kdim)
+        attention.out_proj.weight.requires_grad_(False)
+        layer = CMRA.from_multihead_attention(attention)
+    parameters = dict(layer.named_parameters())
+    assert not any(parameter.is_inference() for parameter in parameters.values())
+    assert {name for name, parameter in parameters.items() if not parameter.requires_grad} == {"out_proj.weight"}
+    layer(draw(2, 5, 39), draw(2, 7, kdim or 39)).sum().backward()
+    assert all(parameter.grad is not None for parameter in parameters.values() if parameter.requires_grad)
 
 
 def test_from_multihead_attention_refuses_another_forward():

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 import oracles
-from crossmodal_attn import CMRA, CrossModalRelation, padding_mask, record_attention
+from crossmodal_attn import (
+    CMRA,
+    AVInteraction,
+    CrossModalRelation,
+    InternalTemporalRelation,
+    RelationAware,
+    padding_mask,
+    record_attention,
+)
 from oracles import CASES
 
 
@@ -92,6 +100,29 @@ def test_dropout_has_its_three_places(draw):
     query = draw(2, 5, 39)
     torch.testing.assert_close(layer(query, draw(2, 7, 39)), layer.norm2(layer.norm1(query)))
     assert widths == [39, 29, 39]
+
+
+BLOCKS = {
+    "cross-relation": lambda **options: CrossModalRelation(39, 3, 29, **options),
+    "internal-relation": lambda **options: InternalTemporalRelation(39, 3, 2, 29, **options),
+    "relation-aware": lambda **options: RelationAware(19, 17, 39, 3, 1, 29, **options),
+    "interaction": lambda **options: AVInteraction(39, 3, **options),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_attention_has_a_dropout_of_its_own(name):
+    """By default that of the block; where it is given, the block's other dropout stays."""
+
+    def probabilities(**options):
+        layer = BLOCKS[name](**options)
+        others = {module.p for module in layer.modules() if isinstance(module, nn.Dropout)}
+        return {module.dropout for module in layer.modules() if isinstance(module, CMRA)}, others
+
+    assert probabilities() == ({0.1}, {0.1})
+    assert probabilities(dropout=0.25) == ({0.25}, {0.25})
+    assert probabilities(dropout=0.25, attention_dropout=0.0) == ({0.0}, {0.25})
+    assert probabilities(dropout=0.0, attention_dropout=0.5) == ({0.5}, {0.0})
 
 
 def test_relation_aware_attends_over_context_then_query(draw):

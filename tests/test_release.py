@@ -1,5 +1,7 @@
 """Reading of the AVE release: what is read is what stands in the files, and all that is wrong is named at once."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -20,9 +22,9 @@ def release(tmp_path):
     return tmp_path, write_release(tmp_path)
 
 
-def write_annotations(directory, count=SHAPE["videos"], header=""):
+def write_annotations(directory, count=SHAPE["videos"], header="", encoding="utf-8", newline="\n"):
     lines = [f"Flûte&id{row % 19}&good&0&{row % 10}\n" for row in range(count)]
-    (directory / "Annotations.txt").write_text(header + "".join(lines), "utf-8")
+    (directory / "Annotations.txt").write_text(header + "".join(lines), encoding, newline=newline)
 
 
 def replace(name, values, dataset="avadataset"):
@@ -102,17 +104,13 @@ def test_orders_may_be_of_any_integers(release, dtype):
 
 
 @pytest.mark.parametrize("header", ["", "Category&VideoID&Quality&StartTime&EndTime\n"])
-def test_names_are_those_of_the_annotations(release, header):
+@pytest.mark.parametrize(("encoding", "newline"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
+def test_names_are_those_of_the_annotations(release, header, encoding, newline):
+    """Also with the byte-order mark and the line ends that Windows gives them."""
     directory, _ = release
-    write_annotations(directory, header=header)
+    write_annotations(directory, header=header, encoding=encoding, newline=newline)
     assert read_release(directory).names == tuple(f"id{row % 19}" for row in range(23))
     assert "\nnote: the 23 videos have 19 YouTube ids, " in files_table(inspect_set(directory))
-
-
-def test_annotations_may_have_a_byte_order_mark(release):
-    directory, _ = release
-    write_annotations(directory, header="\ufeffCategory&VideoID&Quality&StartTime&EndTime\n")
-    assert read_release(directory).names == tuple(f"id{row % 19}" for row in range(23))
 
 
 def test_features_need_no_labels(release):
@@ -284,7 +282,7 @@ def test_damage_is_named(release, kind):
     assert all("must have no row in common" in other.message for other in others)  # if an order is replaced
     table = files_table(report)
     (line,) = (line for line in table.splitlines() if line.partition(".")[0] == name.removesuffix(".txt"))
-    assert line.endswith(" missing" if problem.missing else " wrong")
+    assert line.endswith(f" {problem.verdict}")
     assert f"\nwrong: {problem.message}" in table
     assert "; the release has it: " in problem.message
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
@@ -296,6 +294,26 @@ def test_damage_is_named(release, kind):
     else:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             read_set(directory, "weak")
+
+
+@pytest.mark.skipif(os.environ.get("HDF5_USE_FILE_LOCKING") == "FALSE", reason="HDF5 is told not to lock files")
+@pytest.mark.parametrize("name", ["visual_feature", "labels"])
+def test_a_locked_file_is_named_and_nobody_sent_for_another(release, name):
+    """Gigabytes are to be downloaded again only where they are damaged."""
+    fcntl = pytest.importorskip("fcntl")
+    directory, _ = release
+    with (directory / f"{name}.h5").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        report = inspect_set(directory)
+        with pytest.raises(ValueError, match=rf"{name}\.h5 is locked by another process") as error:
+            read_set(directory, "supervised")
+    (problem,) = (problem for problem in report.problems if problem.file == name)
+    (line,) = (line for line in files_table(report).splitlines() if line.startswith(f"{name}.h5 "))
+    assert line.endswith(" not opened")
+    for message in (problem.message, str(error.value).partition("; and more")[0]):
+        assert "the release has it" not in message
+        assert "damaged" not in message
+    inspect_set(directory).raise_problems()
 
 
 @pytest.mark.parametrize(("own", "other"), [("train", "val"), ("train", "test"), ("val", "test")])

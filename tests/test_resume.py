@@ -1,14 +1,11 @@
 """Real runs in processes of their own that are killed or run out of disk, go on, and end where they should."""
 
+import itertools
 import json
 import os
-import random
 import shutil
 import signal
-import statistics
 import sys
-import time
-from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -32,46 +29,58 @@ def release(tmp_path_factory):
     return directory
 
 
-def command(arguments, printed, errors, limit):
+MOMENTS = {"step": (torch.optim.Adam, "step"), "rename": (os, "replace")}
+"""Where a run may be stopped: an epoch has three steps, and files that are whole get their names, the config first."""
+
+
+def stop_itself(signal_number, moment, number):
+    """Make this process send itself a signal at the first call of such a function, or at a later one by number."""
+    owner, name = MOMENTS[moment]
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*arguments, **options):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal_number)
+        return original(*arguments, **options)
+
+    setattr(owner, name, call)
+
+
+def command(arguments, printed, errors, limit, stop):
     """Run the command as a script does, with a smaller network and no figures. Runs in a process of its own."""
     torch.set_num_threads(1)
     sys.stdout, sys.stderr = printed.open("w", buffering=1), errors.open("w", buffering=1)
     signal.signal(signal.SIGTERM, ave_cmran.terminate)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    if stop is not None:
+        stop_itself(*stop)
     network = partial(CMRAN, embed_dim=64, dim_feedforward=256)
     ave_cmran.main(list(map(str, arguments)), network=network, draw=False)
 
 
-class Command:
-    """A process that runs the command; what it prints goes to files in ``place``, a new directory."""
+@pytest.fixture(scope="module")
+def run(processes, tmp_path_factory):
+    """Runs the command in a process of its own; its exit code, and what it prints to standard error."""
 
-    def __init__(self, processes, place, *arguments, limit=None):
-        place.mkdir()
-        self.printed, self.errors = place / "printed.txt", place / "errors.txt"
-        self.printed.touch()
-        self.process = processes.Process(target=command, args=(arguments, self.printed, self.errors, limit))
-        self.process.start()
+    def run(*arguments, limit=None, stop=None):
+        place = tmp_path_factory.mktemp("printed")
+        printed, errors = place / "printed.txt", place / "errors.txt"
+        process = processes.Process(target=command, args=(arguments, printed, errors, limit, stop))
+        process.start()
+        process.join()
+        return process.exitcode, errors.read_text()
 
-    def wait_until(self, condition):
-        """Or until it ends."""
-        while self.process.is_alive() and not condition():
-            time.sleep(0.001)
-
-    def finish(self):
-        self.process.join()
-        return self.process.exitcode, self.errors.read_text()
+    return run
 
 
 @pytest.fixture(scope="module")
-def straight(release, tmp_path_factory, processes):
-    """The run that was never stopped, and the seconds that an epoch of it took."""
-    place = tmp_path_factory.mktemp("runs")
-    output = place / "straight"
-    code, errors = Command(processes, place / "log", "train", "--data", release, *OPTIONS, "--output", output).finish()
+def straight(release, tmp_path_factory, run):
+    """The directory of the run that was never stopped."""
+    output = tmp_path_factory.mktemp("runs") / "straight"
+    code, errors = run("train", "--data", release, *OPTIONS, "--output", output)
     assert code == 0, errors
-    runs = json.loads((output / "metrics.json").read_text())["runs"]
-    return output, statistics.median(sum(epoch["seconds"].values()) for run in runs for epoch in run["history"])
+    return output
 
 
 def assert_same_run(output, expected):
@@ -88,50 +97,36 @@ def visible(output):
     return sorted(str(path.relative_to(output)) for path in output.rglob("*"))
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(release, straight, tmp_path, processes):
+def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(release, straight, tmp_path, run):
     """By a full disk first: no file may grow beyond what the config takes, so that the first checkpoint fails, and
-    leaves nothing half-written. Then while a checkpoint is being written, and at random moments after an epoch."""
-    expected, seconds = straight
+    leaves nothing half-written. Then while a checkpoint is being written, and in the middle of epochs."""
     output = tmp_path / "run"
-    full = Command(
-        processes, tmp_path / "full", "train", "--data", release, *OPTIONS, "--output", output, limit=100_000
-    )
-    code, errors = full.finish()
+    code, errors = run("train", "--data", release, *OPTIONS, "--output", output, limit=100_000)
     assert code == 1
     assert f"File too large; what is finished is kept: go on with --resume {output}" in errors.replace("'", "")
     assert "Traceback" not in errors
     assert visible(output) == ["config.json", "seed-3", "seed-3/checkpoints"]
 
-    killed = Command(processes, tmp_path / "killed", "train", "--resume", output)
-    killed.wait_until(lambda: list((output / "seed-3" / "checkpoints").glob(".epoch-*.partial.safetensors")))
-    killed.process.kill()
-    assert killed.finish()[0] == -signal.SIGKILL
-
-    moments = random.Random(0)  # noqa: S311
-    codes = []
-    stops = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-    for stop, expected_code in stops.items():
-        process = Command(processes, tmp_path / stop.name, "train", "--resume", output)
-        process.wait_until(lambda process=process: "   loss " in process.printed.read_text())  # of an epoch
-        time.sleep(moments.uniform(0, 1.5 * seconds))
-        with suppress(ProcessLookupError):  # too late
-            os.kill(process.process.pid, stop)
-        code, errors = process.finish()
-        codes.append(code)
-        assert code in (expected_code, 0), errors
-        if code in (130, 143):
+    for stop, reached in {
+        (signal.SIGKILL, "rename", 2): ["seed-3/checkpoints/.epoch-0001.safetensors.partial.safetensors"],
+        (signal.SIGKILL, "step", 5): ["seed-3/checkpoints/epoch-0001.json"],
+        (signal.SIGTERM, "step", 8): ["seed-3/checkpoints/epoch-0003.json"],
+        (signal.SIGINT, "step", 7): ["seed-3/model/model.safetensors", "seed-5/checkpoints/epoch-0001.json"],
+    }.items():
+        code, errors = run("train", "--resume", output, stop=stop)
+        assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[stop[0]], errors
+        assert set(reached) <= set(visible(output))
+        if code > 0:
             assert f"go on with --resume {output}" in errors
             assert "Traceback" not in errors
-    assert codes.count(0) < 2, "too late to stop anything"
-    code, errors = Command(processes, tmp_path / "last", "train", "--resume", output).finish()
+    code, errors = run("train", "--resume", output)
     assert code == 0, errors
-    assert_same_run(output, expected)
+    assert_same_run(output, straight)
 
 
 def test_resume_refuses(release, straight, tmp_path, capsys):
     """Another run's options, another set, a run that is none; and nothing changes."""
-    run, _ = straight
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
     other = tmp_path / "release"
     other.mkdir()
     write_release(other, seed=1)
@@ -139,11 +134,11 @@ def test_resume_refuses(release, straight, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     for arguments, message in {
-        (run, "--lr", "0.1"): "--lr must be 0.0005, as in",
-        (run, "--epochs", "3"): "--epochs must be at least 4",
-        (run, "--seeds", "3"): "--seeds must begin with [3, 5]",
-        (run, "--seeds", "3", "7", "5"): "--seeds must begin with [3, 5]",
-        (run, "--data", other): "--data must be the dataset that",
+        (straight, "--lr", "0.1"): "--lr must be 0.0005, as in",
+        (straight, "--epochs", "3"): "--epochs must be at least 4",
+        (straight, "--seeds", "3"): "--seeds must begin with [3, 5]",
+        (straight, "--seeds", "3", "7", "5"): "--seeds must begin with [3, 5]",
+        (straight, "--data", other): "--data must be the dataset that",
         (tmp_path / "none",): "--resume must name the directory of a run",
         (tmp_path / "broken",): "config.json is damaged, or not what a run wrote: SavedRun needs settings",
     }.items():
@@ -153,7 +148,7 @@ def test_resume_refuses(release, straight, tmp_path, capsys):
         errors = capsys.readouterr().err
         assert message in errors
         assert errors.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
 
 
 def test_a_full_disk_while_the_network_is_saved(release, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Summaries of attention weights, against loops over every row, and with layers whose attention is known."""
 
+import io
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,9 +10,6 @@ from hypothesis import strategies as st
 from crossmodal_attn import CMRA, AVInteraction, padding_mask, record_attention, summarize_relations
 from crossmodal_attn.summary import RelationSummary
 from oracles import fill_parameters
-
-settings.register_profile("few", max_examples=50, deadline=None, derandomize=True, database=None)
-settings.load_profile("few")
 
 
 def literal(row, lengths, k):
@@ -31,6 +30,7 @@ def literal(row, lengths, k):
     return shares, *zip(*top, strict=True)
 
 
+@settings(max_examples=50)
 @given(data=st.data(), k=st.integers(1, 7), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_summary_is_loops_over_rows(assert_close, data, k, dtype):
     """Of any leading dimensions and memories, empty ones too; with ties, with zeros, with fewer segments than asked."""
@@ -113,10 +113,31 @@ def test_gradients_reach_the_weights(draw):
 
 
 def test_summary_in_compiled_code(draw):
-    torch._dynamo.reset()
     compiled = torch.compile(lambda weights: summarize_relations(weights, [4, 3]), fullgraph=True, backend="eager")
     weights = draw(2, 3, 5, 7).softmax(-1)
     for actual, expected in zip(compiled(weights), summarize_relations(weights, [4, 3]), strict=True):
+        assert torch.equal(actual, expected)
+
+
+class Summarizing(torch.nn.Module):
+    """What a user would export to see relations where the model runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = CMRA(39, 3, dtype=torch.float64)
+
+    def forward(self, video, audio):
+        return summarize_relations(self.layer(video, audio, need_weights=True)[1], [3, 5])
+
+
+def test_summary_of_an_exported_program_that_was_saved(draw):
+    module, inputs = Summarizing().eval(), (draw(2, 5, 39), draw(2, 3, 39))
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(module, inputs), file)
+    file.seek(0)
+    summary = torch.export.load(file).module()(*inputs)
+    assert isinstance(summary, RelationSummary)
+    for actual, expected in zip(summary, module(*inputs), strict=True):
         assert torch.equal(actual, expected)
 
 

@@ -1,12 +1,16 @@
 """AGSCA's passes over the map in tiles: the same as by torch's own operations, under every transform of torch's."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from crossmodal_attn import AGSCA, _tiles, guided
+from crossmodal_attn import AGSCA, _tiles
 from crossmodal_attn._tiles import tiles_apply
 from crossmodal_attn.dropout import Dropout
 from oracles import fill_parameters
@@ -88,7 +92,7 @@ def test_tiles_change_nothing(layer, inputs, assert_close, monkeypatch, transfor
     """Values and derivatives are those of the plain forms."""
     arguments = (layer, dict(layer.named_parameters()), *inputs)
     actual = _pytree.tree_leaves(transform(*arguments))
-    monkeypatch.setattr(guided, "tiles_apply", lambda *_: False)
+    monkeypatch.setattr(_tiles, "tiles_apply", lambda *_: False)
     expected = _pytree.tree_leaves(transform(*arguments))
     for value, plain in zip(actual, expected, strict=True):
         assert_close(value, plain)
@@ -135,7 +139,7 @@ def test_one_result_is_enough(layer, inputs, assert_close, monkeypatch, used):
         return torch.autograd.grad(layer(*inputs, need_weights=True)[used].sin().sum(), leaves, allow_unused=True)
 
     actual = differentiate()
-    monkeypatch.setattr(guided, "tiles_apply", lambda *_: False)
+    monkeypatch.setattr(_tiles, "tiles_apply", lambda *_: False)
     for gradient, expected in zip(actual, differentiate(), strict=True):
         zero = torch.zeros(())
         assert_close(*(zero.double() if value is None else value for value in (gradient, expected)))
@@ -167,39 +171,182 @@ def test_other_features_may_depend_on_the_video(inputs):
     assert torch.autograd.gradcheck(lambda video: layer(video * 2, video.mean(-2)) + video.sum(-2), (video,))
 
 
-def test_tiles_apply_to_plain_computation_only(layer, draw):
-    """A projection that is more than its weights is called; other precisions and code that is traced are torch's."""
+def test_tiles_apply_to_plain_linear_layers_on_a_cpu_only(layer, draw):
+    """Whatever replaces, wraps, watches or traces a projection calls it on the whole map."""
     video = draw(2, 7, 5)
     linear = layer.channel_video_proj
     assert tiles_apply(video, linear)
     assert tiles_apply(video.float(), nn.Linear(5, 5))
-    assert not tiles_apply(video.bfloat16(), nn.Linear(5, 5, dtype=torch.bfloat16))
     assert not tiles_apply(video, linear, nn.Sequential(linear))
+    assert not tiles_apply(video, nn.Linear(5, 5, bias=False))
     assert not tiles_apply(video.to("meta"), linear.to_empty(device="meta"))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not tiles_apply(video.float(), nn.Linear(5, 5))
-    hooked = nn.Linear(5, 5).double()
-    handle = hooked.register_forward_hook(lambda *_: None)
-    assert not tiles_apply(video, hooked)
+    plain = nn.Linear(5, 5).double()
+    hooks = [
+        plain.register_forward_hook,
+        plain.register_forward_pre_hook,
+        plain.register_full_backward_hook,
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+    ]
+    for register in hooks:
+        handle = register(lambda *_: None)
+        assert not tiles_apply(video, plain)
+        handle.remove()
+        assert tiles_apply(video, plain)
+    compiled = nn.Linear(5, 5).double()
+    compiled.compile(backend="eager")
+    assert not tiles_apply(video, compiled)
+    parametrize.register_parametrization(plain, "weight", nn.Identity())
+    assert not tiles_apply(video, plain)
+
+
+@pytest.fixture(params=["channel_video_proj", "spatial_video_proj"])
+def name(request):
+    """The projections of the map."""
+    return request.param
+
+
+class Adapter(nn.Module):
+    """Adds to what a projection gives, and says that it has that projection's weights."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, features):
+        return self.base(features) + 3.0
+
+
+def shift_output(monkeypatch, layer, name, way):
+    """Add 3 to the output of a projection, in one of the ways that users do it."""
+    projection = getattr(layer, name)
+    forward = projection.forward
+    if way == "another module":
+        setattr(layer, name, Adapter(projection))
+    elif way == "another forward":
+        projection.forward = lambda features: forward(features) + 3.0
+    elif way == "a hook":
+        projection.register_forward_hook(lambda *arguments: arguments[-1] + 3.0)
+    else:
+        original = nn.Linear.forward
+        monkeypatch.setattr(
+            nn.Linear, "forward", lambda self, features: original(self, features) + 3.0 * (self is projection)
+        )
+
+
+@pytest.mark.parametrize("way", ["another module", "another forward", "a hook", "another nn.Linear.forward"])
+def test_a_changed_projection_takes_effect(layer, inputs, assert_close, monkeypatch, name, way):
+    """In the output and in every gradient, as if the bias were larger by as much."""
+    leaves = [*inputs, *layer.parameters()]
+    with torch.no_grad():
+        getattr(layer, name).bias += 3.0
+    expected = torch.autograd.grad(total(layer, {}, *inputs), leaves)
+    with torch.no_grad():
+        getattr(layer, name).bias -= 3.0
+    shift_output(monkeypatch, layer, name, way)
+    for gradient, other in zip(torch.autograd.grad(total(layer, {}, *inputs), leaves), expected, strict=True):
+        assert_close(gradient, other)
+
+
+def test_global_hooks_see_every_projection(layer, inputs):
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    layer(*inputs)
     handle.remove()
-    assert tiles_apply(video, hooked)
-    parametrize.register_parametrization(hooked, "weight", nn.Identity())
-    assert not tiles_apply(video, hooked)
+    assert all(child in seen for child in layer.children())
 
 
-@pytest.mark.parametrize("name", ["channel_video_proj", "spatial_video_proj"])
-def test_a_replaced_projection_is_called(layer, inputs, name):
-    """As by an adapter that adds to what a projection gives."""
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("in_tiles", [False, True], ids=["with its hooks", "in tiles"])
+def test_a_counter_of_flops_sees_every_projection(layer, inputs, monkeypatch, in_tiles):
+    """The counter's own hooks turn tiles off; in tiles, too, it knows the operators of the products."""
+    if in_tiles:
+        monkeypatch.setattr(_tiles, "_has_any_global_hook", lambda: False)
+    segments, positions, channels, audio, hidden = 2 * 3, 7, 5, 3, 2
+    projections = (
+        2
+        * segments
+        * (positions * channels * (channels + hidden) + audio * (channels + hidden) + 2 * channels * hidden)
+    )
+    sums = 2 * segments * positions * (hidden + channels)  # the comparison with the sound, and the weighted sum
+    with FlopCounterMode(display=False) as counter:
+        output = layer(*inputs)
+    assert counter.get_total_flops() == projections + sums
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    # The gradients of the sums are outer products in part, which need no matrix product.
+    assert 2 * projections <= counter.get_total_flops() <= 2 * (projections + sums)
 
-    class Adapter(nn.Module):
-        def __init__(self, base):
-            super().__init__()
-            self.base = base
-            self.weight, self.bias = base.weight, base.bias
 
-        def forward(self, features):
-            return self.base(features) + 1
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_a_projection_without_bias(layer, inputs, assert_close, name, frozen):
+    """Computes Eq. 1-3 without that bias."""
+    projection = getattr(layer, name)
+    unbiased = nn.Linear(projection.in_features, projection.out_features, bias=False).double()
+    unbiased.weight = projection.weight
+    nn.init.zeros_(projection.bias)
+    projection.requires_grad_(not frozen)
+    leaves = [*inputs, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+    leaves = [leaf for leaf in leaves if leaf is not projection.bias]
+    expected = torch.autograd.grad(total(layer, {}, *inputs), leaves)
+    setattr(layer, name, unbiased)
+    for gradient, other in zip(torch.autograd.grad(total(layer, {}, *inputs), leaves), expected, strict=True):
+        assert_close(gradient, other)
 
-    before = layer(*inputs)
-    setattr(layer, name, Adapter(getattr(layer, name)))
-    assert not torch.allclose(layer(*inputs), before)
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in _pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+def test_stored_features_get_no_gradient(layer, inputs, assert_close, monkeypatch):
+    """The weights' gradients stay what they are; nothing as large as the map is made on the way back."""
+    monkeypatch.setattr(_tiles, "ROWS", 7)
+    video, audio = inputs
+    expected = torch.autograd.grad(total(layer, {}, video, audio), layer.parameters())
+    value = total(layer, {}, video.detach(), audio)
+    with LargestTensor() as largest:
+        gradients = torch.autograd.grad(value, layer.parameters())
+    assert 0 < largest.elements < video.numel()
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert_close(gradient, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
+def test_half_precision(inputs, assert_close, monkeypatch, dtype, autocast):
+    """Tiles round where the plain forms do, so both have the same dtypes and are as near to float64."""
+    layer = fill_parameters(AGSCA(5, 3, 2, dtype=torch.float64))
+    expected = total(layer, dict(layer.named_parameters()), *inputs)
+    layer, (video, audio) = layer.float(), (value.float() for value in inputs)
+    if not autocast:
+        layer, video, audio = layer.to(dtype), video.to(dtype), audio.to(dtype)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        results = layer(video, audio, need_weights=True)
+        assert_close(total(layer, {}, video, audio).double(), expected, dtype)
+        monkeypatch.setattr(_tiles, "tiles_apply", lambda *_: False)
+        plain = layer(video, audio, need_weights=True)
+    assert [value.dtype for value in results] == [value.dtype for value in plain]
+    assert_close(results, plain, dtype)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # are deprecated, or not supported in Python 3.14
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning")
+def test_traces_and_saves(layer, inputs, assert_close):
+    """As TensorBoard's ``add_graph`` does it, too."""
+    traced = torch.jit.trace(layer, inputs)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    buffer.seek(0)
+    others = [torch.cat([value, value], 0) for value in inputs]
+    assert_close(torch.jit.load(buffer)(*others), layer(*others))

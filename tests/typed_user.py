@@ -51,6 +51,8 @@ def results(layer: CMRA, guide: AGSCA, model: Fusion, query: Tensor, memory: Ten
     assert_type(summarize_relations(memory, [10, 10]).intra, Tensor)
     with record_attention(model) as maps:
         assert_type(maps, dict[str, Tensor])
+    with record_attention(model, every_call=True) as lists:
+        assert_type(lists, dict[str, list[Tensor]])
 
 
 def subclass_is_kept(attention: nn.MultiheadAttention) -> None:

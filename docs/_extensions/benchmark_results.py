@@ -24,12 +24,19 @@ def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the marker by one section for each directory of results."""
     if docname != PAGE:
         return
-    sections = [_report(app, directory) for directory in sorted(RESULTS.glob("*/")) if any(directory.glob("*.json"))]
+    sections = [_report(app, directory) for directory in sorted(RESULTS.glob("*/")) if _results(directory)]
     if (data_loading := RESULTS / "data_loading.json").is_file():
         app.env.note_dependency(str(data_loading))
         sections.append(_describe_data_loading(json.loads(data_loading.read_text())))
     found = "\n".join(sections) or "No results are kept here yet: `make bench` makes some."
     source[0] = source[0].replace(MARKER, found)
+
+
+def _results(directory: Path) -> list[Path]:
+    """The files of a directory that hold a row's results."""
+    from benchmarks.report import ROWS
+
+    return [path for name in ROWS if (path := directory / f"{name}.json").is_file()]
 
 
 def _report(app: Sphinx, directory: Path) -> str:
@@ -39,7 +46,7 @@ def _report(app: Sphinx, directory: Path) -> str:
     copy = Path(app.outdir).parent / "benchmarks" / directory.name
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
-    for path in directory.glob("*.json"):
+    for path in _results(directory):
         shutil.copy(path, copy)
         app.env.note_dependency(str(path))
     write_report(copy)
@@ -51,7 +58,7 @@ def _report(app: Sphinx, directory: Path) -> str:
 
 def _device(directory: Path) -> str:
     """What was measured, in the words of its own results."""
-    machine = json.loads(next(iter(sorted(directory.glob("*.json")))).read_text())["machine"]
+    machine = json.loads(_results(directory)[0].read_text())["machine"]
     return machine["gpu"] if "gpu" in machine else f"{machine['cores']} CPU cores ({machine['processor']})"
 
 

@@ -1,7 +1,7 @@
 """Fail the build where a public name of the package has no entry in the API pages.
 
 Names are documented as they are imported: ``crossmodal_attn.CMRA``, and those that only a module has as
-``crossmodal_attn.relation.relation_weights``. References in docstrings, which are written short, are resolved to these.
+``crossmodal_attn.dropout.Dropout``. References in docstrings, which are written short, are resolved to these.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from crossmodal_attn import CMRA, padding_mask
+from crossmodal_attn import CMRA, padding_mask, zero_padding
 
 torch.manual_seed(0)
 
@@ -25,6 +25,10 @@ text_padding = padding_mask([7, 3])
 # %%
 # Contexts of one layer share their width and their key and value projection. Where the widths differ, project each to
 # one first. A learned vector for each modality tells them apart, as attention by itself sees a set.
+#
+# Nothing at padding reaches the output of the layer, NaN included. But a linear map in front of the layer sums its
+# gradients over all steps, padding too, where zero times NaN is NaN; so :func:`~crossmodal_attn.zero_padding` comes
+# before it.
 
 
 class Trimodal(nn.Module):
@@ -41,6 +45,7 @@ class Trimodal(nn.Module):
         self, video: Tensor, audio: Tensor, text: Tensor, text_padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Give the related video, and the weights of all heads."""
+        text = zero_padding(text, text_padding)
         contexts = [self.audio_proj(audio) + self.modality[0], self.text_proj(text) + self.modality[1]]
         return self.relation(video, contexts, context_padding_mask=[None, text_padding], need_weights=True)
 
@@ -55,6 +60,13 @@ print(tuple(related.shape), tuple(weights.shape))
 to_audio, to_text, to_video = weights.split([40, 7, 10], dim=-1)
 print("weight on padded words:", to_text[1, :, :, 3:].abs().max().item())
 assert (to_text[1, :, :, 3:] == 0).all()
+
+# %%
+# In training, what padding holds makes no difference to any weight's gradient.
+
+text[1, 3:] = torch.nan
+model(video, audio, text, text_padding)[0].sum().backward()
+assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 # %%
 # Where each second of video gets its information from, as a sum over each part of the memory. The weights are

@@ -236,7 +236,8 @@ def main(
                 senses=config.senses,
             )
             if config.compile:
-                model.compile(mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
+                on_cuda = accelerator.device.type == "cuda"  # whose graphs are of one shape each
+                model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
             adam = torch.optim.Adam(model.parameters(), config.lr, fused=True)
             prepared, optimizer = accelerator.prepare(model, adam)
             if accelerator.scaler is not None and scaling is not None:

@@ -3,9 +3,9 @@
 from crossmodal_attn.alignment import relation_mask
 from crossmodal_attn.guided import AGSCA, channel_attention, spatial_attention
 from crossmodal_attn.interaction import AVInteraction
-from crossmodal_attn.masks import padding_mask
+from crossmodal_attn.masks import padding_mask, zero_padding
 from crossmodal_attn.recording import record_attention
-from crossmodal_attn.relation import CMRA, relation_attention
+from crossmodal_attn.relation import CMRA, relation_attention, relation_weights
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
 from crossmodal_attn.summary import summarize_relations
 
@@ -22,8 +22,10 @@ __all__ = [
     "record_attention",
     "relation_attention",
     "relation_mask",
+    "relation_weights",
     "spatial_attention",
     "summarize_relations",
+    "zero_padding",
 ]
 
 __version__ = "0.1.0.dev0"

@@ -121,7 +121,7 @@ def _ways(device: str, dtype: torch.dtype) -> Iterator[str]:
         when = "" if len(situations) == len(SITUATIONS) else f" ({'; '.join(situations)})"
         yield f"    {', '.join(refused)}: {reason}{when}"
     if guided == "plain":
-        yield "  AGSCA computes in tiles where it is eager, on a CPU, in float32 or float64, without autocast or hooks."
+        yield "  AGSCA computes in tiles where it is eager, on a CPU, and nothing wraps or watches its projections."
 
 
 def _row(name: str, *cells: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_attention_mask",
     "check_device",
     "check_divisible",
     "check_dtype",
@@ -119,38 +120,48 @@ def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> No
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
-def check_mask(
-    name: str,
-    mask: Tensor,
-    shapes: Sequence[Sequence[int]],
-    like: Tensor,
-    *,
-    additive: bool = False,
-    broadcast: bool = False,
-) -> None:
-    """A mask of one of ``shapes``, on the device of ``like``.
-
-    Args:
-        name: the argument's name.
-        mask: the mask.
-        shapes: the shapes allowed.
-        like: the features that the mask belongs to.
-        additive: whether a floating-point mask, which is added to the scores, is allowed too.
-        broadcast: whether a shape that broadcasts to one of ``shapes`` is allowed too.
-    """
+def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """A padding mask of ``shape``, on the device of the features ``like``."""
     check_tensor(name, mask)
-    if mask.dtype != torch.bool and not (additive and mask.is_floating_point()):
-        kinds = "bool (True = may not attend) or floating point (added)" if additive else "bool (True = padding)"
-        raise TypeError(f"{name} must be {kinds}, got {mask.dtype}: convert a 0/1 mask with .bool()")
-    if not any(_fits(mask.shape, shape, broadcast) for shape in shapes):
-        expected = " or ".join(str(tuple(shape)) for shape in shapes)
-        have = "broadcast to" if broadcast else "have"
-        raise ValueError(f"{name} must {have} shape {expected}, got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool:
+        added = ", mask < 0 if it is added to scores (0 and -inf)" if mask.is_floating_point() else ""
+        raise TypeError(
+            f"{name} must be bool (True = padding), got {mask.dtype}: use mask.bool() if 1 marks padding, "
+            f"mask == 0 if 1 marks valid steps, as in Hugging Face's attention_mask{added}"
+        )
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
     check_device(name, mask, "its features", like)
 
 
-def _fits(came: Sequence[int], expected: Sequence[int], broadcast: bool) -> bool:
-    if not broadcast:
-        return tuple(came) == tuple(expected)
-    pairs = zip(reversed(came), reversed(expected), strict=False)
-    return len(came) <= len(expected) and all(size in (1, wanted) for size, wanted in pairs)
+def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor, *, per_head: bool) -> None:
+    """A mask of scores of ``shape``, (B, H, T, M), on the device of the features ``like``.
+
+    Args:
+        name: the argument's name.
+        mask: the mask, bool or floating point.
+        shape: the shape to broadcast to.
+        like: the features that the mask belongs to.
+        per_head: whether to read three dimensions as (H, T, M), as broadcasting does, rather than as a layer's
+            (B, T, M) or (B * H, T, M).
+    """
+    check_tensor(name, mask)
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"{name} must be bool (True = may not attend) or floating point (added), got {mask.dtype}: use mask.bool() "
+            "if 1 means may not attend, mask == 0 if 1 means may attend, as in Hugging Face's attention_mask"
+        )
+    came = tuple(mask.shape)
+    batch, heads, length, memory = shape
+    if per_head or len(came) == 4:
+        pairs = zip(reversed(came), reversed(shape), strict=False)
+        if len(came) > 4 or not all(size in (1, wanted) for size, wanted in pairs):
+            raise ValueError(f"{name} must broadcast to shape {tuple(shape)}, got {came}")
+    else:
+        leading: list[tuple[int, ...]] = [(), (batch,), (batch * heads,)]
+        if not any(came in ((*sizes, length, memory), (*sizes, 1, memory)) for sizes in leading):
+            expected = " or ".join(str((*sizes, length, memory)) for sizes in leading)
+            raise ValueError(
+                f"{name} must have shape {expected}, or four dimensions that broadcast to {tuple(shape)}, got {came}"
+            )
+    check_device(name, mask, "its features", like)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_device, check_dtype, check_features, check_size, check_tensor
-from crossmodal_attn._tiles import attend, pool, tiles_apply
+from crossmodal_attn._recorders import tell_maps
+from crossmodal_attn._tiles import attend_map
 
 __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
 
@@ -217,13 +218,18 @@ class AGSCA(nn.Module):
             )
         check_device("video", video, "audio", audio)
         video = video.flatten(len(leading), -2)
-        in_tiles = tiles_apply(video, self.channel_video_proj, self.spatial_video_proj)
-        pooled, again = pool(video, self.channel_video_proj, in_tiles=in_tiles)
-        channel_map = _excite(pooled, self.channel_audio_proj(audio), self.squeeze, self.excite)
-        gate = channel_map + 1
-        compared = self.spatial_weight * F.relu(self.spatial_audio_proj(audio))
-        output, spatial_map = attend(
-            video, again, gate, compared, self.spatial_video_proj, self.spatial_bias, in_tiles=in_tiles
+        heard = self.channel_audio_proj(audio)
+        output, channel_map, spatial_map = attend_map(
+            video,
+            self.channel_video_proj,
+            lambda pooled: _excite(pooled, heard, self.squeeze, self.excite),
+            self.spatial_video_proj,
+            self.spatial_weight * F.relu(self.spatial_audio_proj(audio)),
+            self.spatial_bias,
+        )
+        tell_maps(
+            self,
+            lambda: {"channel_map": channel_map.clone(), "spatial_map": spatial_map.unflatten(-1, spatial).clone()},
         )
         return (output, channel_map, spatial_map.unflatten(-1, spatial)) if need_weights else output
 

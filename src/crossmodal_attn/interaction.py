@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability
 from crossmodal_attn.dropout import Dropout
-from crossmodal_attn.masks import zero_padding
+from crossmodal_attn.masks import zero_steps
 from crossmodal_attn.relation import CMRA
 
 __all__ = ["AVInteraction"]
@@ -29,7 +29,8 @@ class AVInteraction(nn.Module):
     Args:
         embed_dim: width of both modalities and of the output.
         num_heads: H; divides ``embed_dim``.
-        dropout: probability, in [0, 1], on the attention weights and after the attention.
+        dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -49,13 +50,16 @@ class AVInteraction(nn.Module):
         num_heads: int,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_probability("dropout", dropout)
+        attention_dropout = dropout if attention_dropout is None else attention_dropout
+        check_probability("attention_dropout", attention_dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.attention = CMRA(embed_dim, num_heads, dropout, include_query=False, **factory)
+        self.attention = CMRA(embed_dim, num_heads, attention_dropout, include_query=False, **factory)
         self.norm = nn.LayerNorm(embed_dim, **factory)
         self.dropout = Dropout(dropout)
 
@@ -82,8 +86,8 @@ class AVInteraction(nn.Module):
             check_features(name, features, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
         check_match("audio", audio, {0: "batch size", 1: "length"}, "video", video)
         if padding_mask is not None:
-            check_mask("padding_mask", padding_mask, [video.shape[:2]], video)
-        fused = zero_padding(video, padding_mask) * zero_padding(audio, padding_mask)
+            check_mask("padding_mask", padding_mask, video.shape[:2], video)
+        fused = zero_steps(video, padding_mask) * zero_steps(audio, padding_mask)
         result = self.attention(
             fused, [audio, video], context_padding_mask=[padding_mask, padding_mask], need_weights=need_weights
         )

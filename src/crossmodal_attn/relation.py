@@ -6,6 +6,7 @@ Axes: B batch, H heads, T query length, M memory length, D width of a head.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from crossmodal_attn._checks import (
+    check_attention_mask,
     check_divisible,
     check_dtype,
     check_features,
@@ -24,7 +26,8 @@ from crossmodal_attn._checks import (
     check_size,
     check_tensor,
 )
-from crossmodal_attn.masks import join_masks, zero_padding
+from crossmodal_attn._recorders import tell_maps
+from crossmodal_attn.masks import join_masks, zero_steps, zero_where
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
@@ -42,7 +45,8 @@ def relation_attention(
         query: (B, H, T, D).
         key: (B, H, M, D).
         value: (B, H, M, D).
-        attn_mask: broadcastable to (B, H, T, M); bool, True = may not attend, or floating point, added to the scores.
+        attn_mask: broadcastable to (B, H, T, M), so that three dimensions are (H, T, M), where those of
+            :meth:`CMRA.forward` are (B, T, M); bool, True = may not attend, or floating point, added to the scores.
         dropout_p: the probability of dropping an attention weight, in [0, 1].
 
     Returns:
@@ -61,13 +65,13 @@ def relation_attention(
     check_probability("dropout_p", dropout_p)
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
-    mask, empty = _open_empty_rows(attn_mask, query.dtype)
+    mask, empty = _open_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-    return torch.where(empty, 0, output)
+    return zero_where(empty, output)
 
 
 def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
-    """The weights that :func:`relation_attention` gives the memory, before dropout.
+    """Return the attention weights, before dropout, with which :func:`relation_attention` sums the values.
 
     Args:
         query: (B, H, T, D).
@@ -75,7 +79,8 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         attn_mask: as for :func:`relation_attention`.
 
     Returns:
-        Tensor: (B, H, T, M). Each row sums to one, or to zero where it may attend to nothing.
+        Tensor: (B, H, T, M), computed in float32 at least, and given in the dtype of ``query``, under autocast too.
+        Each row sums to one, or to zero where it may attend to nothing.
 
     Raises:
         TypeError: if an argument has the wrong type or dtype.
@@ -87,18 +92,26 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         (torch.Size([2, 4, 10, 20]), True)
     """
     _check_heads(query, key, key, attn_mask)
-    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    # As in the fused kernels, nothing is in half precision but what comes in and goes out.
+    wide = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
+        scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
     if attn_mask is None:
-        return scores.softmax(-1)
-    dtype = scores.dtype
-    mask, empty = _open_empty_rows(attn_mask, dtype)
+        return scores.softmax(-1).to(query.dtype)
+    mask, empty = _open_empty_rows(attn_mask, query)
     # The sum with a mask of half precision's least number would overflow in half precision.
-    scores = scores.to(torch.promote_types(dtype, torch.float32))
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).masked_fill(empty, 0).to(dtype)
+    return zero_where(empty, scores.softmax(-1)).to(query.dtype)
 
 
-def _open_empty_rows(attn_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _autocasts(query: Tensor) -> bool:
+    """Whether autocast gives attention another dtype; it leaves float64 alone."""
+    device = query.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return enabled and query.dtype != torch.float64
+
+
+def _open_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Give SDPA's form of a mask, with its empty rows opened, and those rows (B, H, T, 1), to be zeroed afterwards.
 
     Backends differ in what a softmax over nothing gives (zero or NaN); opening the row asks it of none of them.
@@ -108,6 +121,7 @@ def _open_empty_rows(attn_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     if attn_mask.dtype == torch.bool:
         empty = attn_mask.all(-1, keepdim=True)
         return ~attn_mask | empty, empty
+    dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query) else query.dtype
     attn_mask = attn_mask.to(dtype)  # first, since it can make -inf of a number that is finite in a wider dtype
     empty = (attn_mask == -torch.inf).all(-1, keepdim=True)
     return attn_mask.masked_fill(empty, 0), empty
@@ -124,8 +138,15 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
     check_match("key", key, {0: "batch size", 1: "number of heads", 3: "width"}, "query", query)
     check_match("value", value, {0: "batch size", 1: "number of heads", 2: "length"}, "key", key)
     if attn_mask is not None:
-        shape = (*query.shape[:3], key.shape[2])
-        check_mask("attn_mask", attn_mask, [shape], query, additive=True, broadcast=True)
+        check_attention_mask("attn_mask", attn_mask, (*query.shape[:3], key.shape[2]), query, per_head=True)
+
+
+def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
+    """Copy rows of parameters into one, frozen if all of them are."""
+    return nn.Parameter(
+        torch.cat([parameter[rows] for parameter in parameters]),
+        any(parameter.requires_grad for parameter in parameters),
+    )
 
 
 class CMRA(nn.Module):
@@ -221,7 +242,8 @@ class CMRA(nn.Module):
                 ``include_query=False``, so call it as ``layer(query, memory)``.
 
         Returns:
-            CMRA: on the same device, in the same dtype and mode, with the same parameters frozen.
+            CMRA: on the same device, in the same dtype and mode, with the same parameters frozen. It can be trained,
+            even where it is made under :class:`torch.no_grad` or :class:`torch.inference_mode`.
 
         Raises:
             TypeError: if ``attention`` is not a :class:`torch.nn.MultiheadAttention`, or has a forward of its own.
@@ -246,31 +268,29 @@ class CMRA(nn.Module):
                 "attention must have kdim equal to vdim, since CMRA projects keys and values from one memory, "
                 f"got kdim={attention.kdim} and vdim={attention.vdim}"
             )
-        if attention.in_proj_weight is not None:
-            weights = attention.in_proj_weight.split(attention.embed_dim)
-        else:
-            weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-        layer = cls(
-            attention.embed_dim,
-            attention.num_heads,
-            attention.dropout,
-            attention.in_proj_bias is not None,
-            context_dim=attention.kdim,
-            include_query=False,
-            device="meta",  # nothing is drawn, and so no random state moves
-        )
-        state = {
-            "q_proj.weight": weights[0],
-            "kv_proj.weight": torch.cat(weights[1:]),
-            "out_proj.weight": attention.out_proj.weight,
-        }
-        if attention.in_proj_bias is not None:
-            state["q_proj.bias"] = attention.in_proj_bias[: attention.embed_dim]
-            state["kv_proj.bias"] = attention.in_proj_bias[attention.embed_dim :]
-            state["out_proj.bias"] = attention.out_proj.bias
-        layer.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
-        for name, parameter in layer.named_parameters():
-            parameter.requires_grad_(state[name].requires_grad)
+        # Whatever mode the caller is in, the copy is an ordinary layer, which can be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            layer = cls(
+                attention.embed_dim,
+                attention.num_heads,
+                attention.dropout,
+                attention.in_proj_bias is not None,
+                context_dim=attention.kdim,
+                include_query=False,
+                device="meta",  # nothing is drawn, and so no random state moves
+            )
+            query_rows, memory_rows = slice(attention.embed_dim), slice(attention.embed_dim, None)
+            if attention.in_proj_weight is not None:
+                layer.q_proj.weight = _copy(attention.in_proj_weight, rows=query_rows)
+                layer.kv_proj.weight = _copy(attention.in_proj_weight, rows=memory_rows)
+            else:
+                layer.q_proj.weight = _copy(attention.q_proj_weight)
+                layer.kv_proj.weight = _copy(attention.k_proj_weight, attention.v_proj_weight)
+            layer.out_proj.weight = _copy(attention.out_proj.weight)
+            if attention.in_proj_bias is not None:
+                layer.q_proj.bias = _copy(attention.in_proj_bias, rows=query_rows)
+                layer.kv_proj.bias = _copy(attention.in_proj_bias, rows=memory_rows)
+                layer.out_proj.bias = _copy(attention.out_proj.bias)
         return layer.train(attention.training)
 
     def forward(
@@ -291,7 +311,8 @@ class CMRA(nn.Module):
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding; for a sequence of contexts a sequence of masks or None.
             attn_mask: bool, True = may not attend, or floating point, added to the scores; (T, M) for all, (B, T, M)
-                for all heads, or (B * H, T, M); M is the length of the whole memory.
+                for all heads, or (B * H, T, M), with a 1 in place of T for all queries; or any four dimensions that
+                broadcast to (B, H, T, M). M is the length of the whole memory.
             need_weights: whether to return the attention weights too.
 
         Returns:
@@ -304,17 +325,15 @@ class CMRA(nn.Module):
             ValueError: if an argument has the wrong shape, or no context is given where this layer needs one.
         """
         contexts, paddings = self._check(query, context, query_padding_mask, context_padding_mask)
-        contexts = [zero_padding(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
-        query = zero_padding(query, query_padding_mask)
+        contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
+        query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
         paddings = [*paddings, query_padding_mask] if self.include_query else paddings
         lengths = [features.shape[1] for features in memory]
         batch, length = query.shape[:2]
         if attn_mask is not None:
-            size = (length, sum(lengths))
-            check_mask(
-                "attn_mask", attn_mask, [size, (batch, *size), (batch * self.num_heads, *size)], query, additive=True
-            )
+            shape = (batch, self.num_heads, length, sum(lengths))
+            check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
         if self.context_kv_proj is None:
             joined = self.kv_proj(torch.cat(memory, 1))
@@ -329,6 +348,7 @@ class CMRA(nn.Module):
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
         output: Tensor = self.out_proj(rearrange(attended, "batch heads time width -> batch time (heads width)"))
+        tell_maps(self, lambda: {"": relation_weights(queries, keys, attn_mask=mask)})
         # The output comes from the fused path either way; the weights are computed beside it, only when asked for.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
@@ -342,7 +362,7 @@ class CMRA(nn.Module):
         """Check the arguments of ``forward``; give the contexts and their padding masks as lists."""
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, [query.shape[:2]], query)
+            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
         paddings: Any
         if context is None:
             contexts, paddings, names = [], [], []
@@ -370,7 +390,7 @@ class CMRA(nn.Module):
             check_features(f"context{name}", features, self.context_dim, "context_dim", self, projection)
             check_match(f"context{name}", features, {0: "batch size"}, "query", query)
             if padding is not None:
-                check_mask(f"context_padding_mask{name}", padding, [features.shape[:2]], features)
+                check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
         return contexts, list(paddings)
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability, check_size
 from crossmodal_attn.dropout import Dropout, ReLUDropout
-from crossmodal_attn.masks import zero_padding
+from crossmodal_attn.masks import zero_steps
 from crossmodal_attn.relation import CMRA
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
@@ -33,6 +33,7 @@ class CrossModalRelation(nn.Module):
         num_heads: number of attention heads; divides ``embed_dim``.
         dim_feedforward: hidden width of the feed-forward network.
         dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -53,14 +54,17 @@ class CrossModalRelation(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("dim_feedforward", dim_feedforward)
         check_probability("dropout", dropout)
+        attention_dropout = dropout if attention_dropout is None else attention_dropout
+        check_probability("attention_dropout", attention_dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.attention = CMRA(embed_dim, num_heads, dropout, **factory)
+        self.attention = CMRA(embed_dim, num_heads, attention_dropout, **factory)
         self.norm1 = nn.LayerNorm(embed_dim, **factory)
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, **factory)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim, **factory)
@@ -105,7 +109,7 @@ class CrossModalRelation(nn.Module):
             need_weights=need_weights,
         )
         attended, weights = result if need_weights else (result, None)
-        hidden = self.norm1(zero_padding(query, query_padding_mask) + self.dropout(attended))
+        hidden = self.norm1(zero_steps(query, query_padding_mask) + self.dropout(attended))
         feedforward = self.linear2(self.activation(self.linear1(hidden)))
         output: Tensor = self.norm2(hidden + self.dropout(feedforward))
         return output if weights is None else (output, weights)
@@ -123,6 +127,7 @@ class InternalTemporalRelation(nn.Module):
         num_layers: number of blocks.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -144,14 +149,15 @@ class InternalTemporalRelation(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("num_layers", num_layers)
+        factory: dict[str, Any] = {"attention_dropout": attention_dropout, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList(
-            CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, device=device, dtype=dtype)
-            for _ in range(num_layers)
+            CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, **factory) for _ in range(num_layers)
         )
 
     def forward(
@@ -162,7 +168,7 @@ class InternalTemporalRelation(nn.Module):
         Args:
             features: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding.
-            attn_mask: bool, True = may not attend, or floating point, added; (T, T), (B, T, T) or (B * H, T, T).
+            attn_mask: as for :meth:`CMRA.forward`, where the memory is the features themselves, M = T.
 
         Returns:
             Tensor: (B, T, embed_dim), finite but meaningless at padding. For the attention weights of every block
@@ -175,7 +181,7 @@ class InternalTemporalRelation(nn.Module):
         attention = cast("CrossModalRelation", self.layers[0]).attention
         check_features("features", features, attention.embed_dim, "embed_dim", self, attention.q_proj)
         if padding_mask is not None:
-            check_mask("padding_mask", padding_mask, [features.shape[:2]], features)
+            check_mask("padding_mask", padding_mask, features.shape[:2], features)
         for layer in self.layers:
             features = layer(features, query_padding_mask=padding_mask, attn_mask=attn_mask)
         return features
@@ -198,6 +204,7 @@ class RelationAware(nn.Module):
         num_layers: number of blocks in M_self.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
         device: where the parameters are made.
         dtype: the parameters' dtype.
 
@@ -221,6 +228,7 @@ class RelationAware(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         *,
+        attention_dropout: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -233,6 +241,7 @@ class RelationAware(nn.Module):
         self.context_dim = context_dim
         self.query_proj = nn.Linear(query_dim, embed_dim, **factory)
         self.context_proj = nn.Linear(context_dim, embed_dim, **factory)
+        factory["attention_dropout"] = attention_dropout
         self.internal_relation = InternalTemporalRelation(
             embed_dim, num_heads, num_layers, dim_feedforward, dropout, **factory
         )
@@ -266,14 +275,14 @@ class RelationAware(nn.Module):
         check_features("context", context, self.context_dim, "context_dim", self, self.context_proj)
         check_match("context", context, {0: "batch size"}, "query", query)
         if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, [query.shape[:2]], query)
+            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
         if context_padding_mask is not None:
-            check_mask("context_padding_mask", context_padding_mask, [context.shape[:2]], context)
+            check_mask("context_padding_mask", context_padding_mask, context.shape[:2], context)
         related: Tensor = self.internal_relation(
-            self.context_proj(zero_padding(context, context_padding_mask)), padding_mask=context_padding_mask
+            self.context_proj(zero_steps(context, context_padding_mask)), padding_mask=context_padding_mask
         )
         output: Tensor = self.cross_relation(
-            self.query_proj(zero_padding(query, query_padding_mask)),
+            self.query_proj(zero_steps(query, query_padding_mask)),
             related,
             query_padding_mask=query_padding_mask,
             context_padding_mask=context_padding_mask,

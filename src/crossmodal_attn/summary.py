@@ -41,6 +41,11 @@ class RelationSummary(NamedTuple):
         return self.shares[..., :-1]
 
 
+# Named, so that torch.export.save and AOTInductor can write what returns it.
+if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
+    _register(RelationSummary, serialized_type_name="crossmodal_attn.RelationSummary")
+
+
 def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) -> RelationSummary:
     """Sum attention weights by memory, and find the segments that are attended to most.
 

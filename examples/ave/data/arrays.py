@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["StoredArray"]
+__all__ = ["NotOpenedError", "StoredArray"]
 
 BLOCK_BYTES = 64 << 20  # of a file that are in memory at once, when it is read from end to end
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class NotOpenedError(ValueError):
+    """A file that the system does not open, and that may be whole: to get it anew would not help."""
 
 
 class StoredArray:
@@ -32,7 +37,8 @@ class StoredArray:
         dataset: which dataset of the HDF5 file; ignored for ``.npy``.
 
     Raises:
-        ValueError: if the file cannot be opened, lacks the dataset, or holds no array of numbers.
+        NotOpenedError: if another process has locked the file, or the system refuses to open it.
+        ValueError: if the file is damaged, lacks the dataset, or holds no array of numbers.
     """
 
     def __init__(self, path: Path | str, dataset: str = "avadataset") -> None:
@@ -117,6 +123,8 @@ class StoredArray:
                 file = h5py.File(self.path, "r")
                 array = file.get(self.dataset)
         except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:
+            if hindrance := _find_hindrance(error):
+                raise NotOpenedError(f"{self.path} {hindrance}") from error
             raise ValueError(f"{self.path} must be {_expected(self.path)}, got {_look(self.path, error)}") from error
         if self.path.suffix != ".npy" and not isinstance(array, h5py.Dataset):
             raise ValueError(f"{self.path} must hold the dataset {self.dataset}, got {', '.join(file) or 'none'}")
@@ -148,6 +156,18 @@ def _announce(array: np.memmap[Any, Any], rows: Sequence[int]) -> None:
             mapped.madvise(mmap.MADV_WILLNEED, start - before, before + row_bytes)
 
 
+def _find_hindrance(error: Exception) -> str | None:
+    """Return why the system did not open a file, and what to do; None where it is the file's own fault."""
+    number = getattr(error, "errno", None)
+    if "unable to lock file" in str(error):
+        if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+            return "is locked by another process, which has it open for writing: wait until it is done, or end it"
+        return "is in a file system without locks: set the environment variable HDF5_USE_FILE_LOCKING to FALSE"
+    if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+        return f"must be a file that can be opened, got: {os.strerror(number)}"
+    return None
+
+
 def _expected(path: Path) -> str:
     return "an array saved by numpy" if path.suffix == ".npy" else "a complete HDF5 file"
 
@@ -159,8 +179,6 @@ def _look(path: Path, error: Exception) -> str:
             start = file.read(512).lstrip()
     except OSError as unreadable:
         return unreadable.strerror or str(unreadable)
-    if "unable to lock file" in str(error):
-        return "one that another program has locked, as it writes to it"
     if not start:
         return "an empty file"
     if start.lower().startswith((b"<!doctype html", b"<html")):

@@ -114,5 +114,5 @@ class AVEData:
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
         for array in arrays:
             rows = sorted({place * (len(array) - 1) // (DIGESTED_VIDEOS - 1) for place in range(DIGESTED_VIDEOS)})
-            digest.update(repr(tuple(array.shape)).encode() + array[rows].float().numpy().tobytes())
+            digest.update(repr(tuple(array.shape)).encode() + array[rows].float().cpu().numpy().tobytes())
         return digest.hexdigest()

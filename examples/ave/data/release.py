@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ave.data.arrays import StoredArray
+from ave.data.arrays import NotOpenedError, StoredArray
 from ave.data.dataset import AVE_CATEGORIES, SPLITS, AVEData, Setting
 
 __all__ = [
@@ -114,7 +114,7 @@ class Problem(NamedTuple):
     """The name of the file without its suffix, or that of the annotations."""
     message: str
     """What was expected, what came, and what to do, in one line."""
-    missing: bool = False
+    verdict: Literal["wrong", "missing", "not opened"] = "wrong"
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Found:
         if self.problems:
             first, *others = self.problems
             also = ", ".join(dict.fromkeys(problem.file for problem in others))
-            kind = FileNotFoundError if first.missing else ValueError
+            kind = FileNotFoundError if first.verdict == "missing" else ValueError
             raise kind(f"{first.message}; and more is wrong with {also}: see `check`" if also else first.message)
 
     def to_data(self) -> AVEData:
@@ -251,11 +251,14 @@ def examine_files(paths: Mapping[str, Path], needed: Collection[str], files: Seq
     for file in files:
         path = paths[file.name]
         if path.exists():
-            found.problems += [Problem(file.name, f"{message}; {file.remedy}") for message in _check(file, found)]
+            try:
+                found.problems += [Problem(file.name, f"{message}; {file.remedy}") for message in _check(file, found)]
+            except NotOpenedError as error:
+                found.problems.append(Problem(file.name, str(error), "not opened"))
         elif file.name in needed:
             confused = file.name == "labels" and path.with_name("prob_label.h5").exists()
             hint = f"prob_label.h5 is {UNNEEDED['prob_label.h5']}; " if confused else ""
-            found.problems.append(Problem(file.name, f"{path} is missing; {hint}{file.remedy}", missing=True))
+            found.problems.append(Problem(file.name, f"{path} is missing; {hint}{file.remedy}", "missing"))
     checked = [file for file in files if file.axes == "R" and file.name in found.tensors]
     orders = {file: set(found.tensors[file.name].tolist()) for file in checked}
     for (file, own), (other, others) in combinations(orders.items(), 2):
@@ -273,7 +276,11 @@ def examine_files(paths: Mapping[str, Path], needed: Collection[str], files: Seq
 
 
 def _check(file: ReleaseFile, found: Found) -> Iterator[str]:
-    """Open a file, read it if it does not hold features, enter it in ``found``, and yield what is wrong."""
+    """Open a file, read it if it does not hold features, enter it in ``found``, and yield what is wrong.
+
+    Raises:
+        NotOpenedError: if the system does not open it.
+    """
     path = found.paths[file.name]
     try:
         array = found.arrays[file.name] = StoredArray(path, file.dataset)
@@ -283,6 +290,8 @@ def _check(file: ReleaseFile, found: Found) -> Iterator[str]:
         if file.is_features:
             return
         values = array[:]
+    except NotOpenedError:
+        raise
     except ValueError as error:
         yield str(error)
         return

@@ -31,6 +31,11 @@ class Localization(NamedTuple):
     """(B, K) supervised, (B, K + 1) weak, background last: which event the video shows."""
 
 
+# Named, so that torch.export.save and AOTInductor can write what returns it; import this module before loading.
+if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
+    _register(Localization, serialized_type_name="ave.Localization")
+
+
 class CMRAN(Pretrained):
     """The whole network of Xu et al., ACM MM 2020, with the behavior of the authors' code where the paper is silent.
 

@@ -54,7 +54,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 def files_table(found: Found) -> str:
     """List the files of a dataset, with a line below for every problem and every remark."""
     splits = found.splits()
-    wrong = {problem.file: "missing" if problem.missing else "wrong" for problem in found.problems}
+    wrong = {problem.file: problem.verdict for problem in found.problems}
     rows = []
     for file in FILES:
         path, array = found.paths[file.name], found.arrays.get(file.name)

@@ -1,0 +1,198 @@
+"""The table of a run on a GPU: how its steps ended, the goals beside what was measured, and the figures in brief.
+
+Made from the files of the run alone, whichever of them are there: ``python -m benchmarks.goals DIR`` makes it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import ge, gt, le
+from pathlib import Path
+from typing import Any
+
+from ave.results.files import writing
+
+__all__ = ["STEPS", "TABLE", "main", "write_table"]
+
+STEPS, TABLE = "steps.json", "gpu.md"
+ROWS = ("network", "agsca", "cmra", "epoch")
+STEP = {"videos": 32, "task": "training step"}
+AGSCA = {"map": "256 x 10 x 7 x 7 x 512", "dtype": "bfloat16"}
+EPOCHS = 200
+MISSING = "-"
+MANY = 4
+"""Of so many cases, the number is told in place of their names."""
+
+
+def write_table(directory: Path) -> str:
+    """Write ``gpu.md`` into a directory of results, and return it.
+
+    Args:
+        directory: of a run, with those of its files that were written.
+    """
+    rows = {name: json.loads(path.read_text()) for name in ROWS if (path := directory / f"{name}.json").is_file()}
+    steps = json.loads((directory / STEPS).read_text())["steps"] if (directory / STEPS).is_file() else []
+    parts = ["# What was measured\n"]
+    if rows:
+        parts.append(_machine(next(iter(rows.values()))))
+    parts.append(
+        _table(["step", "", "seconds"], [[step["name"], step["how"], f"{step['seconds']:.0f}"] for step in steps])
+    )
+    parts += ["## Goals\n", _table(["goal", "target", "measured", "met"], list(_goals(rows)))]
+    if "network" in rows:
+        parts += ["## The whole network\n", _network(_cases(rows, "network"))]
+    for name in ("agsca", "cmra"):
+        if name in rows:
+            parts += [f"## {rows[name]['title']}: ratios of time\n", _ratios(_cases(rows, name))]
+    if "epoch" in rows:
+        parts += ["## Training\n", _epochs(_cases(rows, "epoch"))]
+    parts += _skipped(rows)
+    text = "\n".join(parts)
+    with writing(directory / TABLE) as temporary:
+        temporary.write_text(text)
+    return text
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    place = machine["processor"]
+    if "gpu" in machine:
+        place = f"{machine['gpu']}, compute capability {machine['compute_capability']}, CUDA {machine['cuda']}; {place}"
+    quick = " **A quick run: it shows that all works, no more.**" if results["quick"] else ""
+    return f"{place}, {machine['cores']} cores; Python {machine['python']}, {versions}.{quick}\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _cases(rows: dict[str, Any], name: str, **wanted: Any) -> list[dict[str, Any]]:
+    """The cases of a row that were measured, and of those the ones that are so."""
+    cases = rows.get(name, {}).get("cases", ())
+    return [case for case in cases if "skipped" not in case and wanted.items() <= case["case"].items()]
+
+
+def _goals(rows: dict[str, Any]) -> Iterator[list[str]]:
+    """A line for every goal: what, its target, what was measured, whether that meets it."""
+    steps = _cases(rows, "network", **STEP)
+    for published, target in (("float64", 15.0), ("float32", 4.0)):
+        goal = f"training step of 32 videos, published in {published} / ours"
+        found = _medians(steps, "to", f"published, {published}", "ours")
+        yield _goal(goal, f"at least {target:g}", max(found, default=None), partial(le, target))
+    found = _medians(steps, "to", "published, float32", "ours, float32")
+    yield _goal("the same, both in float32", MISSING, max(found, default=None), None)
+    for task in ("forward", "forward and backward"):
+        found = _medians(_cases(rows, "agsca", **AGSCA, task=task), "of", "floor", "AGSCA")
+        best = min(found, default=None)
+        yield _goal(f"AGSCA of 256 videos in bf16, {task} / floor", "at most 1.5", best, partial(ge, 1.5))
+    trainings = [
+        (_seconds(case), ", ".join([*map(str, case["case"].values()), f"{case['epochs_done']} epochs done"]))
+        for case in _cases(rows, "epoch", epochs=EPOCHS)
+    ]
+    goal = f"{EPOCHS} epochs over a set of AVE's size, seconds"
+    yield _goal(goal, "under 60", min(trainings, default=None), partial(gt, 60.0))
+
+
+def _goal(goal: str, target: str, best: tuple[float, str] | None, meets: Callable[[float], bool] | None) -> list[str]:
+    """The line of a goal: the best that was measured, in brackets what it is of."""
+    if best is None:
+        return [goal, target, "not measured", MISSING]
+    met = MISSING if meets is None else "yes" if meets(best[0]) else "no"
+    return [goal, target, f"{best[0]:.3g} ({best[1]})", met]
+
+
+def _medians(cases: Sequence[dict[str, Any]], end: str, other: str, kind: str) -> list[tuple[float, str]]:
+    """The time ratios between one form and those whose names begin so, which are at the end "of" or "to"."""
+    opposite = "of" if end == "to" else "to"
+    return [
+        (ratio["time"]["median"], ratio[end])
+        for case in cases
+        for ratio in case["ratios"]
+        if ratio[opposite] == other and ratio[end].startswith(kind)
+    ]
+
+
+def _seconds(case: dict[str, Any]) -> float:
+    """The seconds of all epochs of a training, reckoned from those it had if it ran out of time."""
+    wanted, done = case["case"]["epochs"], case["epochs_done"]
+    return float(case["seconds_in_all"] + (wanted - done) * case["epoch_seconds"]["median"])
+
+
+def _network(cases: Sequence[dict[str, Any]]) -> str:
+    """Milliseconds of every form, and in brackets how many times it is faster than the published one in float64."""
+    columns: dict[tuple[int, str], dict[str, str]] = {}
+    for case in cases:
+        column = columns.setdefault((case["case"]["videos"], case["case"]["task"]), {})
+        faster = {
+            ratio["to"]: ratio["time"]["median"] for ratio in case["ratios"] if ratio["of"] == "published, float64"
+        }
+        for name, form in case["forms"].items():
+            if "seconds" in form:
+                times = f" ({faster[name]:.3g})" if name in faster else ""
+                column.setdefault(name, f"{form['seconds']['median'] * 1e3:.3g}{times}")
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    header = ["ms (times faster than published, float64)", *(f"{task}, {videos} videos" for videos, task in columns)]
+    return _table(
+        header, [[name, *(column.get(name, MISSING) for column in columns.values())] for name in sorted(names)]
+    )
+
+
+def _ratios(cases: Sequence[dict[str, Any]]) -> str:
+    """The ratios of every case."""
+    pairs = dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"])
+    lines = []
+    for case in cases:
+        found = {(ratio["of"], ratio["to"]): f"{ratio['time']['median']:.3g}" for ratio in case["ratios"]}
+        lines.append([*map(str, case["case"].values()), *(found.get(pair, MISSING) for pair in pairs)])
+    keys = cases[0]["case"] if cases else {}
+    return _table([*keys, *(f"{of} / {to}" for of, to in pairs)], lines)
+
+
+def _epochs(cases: Sequence[dict[str, Any]]) -> str:
+    """The seconds of every training."""
+    lines = [
+        [
+            *map(str, case["case"].values()),
+            str(case["epochs_done"]),
+            f"{case['first_epoch_seconds']:.3g}",
+            f"{case['epoch_seconds']['median']:.3g}",
+            f"{case['seconds_in_all']:.3g}",
+        ]
+        for case in cases
+    ]
+    keys = cases[0]["case"] if cases else {}
+    return _table([*keys, "done", "first epoch, s", "an epoch after, s", "in all, s"], lines)
+
+
+def _skipped(rows: dict[str, Any]) -> list[str]:
+    """What was not measured, and why; of many cases that share a reason, how many they are."""
+    reasons: dict[str, list[str]] = {}
+    for row, results in rows.items():
+        for case in results["cases"]:
+            name = ", ".join(map(str, case["case"].values()))
+            if "skipped" in case:
+                reasons.setdefault(f"{row}: {case['skipped']}", []).append(name)
+            for form, result in case.get("forms", {}).items():
+                if "skipped" in result:
+                    reasons.setdefault(f"{row}: {form}: {result['skipped']}", []).append(name)
+    lines = [
+        f"- {reason} ({'; '.join(names) if len(names) < MANY else f'{len(names)} cases'})"
+        for reason, names in reasons.items()
+    ]
+    return ["## Not measured\n", "\n".join(lines) + "\n"] if lines else []
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the table of a directory anew, and print it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="holds the files of a run")
+    print(write_table(parser.parse_args(arguments).directory))
+
+
+if __name__ == "__main__":
+    main()

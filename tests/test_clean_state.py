@@ -1,0 +1,99 @@
+"""What one test leaves behind, no other finds, in whatever order they run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+TESTS = """
+import logging, os, random
+import accelerate, numpy, pytest, torch
+import matplotlib as mpl
+from matplotlib import pyplot
+
+STATE = {
+    "directory": os.getcwd,
+    "environment": lambda: {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+    "logging": lambda: (logging.root.level, logging.root.manager.disable, tuple(logging.root.handlers)),
+    "draws": lambda: (torch.rand(1).item(), numpy.random.rand(), random.random()),
+    "threads": torch.get_num_threads,
+    "dtype": torch.get_default_dtype,
+    "device": torch.get_default_device,
+    "precision": torch.get_float32_matmul_precision,
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "gradients": torch.is_grad_enabled,
+    "autocast": lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+    "accelerate": lambda: accelerate.Accelerator(cpu=True).mixed_precision,
+    "matplotlib": lambda: (mpl.rcParams["font.size"], pyplot.get_fignums()),
+    "compiled": lambda: count_compilations(),
+}
+found, graphs = [], []
+
+
+def compile_simply(graph, _):
+    graphs.append(graph)
+    return graph
+
+
+def count_compilations():
+    before = len(graphs)
+    torch.compile(torch.nn.functional.relu6, backend=compile_simply)(torch.ones(1))
+    return len(graphs) - before
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_everything(time, tmp_path):
+    found.append({name: read() for name, read in STATE.items()})
+    os.chdir(tmp_path)
+    os.environ["CROSSMODAL_ATTN_NEW"] = "1"
+    del os.environ["MPLBACKEND"]
+    logging.root.setLevel(1)
+    logging.disable()
+    logging.root.addHandler(logging.NullHandler())
+    torch.set_num_threads(3)
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    torch.use_deterministic_algorithms(True)
+    torch.set_grad_enabled(False)
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_autocast_dtype("cpu", torch.float16)
+    accelerate.state.AcceleratorState._reset_state(True)
+    accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    mpl.rcParams["font.size"] = 1
+    pyplot.figure()
+    torch.set_default_device("meta")
+    left = {name: read() for name, read in STATE.items() if name not in ("draws", "compiled")}
+    assert all(value != found[0][name] for name, value in left.items())
+
+
+def test_nothing_was_left():
+    assert found[0] == found[1]
+
+
+def test_where_code_is_compiled_to():
+    assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    print("compiled to", os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+
+
+def test_every_test_begins_in_the_same_state(tmp_path):
+    """In a session of its own, whose code is compiled into a directory of its own, gone at its end."""
+    (tmp_path / "test_state.py").write_text(TESTS)
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    options = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist", "-s")
+    foreign = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    result = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "pytest", *options, "test_state.py"],
+        cwd=tmp_path,
+        env=foreign | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "4 passed" in result.stdout, result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if "compiled to" in line)
+    assert not Path(line.split()[-1]).exists()
+    assert Path(line.split()[-1]) != tmp_path
