@@ -174,6 +174,12 @@ class TestRelations:
         assert list(tick_labels(ax.xaxis).items()) == list(enumerate("01201"))
         assert tick_labels(ax.child_axes[0].xaxis) == {1: "audio", 3.5: "video"}
 
+    def test_zooming_in_numbers_more_closely(self, ax):
+        plot_relations(np.zeros((5, 2000)), [25, 1975], ax=ax)
+        ax.set_xlim(22.5, 34.5)
+        rendered(ax)
+        assert list(tick_labels(ax.xaxis).items()) == list(zip(range(23, 35), ["23", "24", *"0123456789"], strict=True))
+
     def test_figure_can_be_pickled(self):
         """Without names, whose axis matplotlib does not pickle."""
         ax = plot_relations(np.eye(5), [3, 2])

@@ -57,7 +57,7 @@ def plot_relations(
     """Draw the attention of a query over its memories: a row for each query segment, a column for each memory segment.
 
     Each memory is a block of columns, counted from zero; white lines part the blocks. Ticks and names take the room
-    that there is: numbers that would touch are left out, names that would touch are lifted. The axes are labelled
+    that there is: numbers that would touch are left out, names that would touch are lifted. The axes are labeled
     "query segment" and "memory segment": ``ax.set(ylabel=...)`` says it in other words. The image is ``ax.images[0]``.
 
     Args:
@@ -115,9 +115,9 @@ def plot_relations(
         # On an axis of their own, of which a title keeps clear.
         above = ax.secondary_xaxis("top")
         shown = [name for name, length in zip(names, lengths, strict=True) if length]
-        centres = {start + (length - 1) / 2: name for (start, length), name in zip(blocks, shown, strict=True)}
-        above.set_xticks(list(centres), shown, parse_math=False)
-        above.xaxis.set_major_formatter(_LiftedNames(ax, centres))
+        centers = {start + (length - 1) / 2: name for (start, length), name in zip(blocks, shown, strict=True)}
+        above.set_xticks(list(centers), shown, parse_math=False)
+        above.xaxis.set_major_formatter(_LiftedNames(ax, centers))
         above.tick_params(length=0)
     if own:
         ax.figure.colorbar(image, ax=ax, label=meaning)
@@ -136,7 +136,7 @@ def plot_spatial_attention(
     """Draw where one segment attends in space, over its frame if there is one.
 
     In the manner of Figure 6 of Xu et al., ACM MM 2020. Coordinates are those of ``imshow``: pixels of the frame, or
-    without one cells of the map, whole numbers at their centres. The map is the last of ``ax.images``.
+    without one cells of the map, whole numbers at their centers. The map is the last of ``ax.images``.
 
     Args:
         weights: the attention of one segment, at least 0, (h, w): ``spatial_map[0, 0]`` of what an
@@ -343,10 +343,13 @@ class _SegmentLocator(Locator):
         step = _tick_step(end, max(1, int(end * scale / (widest + gap))))
         # The starts come first, so that they stay.
         rounds = [(start, number) for start, length in self._blocks for number in range(step, length, step)]
+        low, high = sorted(axis.get_view_interval())
         ticks: dict[int, float] = {}
         for start, number in [*((start, 0) for start, _ in self._blocks), *rounds]:
             half = (room(label, str(number)) + gap) / 2
-            if all(abs(start + number - place) * scale >= half + other for place, other in ticks.items()):
+            if low <= start + number <= high and all(
+                abs(start + number - place) * scale >= half + other for place, other in ticks.items()
+            ):
                 ticks[start + number] = half
         return sorted(ticks)
 
@@ -362,25 +365,25 @@ class _SegmentNumbers(Formatter):
 
 
 class _LiftedNames(Formatter):
-    """Names of blocks, by their centres: side by side where they fit, and above one another where they would touch."""
+    """Names of blocks, by their centers: side by side where they fit, and above one another where they would touch."""
 
     def __init__(self, ax: Axes, names: dict[float, str]) -> None:
         self._ax, self._names = ax, names
 
-    def __call__(self, centre: float, _position: int | None = None) -> str:
-        return self._names.get(centre, "")
+    def __call__(self, center: float, _position: int | None = None) -> str:
+        return self._names.get(center, "")
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """The names of the blocks whose centres are ``values``, on as many empty lines as they are lifted."""
+        """The names of the blocks whose centers are ``values``, on as many empty lines as they are lifted."""
         axis: Any = self.axis
         label = axis.get_major_ticks(1)[0].label2
         scale, gap = _pixels(self._ax, 1)[0], 0.6 * _font_size(label)
         placed: list[tuple[float, float, int, int]] = []
         lifted = []
-        for centre in values:
-            name = self(centre)
+        for center in values:
+            name = self(center)
             half = (_text_width(label, name) + gap) / 2
-            left, right, lines = centre * scale - half, centre * scale + half, name.count("\n") + 1
+            left, right, lines = center * scale - half, center * scale + half, name.count("\n") + 1
             beside = [(low, high) for start, end, low, high in placed if start < right and left < end]
             lift = min(
                 level
