@@ -9,8 +9,8 @@ from ave.model import CMRAN
 from ave.procedural import make_procedural_set
 from ave.training import train
 
-LOSS_TOLERANCE = 1e-4
-"""Relative; with other numbers of threads and other kernels they moved by 1e-7."""
+LOSS_TOLERANCE = {1: 2e-5, 2: 5e-4, 3: 4e-3}
+"""Relative, by epoch: with the kernels of other types of CPU they moved by 2e-6, 6e-5 and 4e-4."""
 SEGMENT_TOLERANCE = 2.5
 VAL_SEGMENTS, TEST_SEGMENTS = 130, 230
 
@@ -35,6 +35,6 @@ def test_golden_run(setting, dropout):
     model = CMRAN(setting, categories=data.categories, **({} if dropout else {"dropout": 0.0, "input_dropout": 0.0}))
     training = train(model, data, Accelerator(cpu=True), epochs=3, batch_size=8, learning_rate=5e-4, seed=0)
     for epoch, (loss, right_of_val, right_of_test) in zip(training.history, GOLDEN[setting, dropout], strict=True):
-        assert epoch.loss == pytest.approx(loss, rel=LOSS_TOLERANCE)
+        assert epoch.loss == pytest.approx(loss, rel=LOSS_TOLERANCE[epoch.epoch])
         assert epoch.val_accuracy * VAL_SEGMENTS == pytest.approx(right_of_val, abs=SEGMENT_TOLERANCE)
         assert epoch.test_accuracy * TEST_SEGMENTS == pytest.approx(right_of_test, abs=SEGMENT_TOLERANCE)
