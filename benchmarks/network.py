@@ -79,26 +79,26 @@ def _measure(
     forms: list[Form] = []
     left_out: dict[str, str] = {}
     for precision, dtype in PRECISIONS.items():
-        named: list[Form] = []
+        modes = [mode for mode, kept in (("eager", shown), ("compiled", compiled)) if precision in kept]
+        ours = [f"ours, {precision}, {mode}" for mode in modes]
+        floors = [f"floor, {precision}"] if precision in FLOORS and precision in shown else []
+        reason = session.skips(dtype)
+        if reason is not None:
+            left_out |= dict.fromkeys([f"published, {precision}", *ours, *floors], reason)
+            continue
         published = PublishedCMRAN()
-        named.append(
-            Form(f"published, {precision}", make_call(task, published, precision, False, video, audio, labels))
-        )
-        for mode in ("eager", "compiled"):
-            if precision not in (shown if mode == "eager" else compiled):
-                continue
+        call = make_call(task, published, precision, False, video, audio, labels)
+        forms.append(Form(f"published, {precision}", call))
+        for name, mode in zip(ours, modes, strict=True):
             model = CMRAN()
             load_official_state_dict(model, published.state_dict())
             call = make_call(task, model, precision, mode == "compiled", video, audio, labels)
-            named.append(Form(f"ours, {precision}, {mode}", call))
+            forms.append(Form(name, call))
             if on_gpu:
-                named.append(Form(f"ours, {precision}, {mode}, CUDA graph", in_graph(call), call))
-        if precision in FLOORS and precision in shown:
+                forms.append(Form(f"{name}, CUDA graph", in_graph(call), call))
+        for name in floors:
             floor = make_replay(record_floor(task, video, audio, labels), session.device, dtype)
-            named.append(Form(f"floor, {precision}", in_graph(floor) if on_gpu else floor, floor))
-        reason = session.skips(dtype)
-        forms += named if reason is None else []
-        left_out |= {} if reason is None else {form.name: reason for form in named}
+            forms.append(Form(name, in_graph(floor) if on_gpu else floor, floor))
     measured = compare(session, case, forms, pair([form.name for form in forms]), left_out)
     for result in measured["forms"].values():
         if "seconds" in result:

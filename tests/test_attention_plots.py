@@ -2,10 +2,11 @@
 
 import importlib
 import io
+import pickle
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -115,22 +116,75 @@ class TestRelations:
         plot_relations(np.eye(5), [5], ax=ax)
         assert len(ax.lines) == len(ax.child_axes) == 0
 
-    @pytest.mark.parametrize(("query", "lengths"), [(1, [1]), (11, [13, 11]), (61, [61, 59, 2]), (601, [1999, 1])])
-    def test_ticks_of_long_videos_are_few_and_start_with_every_memory(self, ax, query, lengths):
+    @pytest.mark.parametrize("size", [(8, 4.5), (2.5, 1.7)])
+    @pytest.mark.parametrize(
+        ("query", "lengths"),
+        [(1, [1]), (11, [13, 11]), (61, [61, 59, 2]), (601, [1999, 1]), (5, [25, 2000]), (2, [1] * 61)],
+    )
+    def test_ticks_have_room(self, size, query, lengths):
+        """Of videos and figures of any length; and each memory is counted from zero, from its first segment on."""
+        ax = Figure(size, layout="constrained").subplots()
         plot_relations(np.zeros((query, sum(lengths))), lengths, ax=ax)
         rendered(ax)
-        labels = tick_labels(ax.xaxis)
-        assert len(labels) <= 24 + len(lengths)
-        start = 0
-        for length in lengths:
-            own = {place - start: label for place, label in labels.items() if start <= place < start + length}
-            assert min(own) == 0
-            assert all(str(place) == label for place, label in own.items())
-            start += length
-        rows = tick_labels(ax.yaxis)
+        columns, rows = tick_labels(ax.xaxis), tick_labels(ax.yaxis)
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        for place, label in columns.items():
+            start = max(start for start in starts if start <= place)
+            assert place == start + int(label)
+        assert 0 in columns
+        assert max(columns) < sum(lengths)
         assert all(str(place) == label for place, label in rows.items())
-        assert min(query, 5) <= len(rows) <= 12
+        assert min(query, 3) <= len(rows) <= 20
         assert max(rows) < query
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert all(one.y0 > other.y1 for one, other in pairwise(boxes))
+
+    def test_every_memory_with_room_starts_with_zero(self, ax):
+        plot_relations(np.zeros((5, 122)), [61, 59, 2], ax=ax)
+        rendered(ax)
+        assert {0, 61, 120} <= set(ax.get_xticks())
+
+    @pytest.mark.parametrize("width", [2.5, 4, 8])
+    @pytest.mark.parametrize("lengths", [[40, 3, 10, 10], [25, 2000, 7, 3], [10, 12, 11, 13], [1, 1, 1, 1]])
+    def test_names_have_room(self, lengths, width):
+        """Where they would touch, one is lifted above the other; no higher than it takes."""
+        names = ["audio", "text", "the depth\nof the picture", "video"]
+        ax = Figure((width, 3), layout="constrained").subplots()
+        plot_relations(np.zeros((5, sum(lengths))), lengths, names, ax=ax)
+        rendered(ax)
+        labels = ax.child_axes[0].get_xticklabels()
+        assert [label.get_text().rstrip("\n") for label in labels] == names
+        boxes = []
+        for label in labels:
+            box, lines = label.get_window_extent(), label.get_text().count("\n") + 1
+            lifted = len(label.get_text()) - len(label.get_text().rstrip("\n"))
+            boxes.append((box.x0, box.x1, box.y0 + box.height * lifted / lines, box.y1))
+        for one, other in combinations(boxes, 2):
+            beside = one[1] < other[0] or other[1] < one[0]
+            assert beside or one[3] <= other[2] + 1 or other[3] <= one[2] + 1
+        if (lengths, width) == ([10, 12, 11, 13], 8):
+            assert [label.get_text() for label in labels] == names
+
+    def test_a_memory_of_length_zero_is_not_seen(self, ax):
+        plot_relations(np.eye(5), [0, 3, 0, 2, 0], ["none", "audio", "text", "video", "touch"], ax=ax)
+        rendered(ax)
+        assert [list(line.get_xdata()) for line in ax.lines] == [[2.5, 2.5]]
+        assert list(tick_labels(ax.xaxis).items()) == list(enumerate("01201"))
+        assert tick_labels(ax.child_axes[0].xaxis) == {1: "audio", 3.5: "video"}
+
+    def test_zooming_in_numbers_more_closely(self, ax):
+        plot_relations(np.zeros((5, 2000)), [25, 1975], ax=ax)
+        ax.set_xlim(22.5, 34.5)
+        rendered(ax)
+        assert list(tick_labels(ax.xaxis).items()) == list(zip(range(23, 35), ["23", "24", *"0123456789"], strict=True))
+
+    def test_figure_can_be_pickled(self):
+        """Without names, whose axis matplotlib does not pickle."""
+        ax = plot_relations(np.eye(5), [3, 2])
+        figure = pickle.loads(pickle.dumps(ax.figure))  # noqa: S301
+        assert tick_labels(figure.axes[0].xaxis) == tick_labels(ax.xaxis)
 
     def test_scale_can_be_shared(self, ax):
         plot_relations(np.eye(5) / 8, [5], vmax=0.5, ax=ax)
@@ -150,7 +204,14 @@ class TestRelations:
             (np.ones((2, 3, 5, 7)), [7], None, ValueError, r"weights .* of one video, got \(2, 3, 5, 7\)"),
             (np.ones((0, 7)), [7], None, ValueError, r"weights must have shape .*, got \(0, 7\)"),
             (np.ones((5, 7)), [5, 3], None, ValueError, r"lengths must sum to .* of weights, 7, got \[5, 3\]"),
-            (np.ones((5, 7)), [7, 0], None, ValueError, r"lengths\[1\] must be at least 1, got 0"),
+            (np.ones((5, 7)), [8, -1], None, ValueError, r"lengths\[1\] must be at least 0, got -1"),
+            (
+                np.where(np.eye(5) > 0, np.nan, 1),
+                [5],
+                None,
+                ValueError,
+                "at least 0, got NaN in 5 of 25 entries: a row",
+            ),
             (np.ones((5, 7)), [3.5, 3.5], None, TypeError, r"lengths\[0\] must be an int, got float"),
             (np.ones((5, 7)), [5, 2], ["a"], ValueError, r"names must hold one name for each of the 2 lengths, got"),
             ([[-1.0, 2]], [2], None, ValueError, "weights must be finite and at least 0, got -1 to 2: softmax makes"),
@@ -213,12 +274,17 @@ class TestSpatialAttention:
             (np.ones((2, 7, 7)), None, ValueError, r"weights must have shape .*, got \(2, 7, 7\)"),
             (np.ones((0, 7)), None, ValueError, r"weights must have shape .*, got \(0, 7\)"),
             ([[np.inf, 0]], None, ValueError, "weights must be finite and at least 0, got 0 to inf"),
-            ([[np.nan, 0]], None, ValueError, "weights must be finite and at least 0, got nan to nan"),
+            ([[np.nan, 0]], None, ValueError, "weights must be finite and at least 0, got NaN in 1 of 2 entries"),
             (np.eye(7), np.ones(5), ValueError, r"frame must have shape .*, got \(5,\)$"),
             (np.eye(7), np.ones((5, 7, 2)), ValueError, r"frame must have shape .*, got \(5, 7, 2\)$"),
             (np.eye(7), np.ones((3, 5, 7)), ValueError, r"got \(3, 5, 7\): move its channels last, by permute"),
             (np.eye(7), np.full((5, 7, 3), 255.0), ValueError, r"frame must be in \[0, 1\] .*, got 255 to 255"),
-            (np.eye(7), np.full((5, 7), np.nan), ValueError, r"frame must be in \[0, 1\] .*, got nan to nan"),
+            (
+                np.eye(7),
+                np.full((5, 7), np.nan),
+                ValueError,
+                r"frame must be in \[0, 1\] .*, got NaN in 35 of 35 entries$",
+            ),
             (np.eye(7), np.ones((5, 7), dtype=np.int64), TypeError, "frame must be uint8, or floating .*, got int64"),
             (np.eye(7), "frame.png", TypeError, "frame must hold real numbers, got <U9"),
         ],
@@ -342,7 +408,7 @@ class TestTimeline:
             ([0, 1], None, [0], ValueError, "truth must have the length of prediction, 2, got 1"),
             ([0, 1], [0.5], None, ValueError, r"event_score must have the shape of prediction, \(2,\), got \(1,\)"),
             ([0, 1], [-2.0, 3], None, ValueError, r"event_score must be in \[0, 1\], got -2 to 3: sigmoid makes"),
-            ([0, 1], [0.5, np.nan], None, ValueError, r"event_score must be in \[0, 1\], got nan"),
+            ([0, 1], [0.5, np.nan], None, ValueError, r"event_score must be in \[0, 1\], got NaN in 1 of 2 entries$"),
             ([0, 1], ["a", "b"], None, TypeError, "event_score must hold real numbers, got <U1"),
         ],
     )

@@ -9,8 +9,8 @@ from ave.data.procedural import make_procedural_set
 from ave.networks.cmran import CMRAN
 from ave.train import TrainConfig, main
 
-LOSS_TOLERANCE = 1e-4
-"""Relative; with other numbers of threads and other kernels they moved by 1e-7."""
+LOSS_TOLERANCE = {1: 2e-5, 2: 5e-4, 3: 4e-3}
+"""Relative, by epoch: with the kernels of other types of CPU they moved by 2e-6, 6e-5 and 4e-4."""
 SEGMENT_TOLERANCE = 2.5
 VAL_SEGMENTS, TEST_SEGMENTS = 130, 230
 
@@ -35,6 +35,6 @@ def test_golden_run(setting, dropout, tmp_path):
     config = TrainConfig(setting, epochs=3, batch_size=8, device="cpu", output=tmp_path)
     (metrics,) = main(config, data=data, network=network, draw=False)
     for epoch, (loss, right_of_val, right_of_test) in zip(metrics["history"], GOLDEN[setting, dropout], strict=True):
-        assert epoch["loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE)
+        assert epoch["loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE[epoch["epoch"]])
         assert epoch["val_accuracy"] * VAL_SEGMENTS == pytest.approx(right_of_val, abs=SEGMENT_TOLERANCE)
         assert epoch["test_accuracy"] * TEST_SEGMENTS == pytest.approx(right_of_test, abs=SEGMENT_TOLERANCE)

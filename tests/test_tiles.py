@@ -1,6 +1,8 @@
 """AGSCA's passes over the map in tiles: the same as by torch's own operations, under every transform of torch's."""
 
 import io
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmodal_attn import AGSCA, _tiles
@@ -259,11 +262,9 @@ def test_global_hooks_see_every_projection(layer, inputs):
 
 
 @pytest.mark.usefixtures("rows")
-@pytest.mark.parametrize("in_tiles", [False, True], ids=["with its hooks", "in tiles"])
-def test_a_counter_of_flops_sees_every_projection(layer, inputs, monkeypatch, in_tiles):
-    """The counter's own hooks turn tiles off; in tiles, too, it knows the operators of the products."""
-    if in_tiles:
-        monkeypatch.setattr(_tiles, "_has_any_global_hook", lambda: False)
+@pytest.mark.parametrize("counts_forward", [True, False], ids=["both passes", "the backward pass alone"])
+def test_a_counter_of_flops_sees_every_projection(layer, inputs, counts_forward):
+    """While it counts, no tiles are begun; in the backward pass of those that were, it knows the operators."""
     segments, positions, channels, audio, hidden = 2 * 3, 7, 5, 3, 2
     projections = (
         2
@@ -271,13 +272,23 @@ def test_a_counter_of_flops_sees_every_projection(layer, inputs, monkeypatch, in
         * (positions * channels * (channels + hidden) + audio * (channels + hidden) + 2 * channels * hidden)
     )
     sums = 2 * segments * positions * (hidden + channels)  # the comparison with the sound, and the weighted sum
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) if counts_forward else nullcontext() as counter:
         output = layer(*inputs)
-    assert counter.get_total_flops() == projections + sums
+    if counts_forward:
+        assert counter.get_total_flops() == projections + sums
     with FlopCounterMode(display=False) as counter:
         output.sum().backward()
-    # The gradients of the sums are outer products in part, which need no matrix product.
+    # The gradients of the sums are outer products in part, which tiles do without a matrix product.
     assert 2 * projections <= counter.get_total_flops() <= 2 * (projections + sums)
+
+
+def test_selective_checkpointing_changes_nothing(layer, inputs, assert_close):
+    """It keeps the results of matrix products, which nothing may overwrite."""
+    leaves = (*inputs, *layer.parameters())
+    expected = torch.autograd.grad(total(layer, {}, *inputs), leaves)
+    save_products = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+    value = checkpoint(partial(total, layer, {}), *inputs, use_reentrant=False, context_fn=save_products)
+    assert_close(torch.autograd.grad(value, leaves), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])

@@ -14,6 +14,7 @@ __all__ = [
     "check_mask",
     "check_match",
     "check_probability",
+    "check_projected",
     "check_size",
     "check_tensor",
 ]
@@ -101,6 +102,19 @@ def check_features(
     weight = getattr(dtype_of, "weight", None)
     expected = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else value.dtype
     check_dtype(name, value, f"the weights of this {layer_name} have", expected)
+
+
+def check_projected(name: str, projected: Tensor, size: int, layer: nn.Module) -> None:
+    """What a projection gives, ``size`` channels, all of them.
+
+    Heads cut out of a part would attend, and be wrong: of keys and values in one projection, half are the keys alone.
+    """
+    if projected.shape[-1] != size:
+        raise ValueError(
+            f"{name} gave {projected.shape[-1]} channels, but this {type(layer).__name__} needs all {size} of them: "
+            "where tensor parallelism splits a projection, let it gather its output, "
+            "ColwiseParallel(output_layouts=Replicate())"
+        )
 
 
 def check_match(name: str, value: Tensor, dims: dict[int, str], other_name: str, other: Tensor) -> None:

@@ -5,7 +5,7 @@ A registry, not hooks: hooks live in a module's dictionary, and so they would go
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -33,19 +33,20 @@ class Recorder:
 
     def open(self) -> None:
         """Listen to the layers, in all threads, and let compiled code run eagerly."""
-        global _opened
+        global _opened, _eager
         with _registry_lock:
-            if not _opened and "torch._dynamo" in sys.modules:  # else nothing is compiled; to import it takes seconds
-                _eager.enter_context(torch.compiler.set_stance("force_eager"))
+            if not _eager and "torch._dynamo" in sys.modules:  # else nothing is compiled; to import it takes seconds
+                _eager = torch.compiler.set_stance("force_eager")
             _opened = (*_opened, self)
 
     def close(self) -> None:
         """Listen no more; what is kept by now stays as it is."""
-        global _opened
+        global _opened, _eager
         with _registry_lock:
             _opened = tuple(other for other in _opened if other is not self)
-            if not _opened:
-                _eager.close()
+            if _eager and not _opened:
+                _eager.__exit__(None, None, None)
+                _eager = None
         with self._lock:
             self._layers = {}
 
@@ -69,8 +70,8 @@ class Recorder:
 
 _opened: tuple[Recorder, ...] = ()
 """Replaced and never changed, so that a layer may go over it while other threads open and close."""
-_eager = ExitStack()
-"""Holds the compiler's stance, which is one for all threads, from the first opening to the last closing."""
+_eager: Any = None
+"""The compiler's stance, which is one for all threads, from the first opening to the last closing."""
 _registry_lock = Lock()
 
 

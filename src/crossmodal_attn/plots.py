@@ -7,6 +7,7 @@ Axes: T segments of the query, M memory length, h x w cells.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate, count, groupby
 from typing import Any
@@ -18,10 +19,12 @@ from crossmodal_attn._checks import check_size
 try:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.backend_bases import RendererBase
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.textpath import text_to_path
+    from matplotlib.ticker import Formatter, Locator, MaxNLocator
     from numpy.typing import ArrayLike, NDArray
 except ImportError as _error:
     raise ImportError(
@@ -53,14 +56,16 @@ def plot_relations(
 ) -> Axes:
     """Draw the attention of a query over its memories: a row for each query segment, a column for each memory segment.
 
-    Each memory is a block of columns, counted from zero; white lines part the blocks. The axes are labelled
+    Each memory is a block of columns, counted from zero; white lines part the blocks. Ticks and names take the room
+    that there is: numbers that would touch are left out, names that would touch are lifted. The axes are labeled
     "query segment" and "memory segment": ``ax.set(ylabel=...)`` says it in other words. The image is ``ax.images[0]``.
 
     Args:
         weights: the attention weights of one video, at least 0, (T, M), or (heads, T, M), of which the mean is drawn:
             ``weights[0]`` of what a :class:`~crossmodal_attn.CMRA` returns.
-        lengths: the length of each memory, in the memory's order [contexts..., query]; they sum to M.
-        names: of the memories, written above them.
+        lengths: the length of each memory, in the memory's order [contexts..., query]; they sum to M. One of length 0
+            is not seen.
+        names: of the memories, written above them; not those of length 0.
         vmax: the weight that the last colour stands for; by default the largest. The first stands for 0.
         ax: where to draw; by default in a new figure, with a colour bar.
 
@@ -92,7 +97,7 @@ def plot_relations(
     mean = values if values.ndim == 2 else values.mean(0)
     segments, memory = mean.shape
     for index, length in enumerate(lengths):
-        check_size(f"lengths[{index}]", length)
+        check_size(f"lengths[{index}]", length, minimum=0)
     if sum(lengths) != memory:
         raise ValueError(f"lengths must sum to the memory length of weights, {memory}, got {list(lengths)}")
     if names is not None and len(names) != len(lengths):
@@ -100,23 +105,19 @@ def plot_relations(
     own, ax = ax is None, _axes(ax, figsize=(8, 4.5))
     image = ax.imshow(mean, cmap="viridis", vmin=0, vmax=vmax, aspect="auto")
     starts = list(accumulate(lengths, initial=0))[:-1]
-    for start in starts[1:]:
+    blocks = [(start, length) for start, length in zip(starts, lengths, strict=True) if length]
+    for start, _ in blocks[1:]:
         ax.axvline(start - 0.5, color="white", linewidth=3)
-    step = _tick_step(memory, 24)
-    columns = {
-        start + segment: str(segment)
-        for start, length in zip(starts, lengths, strict=True)
-        for segment in range(0, length, step)
-    }
-    ax.set_xticks(list(columns), list(columns.values()), fontsize="small")
-    rows = range(0, segments, _tick_step(segments, 12))
-    ax.set_yticks(rows, [str(row) for row in rows], fontsize="small")
+    _count_segments(ax.xaxis, blocks)
+    _count_segments(ax.yaxis, [(0, segments)])
     ax.set(xlabel="memory segment", ylabel="query segment")
     if names is not None:
         # On an axis of their own, of which a title keeps clear.
         above = ax.secondary_xaxis("top")
-        centres = [start + (length - 1) / 2 for start, length in zip(starts, lengths, strict=True)]
-        above.set_xticks(centres, names, parse_math=False)
+        shown = [name for name, length in zip(names, lengths, strict=True) if length]
+        centers = {start + (length - 1) / 2: name for (start, length), name in zip(blocks, shown, strict=True)}
+        above.set_xticks(list(centers), shown, parse_math=False)
+        above.xaxis.set_major_formatter(_LiftedNames(ax, centers))
         above.tick_params(length=0)
     if own:
         ax.figure.colorbar(image, ax=ax, label=meaning)
@@ -135,7 +136,7 @@ def plot_spatial_attention(
     """Draw where one segment attends in space, over its frame if there is one.
 
     In the manner of Figure 6 of Xu et al., ACM MM 2020. Coordinates are those of ``imshow``: pixels of the frame, or
-    without one cells of the map, whole numbers at their centres. The map is the last of ``ax.images``.
+    without one cells of the map, whole numbers at their centers. The map is the last of ``ax.images``.
 
     Args:
         weights: the attention of one segment, at least 0, (h, w): ``spatial_map[0, 0]`` of what an
@@ -317,6 +318,106 @@ def _halve(name: str) -> str:
     return min(forms, key=lambda form: max(map(len, form.split("\n"))), default=name)
 
 
+def _count_segments(axis: Axis, blocks: Sequence[tuple[int, int]]) -> None:
+    """Number the segments of every block, given as (start, length), from zero, as closely as the labels have room."""
+    axis.set_major_locator(_SegmentLocator(blocks))
+    axis.set_major_formatter(_SegmentNumbers([start for start, _ in blocks]))
+    axis.set_tick_params(labelsize="small")
+
+
+class _SegmentLocator(Locator):
+    """Ticks at the start of every block and at round numbers after it, less those whose labels would touch others."""
+
+    def __init__(self, blocks: Sequence[tuple[int, int]]) -> None:
+        self._blocks = blocks
+
+    def __call__(self) -> list[int]:
+        axis: Any = self.axis
+        label = axis.get_major_ticks(1)[0].label1
+        end = sum(self._blocks[-1])
+        if axis.axis_name == "x":
+            scale, gap, room = _pixels(axis.axes, end)[0] / end, 0.8 * _font_size(label), _text_width
+        else:
+            scale, gap, room = _pixels(axis.axes, end)[1] / end, 1.2 * _font_size(label), _text_height
+        widest = room(label, str(max(length for _, length in self._blocks) - 1))
+        step = _tick_step(end, max(1, int(end * scale / (widest + gap))))
+        # The starts come first, so that they stay.
+        rounds = [(start, number) for start, length in self._blocks for number in range(step, length, step)]
+        low, high = sorted(axis.get_view_interval())
+        ticks: dict[int, float] = {}
+        for start, number in [*((start, 0) for start, _ in self._blocks), *rounds]:
+            half = (room(label, str(number)) + gap) / 2
+            if low <= start + number <= high and all(
+                abs(start + number - place) * scale >= half + other for place, other in ticks.items()
+            ):
+                ticks[start + number] = half
+        return sorted(ticks)
+
+
+class _SegmentNumbers(Formatter):
+    """Numbers of segments, counted from the start of their block."""
+
+    def __init__(self, starts: Sequence[int]) -> None:
+        self._starts = starts
+
+    def __call__(self, place: float, _position: int | None = None) -> str:
+        return str(round(place) - self._starts[bisect(self._starts, round(place)) - 1])
+
+
+class _LiftedNames(Formatter):
+    """Names of blocks, by their centers: side by side where they fit, and above one another where they would touch."""
+
+    def __init__(self, ax: Axes, names: dict[float, str]) -> None:
+        self._ax, self._names = ax, names
+
+    def __call__(self, center: float, _position: int | None = None) -> str:
+        return self._names.get(center, "")
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """The names of the blocks whose centers are ``values``, on as many empty lines as they are lifted."""
+        axis: Any = self.axis
+        label = axis.get_major_ticks(1)[0].label2
+        scale, gap = _pixels(self._ax, 1)[0], 0.6 * _font_size(label)
+        placed: list[tuple[float, float, int, int]] = []
+        lifted = []
+        for center in values:
+            name = self(center)
+            half = (_text_width(label, name) + gap) / 2
+            left, right, lines = center * scale - half, center * scale + half, name.count("\n") + 1
+            beside = [(low, high) for start, end, low, high in placed if start < right and left < end]
+            lift = min(
+                level
+                for level in (0, *(high for _, high in beside))
+                if all(level + lines <= low or high <= level for low, high in beside)
+            )
+            placed.append((left, right, lift, lift + lines))
+            lifted.append(name + lift * "\n")
+        return lifted
+
+
+def _pixels(ax: Axes, count: int) -> tuple[float, float]:
+    """How wide ``count`` columns, and how high ``count`` rows, are now."""
+    across, down = ax.transData.transform((count, count)) - ax.transData.transform((0, 0))
+    return abs(float(across)), abs(float(down))
+
+
+def _font_size(label: Text) -> float:
+    """In pixels."""
+    return float(label.get_fontsize()) * label.figure.dpi / 72
+
+
+def _text_width(label: Text, text: str) -> float:
+    """In pixels, in the font of ``label``."""
+    font = label.get_fontproperties()
+    lines = [text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n") if line]
+    return float(max(lines, default=0)) * label.figure.dpi / 72
+
+
+def _text_height(label: Text, text: str) -> float:
+    """In pixels, in the font of ``label``."""
+    return _font_size(label) * (text.count("\n") + 1)
+
+
 def _tick_step(length: int, most: int) -> int:
     """The least of 1, 2, 5, 10, 20, 50, ... that makes at most ``most`` ticks over ``length``."""
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
@@ -353,11 +454,19 @@ def _read_weights(weights: Tensor | ArrayLike) -> NDArray[Any]:
     """Attention weights of any shape."""
     values = _read("weights", weights)
     if not ((values >= 0) & (values < np.inf)).all():
-        raise ValueError(
-            f"weights must be finite and at least 0, got {values.min():g} to {values.max():g}: "
-            "softmax makes weights of scores"
+        advice = (
+            "a row that may attend to nothing has NaN in some layers, and numpy.nan_to_num makes it zero"
+            if np.isnan(values).any()
+            else "softmax makes weights of scores"
         )
+        raise ValueError(f"weights must be finite and at least 0, got {_range(values)}: {advice}")
     return values
+
+
+def _range(values: NDArray[Any]) -> str:
+    """What numbers there are, in words: from where to where, or how many are none."""
+    nan = int(np.isnan(values).sum())
+    return f"NaN in {nan} of {values.size} entries" if nan else f"{values.min():g} to {values.max():g}"
 
 
 def _read_frame(frame: Tensor | ArrayLike) -> NDArray[Any]:
@@ -374,9 +483,7 @@ def _read_frame(frame: Tensor | ArrayLike) -> NDArray[Any]:
     if picture.dtype.kind != "f":
         raise TypeError(f"frame must be uint8, or floating point in [0, 1], got {picture.dtype}")
     if not ((picture >= 0) & (picture <= 1)).all():
-        raise ValueError(
-            f"frame must be in [0, 1] where it is floating point, got {picture.min():g} to {picture.max():g}"
-        )
+        raise ValueError(f"frame must be in [0, 1] where it is floating point, got {_range(picture)}")
     return picture
 
 
@@ -400,7 +507,6 @@ def _read_score(event_score: Tensor | ArrayLike, length: int) -> NDArray[Any]:
     if score.shape != (length,):
         raise ValueError(f"event_score must have the shape of prediction, {(length,)}, got {score.shape}")
     if not ((score >= 0) & (score <= 1)).all():
-        raise ValueError(
-            f"event_score must be in [0, 1], got {score.min():g} to {score.max():g}: sigmoid makes scores of logits"
-        )
+        advice = "" if np.isnan(score).any() else ": sigmoid makes scores of logits"
+        raise ValueError(f"event_score must be in [0, 1], got {_range(score)}{advice}")
     return score

@@ -23,6 +23,7 @@ from crossmodal_attn._checks import (
     check_mask,
     check_match,
     check_probability,
+    check_projected,
     check_size,
     check_tensor,
 )
@@ -220,7 +221,11 @@ class CMRA(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as :class:`torch.nn.MultiheadAttention` does: Xavier-uniform q, k and v, zero biases."""
+        """Draw the weights as :class:`torch.nn.MultiheadAttention` does: Xavier-uniform q, k and v, zero biases.
+
+        The projections are children with a ``reset_parameters`` of their own. Where every module's is called, as after
+        the meta device, call the children's first, as :meth:`torch.nn.Module.apply` does.
+        """
         # It packs q, k and v, and so draws them smaller, where all widths are one.
         gain = 2**-0.5 if self.context_dim == self.embed_dim else 1.0
         self.out_proj.reset_parameters()
@@ -339,9 +344,12 @@ class CMRA(nn.Module):
             joined = self.kv_proj(torch.cat(memory, 1))
         else:
             joined = torch.cat([self.context_kv_proj(torch.cat(contexts, 1)), self.kv_proj(query)], 1)
+        projected_query = self.q_proj(query)
+        check_projected("q_proj", projected_query, self.embed_dim, self)
+        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
         queries, keys, values = (
             rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
-            for projected in (self.q_proj(query), *joined.chunk(2, -1))
+            for projected in (projected_query, *joined.chunk(2, -1))
         )
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         attended = relation_attention(
