@@ -60,7 +60,7 @@ def attend_map(
     dtype = _compute_dtype(video)
     flat = _flatten(video, 2).to(dtype)
     pooled, again, _ = _apply(_Pool, flat, *_parameters(channel_projection, dtype))
-    channel_map = excite(pooled.view(*video.shape[:-2], -1))
+    channel_map = excite(pooled.view(*video.shape[:-2], pooled.shape[-1]))
     attended, spatial_map, *_ = _apply(
         _Attend,
         again if flat.requires_grad else flat,
