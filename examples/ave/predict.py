@@ -42,10 +42,10 @@ BATCH = 16
 class PredictConfig:
     """Find the events in videos, from their features, with a trained CMRAN.
 
-    The features are a directory of the AVE release's HDF5 files or one that `prepare` made, of which only the features
-    of both senses are needed, or an .npz with the arrays `visual` (videos, seconds, height, width, channels), or
-    (videos, seconds, channels), and `audio` (videos, seconds, channels); for one video the first axis may be left out.
-    An .npz may also hold `names`, text, and `lengths`, the seconds of each video if shorter ones are padded.
+    The features are a directory of the AVE release, of an own set in its form, or made by `prepare`, of which only the
+    features of both senses are needed; or an .npz with the arrays `visual` (videos, seconds, height, width, channels)
+    or (videos, seconds, channels), and `audio` (videos, seconds, channels); for one video the first axis may be left
+    out. An .npz may also hold `names`, text, and `lengths`, the seconds of each video if shorter ones are padded.
 
     It writes events.csv and events.json: for every event the video, its row in the features, the seconds at which it
     begins and ends, its category and its score. The score, in [0, 1], is the mean over the event's seconds of the

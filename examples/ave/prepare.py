@@ -38,7 +38,7 @@ class CheckConfig:
     """
 
     data: Path
-    """directory of the AVE release's HDF5 files, or one that `prepare` made"""
+    """directory of the AVE release, of an own set in its form, or made by `prepare`"""
     setting: Setting = "supervised"
     """the use; weak needs four more files, which are otherwise checked if they are there"""
 
@@ -65,7 +65,7 @@ class PrepareConfig:
     """
 
     data: Path
-    """directory of the AVE release's HDF5 files"""
+    """directory of the AVE release, or of an own set in its form"""
     output: Path
     """a new directory, or one where `prepare` was stopped; a finished one is verified and repaired"""
     dtype: Literal["float16", "float32"] = "float16"

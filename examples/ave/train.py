@@ -68,7 +68,7 @@ class TrainConfig:
     setting: Setting = "supervised"
     """train on a label for every second, or weakly on one label for the whole video"""
     data: Path | None = None
-    """directory of the AVE release's HDF5 files, or one that `prepare` made; without it, the procedural set"""
+    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
     senses: Senses = "both"
     """the features that the network is given; the other ones are zeroed in training and testing"""
     epochs: int | None = None
