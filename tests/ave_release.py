@@ -12,6 +12,15 @@ def write_dataset(path, array, name="avadataset"):
         file[name] = array
 
 
+def write_annotations(directory, names, header="", category="Flûte", encoding="utf-8", newline="\n"):
+    """Annotations of the first videos that fit their labels."""
+    with h5py.File(directory / "labels.h5") as file:
+        event = file["avadataset"][:, :, :-1].any(-1)
+    spans = [(row.argmax(), len(row) - row[::-1].argmax()) if row.any() else (0, 0) for row in event]
+    lines = [f"{category}&{name}&good&{start}&{end}\n" for name, (start, end) in zip(names, spans, strict=False)]
+    (directory / "Annotations.txt").write_text(header + "".join(lines), encoding, newline=newline)
+
+
 def write_release(directory, seed=0):
     """Small and complete; every array that a release has, with random features and one-hot labels."""
     rng = np.random.default_rng(seed)

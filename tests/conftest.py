@@ -122,7 +122,10 @@ def ave_files() -> Path:
 
 @pytest.fixture
 def real_release(ave_files: Path, tmp_path: Path) -> Path:
-    """The real labels, orders and background audio, beside feature files of the release's shape that take no space."""
+    """The real labels, orders and background audio, beside feature files of the release's shape that take no space.
+
+    Features of the 4,143 videos were never written; those of the background videos are all 1.
+    """
     for path in [*ave_files.glob("*.h5"), ave_files / "Annotations.txt"]:
         (tmp_path / path.name).symlink_to(path)
     for name, shape in {
@@ -131,6 +134,7 @@ def real_release(ave_files: Path, tmp_path: Path) -> Path:
         "visual_feature_noisy": (178, 10, 7, 7, 512),
     }.items():
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
-            # Chunks that are never written are not stored, and read as zero.
-            file.create_dataset("avadataset", shape, "f8", chunks=(1, *shape[1:]))
+            # Chunks that are never written are not stored, and read as the fill value.
+            fill = float(name.endswith("noisy"))
+            file.create_dataset("avadataset", shape, "f8", chunks=(1, *shape[1:]), fillvalue=fill)
     return tmp_path

@@ -176,6 +176,9 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
         (["--lr", "1e999"], "--lr must be a number above 0, got inf"),
         (["--batch-size", "many"], "--batch-size: invalid literal for int() with base 10: 'many'"),
         (["--lr", "-1"], "--lr must be a number above 0, got -1"),
+        (["--lr-decay", "0"], "--lr-decay must be a number above 0, at most 1, got 0"),
+        (["--milestones", "0", "3"], "--milestones must be epochs from 1 on, got [0, 3]"),
+        (["--milestones", "3", "3"], "--milestones must differ from one another, got [3, 3]"),
         (["--lr", "nan"], "--lr must be a number above 0, got nan"),
         (["--seeds", "-1"], "--seeds must be integers from 0 to 4294967295, got [-1]"),
         (["--seeds", "1.5"], "Error parsing --seeds"),
@@ -285,8 +288,8 @@ def test_divergence_is_said(release, tmp_path, capsys):
     [
         (
             "train",
-            "setting data senses epochs batch-size lr seeds device precision compile cache workers keep log output "
-            "resume",
+            "setting data senses epochs batch-size lr milestones lr-decay seeds device precision compile cache workers "
+            "keep log output resume",
         ),
         ("evaluate", "checkpoint official data split device precision output"),
         ("predict", "checkpoint official features split device precision output"),

@@ -54,7 +54,8 @@ def steps(data, setting, accelerator, batch_size=5, seed=0, epoch=1, workers=0):
     loader = training_loader(data, setting, accelerator, batch_size=batch_size, seed=seed, workers=workers)
     loader.shares.epoch = epoch
     seen = []
-    for video, audio, target, weight in loader:
+    for video, audio, target, weight, mask in loader:
+        assert mask is None
         assert video.dtype == audio.dtype == torch.float32
         rows = video[:, 0, 0, 0, 0]
         assert torch.equal(rows, audio[:, 0, 0])

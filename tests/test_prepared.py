@@ -16,7 +16,7 @@ from ave.data.prepared import inspect_set, read_features, read_prepared, read_se
 from ave.data.release import read_release
 from ave.prepare import prepare_release, round_features
 from ave.results.tables import files_table
-from ave_release import write_dataset, write_release
+from ave_release import write_annotations, write_dataset, write_release
 
 FEATURES = ("visual_feature", "audio_feature", "visual_feature_noisy", "audio_feature_noisy")
 # Half a unit in the last place, relative to a normal number; below those, half of the least number.
@@ -28,7 +28,7 @@ def release(tmp_path):
     directory = tmp_path / "release"
     directory.mkdir()
     arrays = write_release(directory)
-    (directory / "Annotations.txt").write_text("".join(f"Bark&id{row}&good&0&5\n" for row in range(23)), "utf-8")
+    write_annotations(directory, [f"id{row}" for row in range(23)])
     return directory, arrays
 
 
@@ -332,7 +332,11 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("visual_feature", -1.0, r"visual_feature\.h5 must hold features of at least 0.*row 22, and maybe more"),
+        (
+            "visual_feature",
+            0.0,
+            r"visual_feature\.h5 must hold features of every video, got 1 .*row 22, and maybe more",
+        ),
         ("audio_feature_noisy", np.inf, r"audio_feature_noisy\.h5 must hold finite features"),
         (
             "audio_feature",
@@ -352,6 +356,8 @@ def test_bad_features_leave_nothing_behind(release, tmp_path, monkeypatch, name,
     array = arrays[name].copy()
     array[-1, 2, 1] = array[-1, 2, 1] * 0
     array[-1].flat[-1] = value
+    if value == 0:
+        array[-1] = 0
     write_dataset(directory / f"{name}.h5", array)
     with pytest.raises(InputError, match=message):
         prepare_release(directory, tmp_path / "output")
@@ -367,8 +373,8 @@ def test_bad_features_that_came_later_leave_the_finished_set(release, tmp_path):
     output = tmp_path / "output"
     prepare_release(directory, output)
     whole = contents(output)
-    write_dataset(directory / "audio_feature_noisy.h5", -arrays["audio_feature_noisy"])
-    with pytest.raises(InputError, match="must hold features of at least 0"):
+    write_dataset(directory / "audio_feature_noisy.h5", arrays["audio_feature_noisy"] + np.inf)
+    with pytest.raises(InputError, match="must hold finite features"):
         prepare_release(directory, output)
     after = contents(output)
     assert json.loads(after.pop("prepared.json")) == json.loads(whole.pop("prepared.json"))
@@ -402,8 +408,8 @@ def test_output_with_another_set_is_refused(release, prepared):
 
 
 def test_a_release_with_a_fault_is_refused(release, tmp_path):
-    (release[0] / "val_order.h5").unlink()
-    with pytest.raises(InputError, match=r"val_order\.h5 is missing"):
+    (release[0] / "test_order.h5").unlink()
+    with pytest.raises(InputError, match=r"test_order\.h5 is missing"):
         prepare_release(release[0], tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
@@ -445,10 +451,10 @@ def test_commands(release, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "damage", "message"),
     [
-        ("check", "negative", "must hold features of at least 0"),
+        ("check", "infinite", "must hold finite features"),
         ("check", "missing", "labels.h5 is missing"),
         ("check", "nowhere", "is not a directory"),
-        ("prepare", "negative", "must hold features of at least 0"),
+        ("prepare", "infinite", "must hold finite features"),
         ("prepare", "missing", "labels.h5 is missing"),
         ("prepare", "nowhere", "is not a directory"),
         ("prepare", "file", "--output must be a new or empty directory"),
@@ -457,8 +463,8 @@ def test_commands(release, tmp_path, capsys):
 def test_bad_input_is_a_line_and_exit_code_2(release, tmp_path, capsys, command, damage, message):
     directory, arrays = release
     output = tmp_path / "output"
-    if damage == "negative":
-        write_dataset(directory / "audio_feature.h5", -arrays["audio_feature"])
+    if damage == "infinite":
+        write_dataset(directory / "audio_feature.h5", arrays["audio_feature"] + np.inf)
     elif damage == "missing":
         (directory / "labels.h5").unlink()
     elif damage == "nowhere":

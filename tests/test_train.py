@@ -100,13 +100,13 @@ def test_chosen_is_the_first_of_equals():
 
 
 def test_the_learning_rate_is_halved_after_these_epochs(data, setting, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, setting, RECIPES[setting]._replace(halvings=(1, 3)))
+    monkeypatch.setitem(RECIPES, setting, RECIPES[setting]._replace(milestones=(1, 3)))
     history, _ = run(data, tmp_path / "run", setting=setting, epochs=5, lr=0.008)
     assert [line["learning_rate"] for line in history] == [0.008, 0.004, 0.004, 0.002, 0.002]
 
 
 def test_the_recipes_of_the_authors():
-    assert {name: (recipe.clip_norm, recipe.halvings) for name, recipe in RECIPES.items()} == {
+    assert {name: (recipe.clip_norm, recipe.milestones) for name, recipe in RECIPES.items()} == {
         "supervised": (0.1, (10, 20, 30)),
         "weak": (0.5, (5, 20, 40)),
     }

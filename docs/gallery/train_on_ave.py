@@ -60,7 +60,7 @@ for name, child in model.named_children():
 
 accelerator = Accelerator(cpu=True)
 loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0)
-video, audio, labels, _ = next(iter(loader))
+video, audio, labels, *_ = next(iter(loader))
 localization = model(video, audio)
 print({name: tuple(logits.shape) for name, logits in localization._asdict().items()})
 print(f"loss before training: {supervised_loss(localization, labels).item():.2f}")
@@ -80,7 +80,7 @@ for epoch in range(1, 6):
     model.train()
     loader.shares.epoch = epoch
     losses = []
-    for video, audio, labels, _ in loader:
+    for video, audio, labels, *_ in loader:
         loss = recipe.loss(model(video, audio), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -105,7 +105,7 @@ right.set(ylabel="val accuracy (orange)", ylim=(0, 1))
 # ``localize`` decides every second, ``find_events`` puts runs of seconds together.
 
 model.eval()
-video, audio, labels, _ = next(iter(evaluation_loader(data, "test", accelerator)))
+video, audio, labels, *_ = next(iter(evaluation_loader(data, "test", accelerator)))
 with torch.no_grad():
     localization = model(video, audio)
 background = len(data.categories)

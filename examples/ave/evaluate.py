@@ -35,7 +35,7 @@ class EvaluateConfig:
     official: Path | None = None
     """checkpoint of the authors' code, .pth.tar, in place of --checkpoint"""
     data: Path | None = None
-    """directory of the AVE release's HDF5 files, or one that `prepare` made; without it, the procedural set"""
+    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
     split: Split = "test"
     """which videos"""
     device: str = "auto"
@@ -99,5 +99,5 @@ def _check_fit(model: CMRAN, data: AVEData) -> None:
     if model.categories is not None and model.categories != data.categories:
         raise ValueError(
             f"--data must have the categories of the network, {model.categories[0]} and so on, "
-            f"got {data.categories[0]} and so on"
+            f"got {data.categories[0]} and so on; categories.txt names those of an own dataset"
         )

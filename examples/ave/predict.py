@@ -42,10 +42,10 @@ BATCH = 16
 class PredictConfig:
     """Find the events in videos, from their features, with a trained CMRAN.
 
-    The features are a directory of the AVE release's HDF5 files or one that `prepare` made, of which only the features
-    of both senses are needed, or an .npz with the arrays `visual` (videos, seconds, height, width, channels) and
-    `audio` (videos, seconds, channels); for one video the first axis may be left out. An .npz may also hold `names`,
-    text, and `lengths`, the seconds of each video if shorter ones are padded.
+    The features are a directory of the AVE release, of an own set in its form, or made by `prepare`, of which only the
+    features of both senses are needed; or an .npz with the arrays `visual` (videos, seconds, height, width, channels)
+    or (videos, seconds, channels), and `audio` (videos, seconds, channels); for one video the first axis may be left
+    out. An .npz may also hold `names`, text, and `lengths`, the seconds of each video if shorter ones are padded.
 
     It writes events.csv and events.json: for every event the video, its row in the features, the seconds at which it
     begins and ends, its category and its score. The score, in [0, 1], is the mean over the event's seconds of the
@@ -286,7 +286,7 @@ class UnlabeledVideos:
             if split not in found.splits():
                 raise ValueError(f"--split {split} needs the order files of the release, got {path} without them")
             rows = found.splits()[split]
-        return cls(visual, audio, rows, found.names)
+        return cls(visual, audio, rows, found.names, found.tensors.get("lengths"))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -348,8 +348,10 @@ def _read_npz(path: Path) -> UnlabeledVideos:
             raise ValueError(f"{path} must hold an array of numbers called {name}, got {came}")
     with np.errstate(over="ignore"):  # an overflow is found when all values are checked
         visual, audio = (torch.from_numpy(arrays[name].astype(np.float32, copy=False)) for name in ("visual", "audio"))
-    if visual.dim() == 4 and audio.dim() == 2:
+    if visual.dim() in (2, 4) and audio.dim() == 2:
         visual, audio = visual[None], audio[None]
+    if visual.dim() == 3 and audio.dim() == 3:
+        visual = visual[:, :, None, None]
     names, lengths = arrays.get("names"), arrays.get("lengths")
     if names is not None and names.dtype.kind != "U":
         raise ValueError(f"{path} must hold text in names, got {names.dtype}")

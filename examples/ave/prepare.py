@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ave import InputError, checking_input
 from ave.data.dataset import Setting
 from ave.data.prepared import FORM, MANIFEST, UNFINISHED, find_damage, inspect_set
-from ave.data.release import FILES, BadValues, Found, ReleaseFile, examine_release, needed_files
+from ave.data.release import FILES, BadValues, Found, ReleaseFile, clear_padding, examine_release, needed_files
 from ave.results.files import is_leftover, write_json, writing
 from ave.results.tables import files_table, format_table
 
@@ -32,12 +32,13 @@ class CheckConfig:
     """Check a directory of the AVE release, or a prepared one: what is there, and precisely what is missing or wrong.
 
     It prints a table of all files, with their datasets, shapes, dtypes and counts per split, then a line for every
-    problem, which says what to do. All features are read, to find values that are not finite or negative. The exit code
-    is 0 if all is right, else 2.
+    problem, which says what to do. All features are read, to find values that are not finite, and videos whose features
+    are all zero or were never written; what stands twice, such as labels and annotations, is compared. The exit code is
+    0 if all is right, else 2.
     """
 
     data: Path
-    """directory of the AVE release's HDF5 files, or one that `prepare` made"""
+    """directory of the AVE release, of an own set in its form, or made by `prepare`"""
     setting: Setting = "supervised"
     """the use; weak needs four more files, which are otherwise checked if they are there"""
 
@@ -64,7 +65,7 @@ class PrepareConfig:
     """
 
     data: Path
-    """directory of the AVE release's HDF5 files"""
+    """directory of the AVE release, or of an own set in its form"""
     output: Path
     """a new directory, or one where `prepare` was stopped; a finished one is verified and repaired"""
     dtype: Literal["float16", "float32"] = "float16"
@@ -112,8 +113,8 @@ def prepare_release(
         The manifest: under "files", for each its shape, dtype, bytes, SHA-256, source and largest rounding errors.
 
     Raises:
-        InputError: if a file of the release is missing or wrong, features are not finite, negative or too large for
-            the dtype, ``output`` holds something else, or the disk is too small. ``output`` is then as before.
+        InputError: if a file of the release is missing or wrong, features are not finite, all zero for a video, or too
+            large for the dtype, ``output`` holds something else, or the disk is too small; ``output`` is as before.
         OSError: if a file cannot be written, for example because the disk is full; finished files are kept.
     """
     # ---- Check everything before anything is written ----
@@ -123,11 +124,15 @@ def prepare_release(
         complete, manifest = _take_over(output, found, dtype, say)
         waiting = [file for file in FILES if file.name in found.arrays and file.name not in manifest["files"]]
         _check_space(output, sum(prod(found.arrays[f.name].shape) * _dtype_of(f, dtype).itemsize for f in waiting))
-    names = manifest["names"] if found.names is None else list(found.names)
-    if complete and not waiting and manifest["names"] == names:
+    texts = {
+        "names": manifest["names"] if found.names is None else list(found.names),
+        "categories": manifest["categories"] if found.categories is None else list(found.categories),
+        "ave": found.is_ave,
+    }
+    if complete and not waiting and all(manifest[key] == text for key, text in texts.items()):
         say(f"{output} is prepared, and every digest is right: there is nothing to do")
         return manifest
-    manifest["names"] = names
+    manifest |= texts
     before = dict(manifest["files"])
     try:
         # ---- Convert file by file; each is noted once it is on the disk ----
@@ -158,7 +163,8 @@ def prepare_release(
 
 def _take_over(output: Path, found: Found, dtype: str, say: Callable[[str], object]) -> tuple[bool, dict[str, Any]]:
     """Return whether a finished dataset is in ``output``, and a manifest of the files there that are still right."""
-    fresh: dict[str, Any] = {"form": FORM, "dtype": dtype, "names": None, "files": {}}
+    texts = {"names": None, "categories": None, "ave": False}
+    fresh: dict[str, Any] = {"form": FORM, "dtype": dtype, **texts, "files": {}}
     if not output.exists():
         return False, fresh
     present = {path.name for path in output.iterdir()} if output.is_dir() else {"no directory"}
@@ -180,7 +186,7 @@ def _take_over(output: Path, found: Found, dtype: str, say: Callable[[str], obje
         say(f"{path} is damaged, so all is prepared anew: {error!r}")
         return False, fresh
     if (form, came) != (FORM, dtype) or changed:
-        other = f"from another {changed[0]}.h5" if changed else f"in {came}"
+        other = f"from another {found.paths[changed[0]].name}" if changed else f"in {came}"
         if complete:
             raise ValueError(f"--output must be a new directory, got {output}, which holds a set prepared {other}")
         say(f"{output} was begun {other}, so all is prepared anew")
@@ -193,7 +199,7 @@ def _take_over(output: Path, found: Found, dtype: str, say: Callable[[str], obje
             whole[name] = entry
     if not complete:
         say(f"going on in {output} with {len(whole)} files ready")
-    return complete, {**fresh, "names": manifest.get("names"), "files": whole}
+    return complete, {**fresh, **{key: manifest.get(key) for key in texts}, "files": whole}
 
 
 def _source(found: Found, name: str) -> dict[str, Any] | None:
@@ -215,11 +221,11 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
     """Write one file, whole or not at all, and return its entry in the manifest.
 
     Raises:
-        ValueError: if features are not finite, negative, or too large for the dtype.
+        ValueError: if features are not finite, all zero for a video, or too large for the dtype.
     """
     array, kind = found.arrays[file.name], _dtype_of(file, dtype)
     entry: dict[str, Any] = {"source": _source(found, file.name), "absolute_error": 0.0, "relative_error": 0.0}
-    bad = BadValues(array.path)
+    bad = BadValues(file, found)
     path = output / f"{file.name}.npy"
     with writing(path) as temporary, temporary.open("wb") as stream:
         header = io.BytesIO()
@@ -230,6 +236,7 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
         for first, block in array.blocks():
             values = block.astype(kind) if not file.is_features else block
             if file.is_features:
+                clear_padding(first, block, found.lengths_of(file))
                 bad.add(first, block)
                 for message in bad.messages():
                     raise ValueError(f"{message}, and maybe more after it: `check` finds all")
@@ -261,7 +268,7 @@ def _finish(output: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dtype_of(file: ReleaseFile, dtype: str) -> np.dtype[Any]:
-    return np.dtype(dtype if file.is_features else "int64" if file.axes == "R" else "float32")
+    return np.dtype(dtype if file.is_features else "int64" if len(file.axes) == 1 else "float32")
 
 
 class Rounding(NamedTuple):
@@ -274,7 +281,7 @@ class Rounding(NamedTuple):
 
 
 def round_features(features: NDArray[Any], dtype: np.dtype[Any]) -> Rounding:
-    """Round features, which are finite and at least 0, to ``dtype``.
+    """Round features, which are finite, to ``dtype``.
 
     Raises:
         ValueError: if one is too large for it.
@@ -285,14 +292,13 @@ def round_features(features: NDArray[Any], dtype: np.dtype[Any]) -> Rounding:
     """
     with np.errstate(over="ignore", under="ignore"):
         values = features.astype(dtype)
-    if np.isinf(values.max()):
+    sizes = np.abs(features)
+    if np.isinf(values.max()) or np.isinf(values.min()):
         limit = np.finfo(dtype).max
-        raise ValueError(
-            f"--dtype {dtype} ends at {limit:g}, got features up to {features.max():g}: use --dtype float32"
-        )
+        raise ValueError(f"--dtype {dtype} ends at {limit:g}, got features up to {sizes.max():g}: use --dtype float32")
     errors = np.subtract(features, values, dtype=np.float64)
     np.abs(errors, out=errors)
     absolute = float(errors.max())
-    normal = features >= np.finfo(dtype).tiny
-    np.divide(errors, features, out=errors, where=normal)
+    normal = sizes >= np.finfo(dtype).tiny
+    np.divide(errors, sizes, out=errors, where=normal)
     return Rounding(values, absolute, float(errors.max(where=normal, initial=0.0)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,13 +46,13 @@ class Recipe(NamedTuple):
 
     loss: Callable[..., Tensor]
     clip_norm: float
-    halvings: tuple[int, ...]
-    """The epochs after which the learning rate is halved."""
+    milestones: tuple[int, ...]
+    """The epochs after which the learning rate decays."""
 
 
 RECIPES: dict[Setting, Recipe] = {
-    "supervised": Recipe(supervised_loss, clip_norm=0.1, halvings=(10, 20, 30)),
-    "weak": Recipe(weak_loss, clip_norm=0.5, halvings=(5, 20, 40)),
+    "supervised": Recipe(supervised_loss, clip_norm=0.1, milestones=(10, 20, 30)),
+    "weak": Recipe(weak_loss, clip_norm=0.5, milestones=(5, 20, 40)),
 }
 
 
@@ -67,7 +68,7 @@ class TrainConfig:
     setting: Setting = "supervised"
     """train on a label for every second, or weakly on one label for the whole video"""
     data: Path | None = None
-    """directory of the AVE release's HDF5 files, or one that `prepare` made; without it, the procedural set"""
+    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
     senses: Senses = "both"
     """the features that the network is given; the other ones are zeroed in training and testing"""
     epochs: int | None = None
@@ -75,7 +76,11 @@ class TrainConfig:
     batch_size: int = 32
     """videos in a training step, over all processes"""
     lr: float = 5e-4
-    """Adam's learning rate, halved after epochs 10, 20, 30, or weakly after 5, 20, 40"""
+    """Adam's learning rate at the beginning"""
+    milestones: tuple[int, ...] | None = None
+    """epochs after which the learning rate decays; without it 10 20 30, or weakly 5 20 40"""
+    lr_decay: float = 0.5
+    """factor of the learning rate after each milestone, in (0, 1]"""
     seeds: tuple[int, ...] = (0,)
     """one training for each, then mean and spread of all; a resumed run may be given more"""
     device: str = "auto"
@@ -113,6 +118,12 @@ class TrainConfig:
                 raise ValueError(f"{option} must be at least {least}, got {value}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a number above 0, got {self.lr}")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"--lr-decay must be a number above 0, at most 1, got {self.lr_decay}")
+        if self.milestones and not all(epoch > 0 for epoch in self.milestones):
+            raise ValueError(f"--milestones must be epochs from 1 on, got {list(self.milestones)}")
+        if len(set(self.milestones or ())) < len(self.milestones or ()):
+            raise ValueError(f"--milestones must differ from one another, got {list(self.milestones or ())}")
         if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
             raise ValueError(f"--seeds must be integers from 0 to 4294967295, got {list(self.seeds)}")
         if len(set(self.seeds)) < len(self.seeds):
@@ -132,7 +143,7 @@ class TrainConfig:
             raise ValueError(
                 f"--seeds must begin with {list(saved.seeds)}, as in {self.resume}, got {list(self.seeds)}"
             )
-        for name in ("setting", "senses", "batch_size", "lr", "precision"):
+        for name in ("setting", "senses", "batch_size", "lr", "milestones", "lr_decay", "precision"):
             if (value := getattr(self, name)) != (expected := getattr(saved, name)):
                 option = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{option} must be {expected}, as in {self.resume}, got {value}: leave it out")
@@ -201,7 +212,8 @@ def main(
         if saved is not None and saved.data_digest != digest:
             raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
         data, cached = cache_features(data, config.cache, accelerator, config.setting)
-        val, test = (evaluation_loader(data, split, accelerator, config.workers) for split in ("val", "test"))
+        test = evaluation_loader(data, "test", accelerator, config.workers)
+        val = evaluation_loader(data, "val", accelerator, config.workers) if "val" in data.splits else None
 
     title = _title(config)
     sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
@@ -217,6 +229,10 @@ def main(
             output.mkdir(parents=True, exist_ok=True)
             _save_config(output, config, digest, accelerator.num_processes)
         recipe = RECIPES[config.setting]
+        loss_of: Callable[..., Tensor] = recipe.loss
+        if config.setting == "supervised":
+            loss_of = partial(recipe.loss, eventless_category=data.eventless_category)
+        milestones = recipe.milestones if config.milestones is None else config.milestones
         scaling = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
         histories: dict[int, list[Epoch]] = {}
@@ -266,7 +282,7 @@ def main(
                 progress.set_description(f"epoch {epoch}/{epochs}")
 
                 # ---- Learning rate, order and dropout of this epoch ----
-                rate = config.lr * 0.5 ** sum(epoch > last for last in recipe.halvings)
+                rate = config.lr * config.lr_decay ** sum(epoch > last for last in milestones)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batches.shares.epoch = epoch
@@ -276,9 +292,10 @@ def main(
                 prepared.train()
                 total = torch.zeros((), device=accelerator.device)
                 watch.start()
-                for step, (video, audio, target, weight) in enumerate(batches, (epoch - 1) * steps + 1):
+                for step, (video, audio, target, weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
                     watch.lap("data")
-                    loss = recipe.loss(prepared(video, audio), target) * weight
+                    localization = prepared(video, audio, padding_mask=mask)
+                    loss = loss_of(localization, target, padding_mask=mask) * weight
                     accelerator.backward(loss)
                     watch.lap("forward and backward")
                     accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -297,14 +314,14 @@ def main(
                     )
 
                 # ---- Evaluation ----
-                on_val, on_test = segment_accuracy(model, val), segment_accuracy(model, test)
+                on_val = None if val is None else segment_accuracy(model, val)
+                on_test = segment_accuracy(model, test)
                 watch.lap("evaluation")
                 history.append(Epoch(epoch, rate, mean_loss, on_val, on_test, watch.read()))
-                accelerator.log(
-                    {"val accuracy": on_val, "test accuracy": on_test, "learning rate": rate}, epoch * steps
-                )
+                logged = {"val accuracy": on_val, "test accuracy": on_test, "learning rate": rate}
+                accelerator.log({name: value for name, value in logged.items() if value is not None}, epoch * steps)
 
-                # ---- Keep the weights that are best on val ----
+                # ---- Keep the weights that are best on val, or the last without val ----
                 if chosen(history) is history[-1]:
                     best = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -312,17 +329,17 @@ def main(
                 if accelerator.is_main_process:
                     _save_checkpoint(checkpoints, history, model, best, adam, accelerator)
                     watch.lap("checkpoint")
-                    progress.write(
-                        f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}   val {on_val:6.1%}   test {on_test:6.1%}"
-                    )
+                    shown = "" if on_val is None else f"   val {on_val:6.1%}"
+                    progress.write(f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}{shown}   test {on_test:6.1%}")
             progress.close()
 
-            # ---- Test the weights that are best on val, and save the network ----
+            # ---- Test the chosen weights, and save the network ----
             model.load_state_dict(best)
             outcomes = observe(model, test, accelerator)
             metrics = {
                 "seed": seed,
                 "chosen_epoch": chosen(history).epoch,
+                "chosen_by": "best on val" if val is not None else "last, as there is no val split",
                 "best_test_accuracy": best_test(history).test_accuracy,
                 "best_test_epoch": best_test(history).epoch,
                 **measure(outcomes, data, "test"),

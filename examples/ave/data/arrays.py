@@ -46,6 +46,7 @@ class StoredArray:
         self._opened: tuple[int, Any] = (-1, None)
         array = self._array()
         self.shape: tuple[int, ...] = tuple(array.shape)
+        """As it is read; it may be set to another with as many numbers in a row."""
         self.dtype: np.dtype[Any] = array.dtype.newbyteorder("=")
 
     def __len__(self) -> int:
@@ -63,13 +64,13 @@ class StoredArray:
         if isinstance(rows, slice):
             read = np.array(array[rows], dtype)
         elif isinstance(array, h5py.Dataset):  # its own indexing by a list wants it sorted, and is slower
-            read = np.empty((len(rows), *self.shape[1:]), dtype)
+            read = np.empty((len(rows), *array.shape[1:]), dtype)
             for place, row in enumerate(rows):
                 read[place] = array[row]
         else:
             _announce(array, rows)
             read = np.asarray(array[list(rows)], dtype)
-        return torch.from_numpy(read)
+        return torch.from_numpy(read.reshape(len(read), *self.shape[1:]))
 
     def blocks(self, *, skip_unwritten: bool = False) -> Iterator[tuple[int, NDArray[Any]]]:
         """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
@@ -88,7 +89,7 @@ class StoredArray:
         count = max(1, BLOCK_BYTES // max(1, self.row_bytes))
         if chunks and chunks[0] < count:  # a chunk is read, and unpacked, as a whole: never twice
             count -= count % chunks[0]
-        buffer = np.empty((min(count, len(self)), *self.shape[1:]), self.dtype)
+        buffer = np.empty((min(count, len(self)), *array.shape[1:]), self.dtype)
         for first in range(0, len(self), count):
             rows = slice(first, min(first + count, len(self)))
             if skip_unwritten and not _is_written(array, rows):
@@ -101,7 +102,7 @@ class StoredArray:
                     block[...] = array[rows]
             except OSError as error:
                 raise ValueError(f"{self.path} must be whole, got damage from row {first} on: {error}") from error
-            yield first, block
+            yield first, block.reshape(len(block), *self.shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": (-1, None)}

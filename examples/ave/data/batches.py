@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ave.data.arrays import StoredArray
 from ave.data.dataset import AVEData, Rows, Setting, Split
+from crossmodal_attn import padding_mask
 
 __all__ = ["Batch", "Cache", "Loader", "Share", "Videos", "cache_features", "derive_seed"]
 __all__ += ["evaluation_loader", "training_loader"]
@@ -63,6 +64,8 @@ class Batch(NamedTuple):
     target: Tensor
     """(B, T, K + 1) or (B, K + 1)"""
     weight: float
+    padding_mask: Tensor | None = None
+    """bool (B, T), True = padding; None if no video of the dataset is padded."""
 
 
 class Videos(Dataset[Batch]):
@@ -71,26 +74,36 @@ class Videos(Dataset[Batch]):
     Args:
         *parts: visual and audio features, targets, and which rows of these to take. A share of several parts comes in
             their order.
+        lengths: the seconds of each video, int64, for every part; None for one without padding.
     """
 
-    def __init__(self, *parts: tuple[Rows, Rows, Tensor, Tensor]) -> None:
+    def __init__(self, *parts: tuple[Rows, Rows, Tensor, Tensor], lengths: Sequence[Tensor | None] = ()) -> None:
         self.parts = [
             (visual, audio, targets.to(visual.device) if isinstance(visual, Tensor) else targets, rows)
             for visual, audio, targets, rows in parts
         ]
+        self.lengths: list[Tensor] | None = None
+        if any(own is not None for own in lengths):
+            self.lengths = [
+                torch.full((len(audio),), audio.shape[1]) if own is None else own
+                for (_, audio, _, _), own in zip(parts, lengths, strict=True)
+            ]
         self.on_disk = any(isinstance(visual, StoredArray) for visual, *_ in self.parts)
 
     def __len__(self) -> int:
         return sum(len(rows) for *_, rows in self.parts)
 
     def __getitem__(self, share: Share) -> Batch:
-        taken, start = [], 0
-        for *arrays, rows in self.parts:
-            own = [position - start for position in share.positions if start <= position < start + len(rows)]
-            taken.append([_take(array, rows[own]) for array in arrays])
+        taken, lengths, start = [], [], 0
+        for part, (*arrays, rows) in enumerate(self.parts):
+            own = rows[[position - start for position in share.positions if start <= position < start + len(rows)]]
+            taken.append([_take(array, own) for array in arrays])
+            if self.lengths is not None:
+                lengths.append(self.lengths[part][own])
             start += len(rows)
         video, audio, target = taken[0] if len(taken) == 1 else map(torch.cat, zip(*taken, strict=True))
-        return Batch(video, audio, target, share.weight)
+        mask = padding_mask(torch.cat(lengths), audio.shape[1]) if lengths else None
+        return Batch(video, audio, target, share.weight, mask)
 
 
 def _take(array: Rows, rows: Tensor) -> Tensor:
@@ -161,7 +174,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in map(self.videos.__getitem__, self.shares) if self._read is None else self._read:
             video, audio, target = (self._move(tensor).float() for tensor in batch[:3])
-            yield Batch(video, audio, target, batch.weight)
+            mask = None if batch.padding_mask is None else self._move(batch.padding_mask)
+            yield Batch(video, audio, target, batch.weight, mask)
 
     def _move(self, tensor: Tensor) -> Tensor:
         # The copy of a tensor that is not pinned would make the host wait.
@@ -188,13 +202,17 @@ def training_loader(
     """
     rows = data.splits["train"]
     if setting == "supervised":
-        videos = Videos((data.visual, data.audio, data.labels, rows))
+        videos = Videos((data.visual, data.audio, data.labels, rows), lengths=[data.lengths])
     else:
         visual, audio, labels = data.background_visual, data.background_audio, data.background_labels
         if data.video_labels is None or visual is None or audio is None or labels is None:
             raise ValueError("data must hold video labels and background videos for the weak setting, got None")
         every = torch.arange(len(labels))
-        videos = Videos((data.visual, data.audio, data.video_labels, rows), (visual, audio, labels, every))
+        videos = Videos(
+            (data.visual, data.audio, data.video_labels, rows),
+            (visual, audio, labels, every),
+            lengths=[data.lengths, data.background_lengths],
+        )
     shares = ShuffledShares(len(videos), batch_size, seed, accelerator.process_index, accelerator.num_processes)
     return Loader(videos, shares, accelerator.device, workers)
 
@@ -203,9 +221,13 @@ def evaluation_loader(data: AVEData, split: Split, accelerator: Accelerator, wor
     """Return this process's videos of a split, in order, with their segment labels.
 
     Raises:
-        ValueError: if there are more processes than videos.
+        ValueError: if there is no such split, or it has no labels, or fewer videos than there are processes.
     """
-    videos = Videos((data.visual, data.audio, data.labels, data.splits[split]))
+    if split not in data.splits:
+        raise ValueError(f"--split {split} needs {split}_order, got a dataset without it")
+    if not data.labels[data.splits[split]].any():
+        raise ValueError(f"{split} must have labels, got none for its {len(data.splits[split])} videos")
+    videos = Videos((data.visual, data.audio, data.labels, data.splits[split]), lengths=[data.lengths])
     if len(videos) < accelerator.num_processes:
         raise ValueError(
             f"{split} must have a video for each of {accelerator.num_processes} processes, got {len(videos)}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 __all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
@@ -81,9 +82,9 @@ class AVEData:
     audio: Rows
     """(N, T, A)"""
     labels: Tensor
-    """float32 (N, T, K + 1), one-hot: the label of every second."""
+    """float32 (N, T, K + 1), one-hot: the label of every second; all zero where it has none, as in padding."""
     splits: dict[str, Tensor]
-    """int64 row indices of "train", "val" and "test", disjoint."""
+    """int64 row indices of "train", "test" and, unless there is no such split, "val"; disjoint."""
     categories: tuple[str, ...]
     """The K names, in the order of the labels."""
     names: tuple[str, ...] | None = None
@@ -98,6 +99,13 @@ class AVEData:
     """float32 (M, K + 1), one-hot."""
     object_cells: Tensor | None = None
     """bool (N, T, H, W): the true cells of the category's object in every second, where they are known."""
+    lengths: Tensor | None = None
+    """int64 (N,): the seconds of every video, if what follows them is padding."""
+    background_lengths: Tensor | None = None
+    """int64 (M,): the same of the extra training videos."""
+    eventless_category: int | None = None
+    """The category that a video without an event counts as in the category loss: 0 in AVE, as in the authors' code;
+    with None it weighs nothing there."""
 
     def digest(self, setting: Setting) -> str:
         """Return a SHA-256 that tells datasets apart, of all labels and splits and the features of 8 videos.
@@ -109,10 +117,15 @@ class AVEData:
         if setting == "weak":
             tensors += [part for part in (self.video_labels, self.background_labels) if part is not None]
             arrays += [part for part in (self.background_visual, self.background_audio) if part is not None]
+        lengths = [self.lengths, self.lengths, self.background_lengths, self.background_lengths]
+        tensors += [part for part in lengths[::2] if part is not None]
         digest = hashlib.sha256()
         for tensor in tensors:
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-        for array in arrays:
+        for array, seconds in zip(arrays, lengths, strict=False):
             rows = sorted({place * (len(array) - 1) // (DIGESTED_VIDEOS - 1) for place in range(DIGESTED_VIDEOS)})
-            digest.update(repr(tuple(array.shape)).encode() + array[rows].float().cpu().numpy().tobytes())
+            features = array[rows].float().cpu()
+            if seconds is not None:  # what stands in padding makes no difference
+                features[torch.arange(features.shape[1]) >= seconds[rows].unsqueeze(1)] = 0
+            digest.update(repr(tuple(array.shape)).encode() + features.numpy().tobytes())
         return digest.hexdigest()

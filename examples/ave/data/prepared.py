@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ave.data.comparison import compare_labels
 from ave.data.dataset import AVEData, Setting
 from ave.data.release import (
     FILES,
@@ -81,7 +82,7 @@ def read_features(directory: Path) -> Found:
         ValueError: if the features, the orders or the annotations are damaged or do not fit each other.
     """
     needed = frozenset(file.name for file in FILES if file.axes[0] == "N" and file.is_features)
-    found = examine_set(directory, needed, [file for file in FILES if file.name in needed or file.axes == "R"])
+    found = examine_set(directory, needed, [file for file in FILES if file.name in needed or file.axes in ("N", "R")])
     found.raise_problems()
     return found
 
@@ -92,7 +93,7 @@ def examine_set(directory: Path, needed: Collection[str], files: Sequence[Releas
 
 
 def inspect_set(directory: Path, setting: Setting = "supervised") -> Found:
-    """Check all of a dataset, the release's features from end to end, too.
+    """Check all of a dataset: its labels against each other, and the release's features from end to end.
 
     Args:
         directory: of the release, or prepared.
@@ -103,6 +104,7 @@ def inspect_set(directory: Path, setting: Setting = "supervised") -> Found:
         ValueError: if it holds a prepared dataset without a manifest that can be read.
     """
     found = examine_set(directory, needed_files(setting))
+    compare_labels(found)
     if is_prepared(directory):  # whose digests have been checked
         found.title = f"{directory}: prepared in {read_manifest(directory)['dtype']}, for the {setting} setting"
     else:
@@ -129,10 +131,11 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
     paths = {file.name: directory / f"{file.name}.npy" for file in files}
     damages = {file: find_damage(paths[file.name], listed[file.name]) for file in files if file.name in listed}
     damaged = [Problem(file.name, f"{damage}; {file.remedy}") for file, damage in damages.items() if damage]
-    found = examine_files(paths, needed, files)
-    names = {problem.file for problem in damaged}
-    found.problems = damaged + [problem for problem in found.problems if problem.file not in names]
-    found.names = None if manifest["names"] is None else tuple(manifest["names"])
+    names, categories = (manifest.get(key) and tuple(manifest[key]) for key in ("names", "categories"))
+    found = Found(paths, names=names, categories=categories, declared_ave=manifest.get("ave", False))
+    examine_files(found, needed, files)
+    wrong = {problem.file for problem in damaged}
+    found.problems = damaged + [problem for problem in found.problems if problem.file not in wrong]
     return found
 
 

@@ -204,4 +204,5 @@ def make_procedural_set(
         background_audio=_make_audio(background, sounds, generator),
         background_labels=F.one_hot(background_label, NUM_CATEGORIES + 1).float(),
         object_cells=script.cells[:, 0],
+        eventless_category=0,  # it stands in for AVE
     )

@@ -1,4 +1,4 @@
-"""The AVE release as it is downloaded: a directory of HDF5 files, checked and opened where they lie.
+"""The AVE release as it is downloaded, or an own dataset in its form: HDF5 or .npy files, checked and opened.
 
 Axes: N videos, T segments, H x W positions, C visual channels, A audio channels, L labels with background as the last,
 M extra background videos, R rows of a split.
@@ -20,14 +20,17 @@ from tqdm import tqdm
 
 from ave.data.arrays import NotOpenedError, StoredArray
 from ave.data.dataset import AVE_CATEGORIES, SPLITS, AVEData, Setting
+from crossmodal_attn import padding_mask
 
 __all__ = [
     "ANNOTATIONS",
+    "CATEGORIES",
     "FILES",
     "BadValues",
     "Found",
     "Problem",
     "ReleaseFile",
+    "clear_padding",
     "examine_files",
     "examine_release",
     "needed_files",
@@ -35,7 +38,9 @@ __all__ = [
     "scan_features",
 ]
 
-ANNOTATIONS = "Annotations.txt"
+ANNOTATIONS, CATEGORIES = "Annotations.txt", "categories.txt"
+SUFFIXES = (".h5", ".npy")
+AVE_SIZES = {"N": 4143, "L": len(AVE_CATEGORIES) + 1}
 REPOSITORY = "data/ of https://github.com/YapengTian/AVE-ECCV18"
 DRIVE = "https://drive.google.com/file/d/{}/view"
 AXES = {
@@ -66,11 +71,18 @@ class ReleaseFile(NamedTuple):
     """Where to download it."""
     weak: bool = False
     """Whether only the weak setting needs it."""
+    optional: bool = False
+    """Whether AVE does without it."""
 
     @property
     def dataset(self) -> str:
         """The name of its array in the HDF5 file."""
-        return "order" if self.axes == "R" else "avadataset"
+        return "order" if self.axes == "R" else "lengths" if self.is_lengths else "avadataset"
+
+    @property
+    def is_lengths(self) -> bool:
+        """Whether it holds the seconds of each video."""
+        return self.axes in ("N", "M")
 
     @property
     def is_features(self) -> bool:
@@ -82,16 +94,20 @@ def _source(place: str) -> str:
     return f"the release has it: {place if ' ' in place else DRIVE.format(place)}"
 
 
+LENGTHS_REMEDY = "leave it out if no video is padded"
+
 # Sizes in the first files decide what the later files must fit.
 FILES = (
     ReleaseFile("labels", "labels of seconds", "NTL", _source(REPOSITORY)),
     ReleaseFile("visual_feature", "visual features", "NTHWC", _source("1hQwbhutA3fQturduRnHMyfRqdrRHgmC9")),
     ReleaseFile("audio_feature", "audio features", "NTA", _source("1F6p4BAOY-i0fDXUOhG7xHuw_fnO5exBS")),
+    ReleaseFile("lengths", "seconds of videos", "N", LENGTHS_REMEDY, optional=True),
     *(ReleaseFile(f"{split}_order", f"rows of {split}", "R", _source(REPOSITORY)) for split in SPLITS),
     ReleaseFile("mil_labels", "labels of videos", "NL", _source(REPOSITORY), weak=True),
     ReleaseFile("labels_noisy", "extra labels", "ML", _source(REPOSITORY), weak=True),
     ReleaseFile("visual_feature_noisy", "extra visual", "MTHWC", _source("1I3OtOHJ8G1-v5G2dHIGCfevHQPn-QyLh"), True),
     ReleaseFile("audio_feature_noisy", "extra audio", "MTA", _source(REPOSITORY), weak=True),
+    ReleaseFile("lengths_noisy", "extra seconds", "M", LENGTHS_REMEDY, optional=True),
 )
 """All files that the two settings need."""
 
@@ -104,7 +120,7 @@ def needed_files(setting: Setting) -> frozenset[str]:
     """
     if setting not in ("supervised", "weak"):
         raise ValueError(f'setting must be "supervised" or "weak", got {setting!r}')
-    return frozenset(file.name for file in FILES if setting == "weak" or not file.weak)
+    return frozenset(file.name for file in FILES if not file.optional and (setting == "weak" or not file.weak))
 
 
 class Problem(NamedTuple):
@@ -126,14 +142,30 @@ class Found:
     arrays: dict[str, StoredArray] = field(default_factory=dict)
     """The arrays that could be opened."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """The labels, float32, and the rows of the splits, int64, that have no problem."""
+    """The labels, float32, and the rows of the splits and the lengths, int64, that have no problem."""
     sizes: dict[str, tuple[int, Path]] = field(default_factory=dict)
     """The size of every axis, and the file that decided it."""
     names: tuple[str, ...] | None = None
     """The YouTube id of every video."""
+    annotations: list[list[str]] | None = None
+    """Category, YouTube id, quality, start and end of every video."""
+    categories: tuple[str, ...] | None = None
+    """The names that come with the dataset."""
+    declared_ave: bool = False
+    """Whether a manifest says that it is AVE."""
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     title: str = ""
+
+    @property
+    def is_ave(self) -> bool:
+        """Whether it is AVE: a manifest says so, or it has 4,143 rows and 29 columns, and no names of its own."""
+        sizes = {axis: size for axis, (size, _) in self.sizes.items() if axis in AVE_SIZES}
+        return self.declared_ave or (sizes == AVE_SIZES and self.categories in (None, AVE_CATEGORIES))
+
+    def lengths_of(self, file: ReleaseFile) -> Tensor | None:
+        """Return the seconds of each video in a file of features, if some are padded."""
+        return self.tensors.get("lengths_noisy" if file.axes[0] == "M" else "lengths")
 
     def splits(self) -> dict[str, Tensor]:
         """Return the rows of the splits that could be read."""
@@ -160,41 +192,48 @@ class Found:
             ValueError: if anything else is wrong.
         """
         self.raise_problems()
-        labels = self.tensors["labels"]
-        columns = labels.shape[-1]
+        labels, lengths = self.tensors["labels"], self.tensors.get("lengths")
+        if lengths is not None:  # what stands in padding is no label
+            labels = labels.masked_fill(padding_mask(lengths, labels.shape[1]).unsqueeze(-1), 0)
+        numbers = tuple(map(str, range(labels.shape[-1] - 1)))
         return AVEData(
             visual=self.arrays["visual_feature"],
             audio=self.arrays["audio_feature"],
             labels=labels,
             splits=self.splits(),
-            categories=AVE_CATEGORIES if columns == len(AVE_CATEGORIES) + 1 else tuple(map(str, range(columns - 1))),
+            categories=self.categories or (AVE_CATEGORIES if self.is_ave else numbers),
             names=self.names,
             video_labels=self.tensors.get("mil_labels"),
             background_visual=self.arrays.get("visual_feature_noisy"),
             background_audio=self.arrays.get("audio_feature_noisy"),
             background_labels=self.tensors.get("labels_noisy"),
+            lengths=lengths,
+            background_lengths=self.tensors.get("lengths_noisy"),
+            eventless_category=0 if self.is_ave else None,
         )
 
 
 def read_release(directory: Path | str, setting: Setting = "supervised") -> AVEData:
-    """Open the HDF5 files of an AVE release. Features, of any width, stay on disk and are read by rows.
+    """Open the files of an AVE release, or of an own dataset in its form. Features stay on disk and are read by rows.
 
     Args:
         directory: holds ``visual_feature.h5``, ``audio_feature.h5``, ``labels.h5`` (or ``right_labels.h5``),
             ``train_order.h5``, ``val_order.h5``, ``test_order.h5``; for the weak setting also ``mil_labels.h5``,
             ``visual_feature_noisy.h5``, ``audio_feature_noisy.h5``, ``labels_noisy.h5``. ``Annotations.txt`` gives
-            the videos their names.
+            the videos their names. Each may be ``.npy`` instead. An own dataset, which is one that has not AVE's 4,143
+            rows and 29 columns, may do without ``val_order``, and have ``categories.txt``, a name a line;
+            ``lengths.h5``, the seconds of each video, and ``lengths_noisy.h5``; and seconds without a label, all zero.
         setting: decides which files must be there; the others are read if they are there.
 
     Raises:
         FileNotFoundError: if the directory or a file is missing.
-        ValueError: if a file is not HDF5, lacks its dataset, or does not fit the others. Features are not read.
+        ValueError: if a file is damaged, lacks its dataset, or does not fit the others. Features are not read.
     """
     return examine_release(Path(directory), needed_files(setting)).to_data()
 
 
 def examine_release(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:
-    """Find the HDF5 files of a release in a directory, and check that they are whole and fit each other.
+    """Find the files of a release in a directory, and check that they are whole and fit each other.
 
     Args:
         directory: of the release.
@@ -206,14 +245,29 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory: expected the one with the files of the AVE release")
-    paths = {file.name: directory / f"{file.name}.h5" for file in files}
-    if (renamed := directory / "right_labels.h5").exists() and not (directory / "labels.h5").exists():
-        paths["labels"] = renamed
-    found = examine_files(paths, needed, files)
+    found = Found({file.name: _find(directory, file.name) for file in files})
+    if (path := directory / CATEGORIES).exists():
+        try:
+            found.categories = tuple(_read_lines(path))
+        except ValueError as error:
+            found.problems.append(Problem(CATEGORIES, str(error)))
+    examine_files(found, needed, files)
+    if found.categories is not None:
+        expected = found.sizes["L"][0] - 1 if "L" in found.sizes else len(found.categories)
+        distinct = len(set(found.categories) - {"background"})
+        if not distinct == len(found.categories) == expected:
+            message = f"{path} must hold {expected} different names, one a line in the order of the labels, without"
+            message += f" background, got {len(found.categories)} lines, {distinct} such names among them"
+            found.problems.append(Problem(CATEGORIES, message))
+    for file in files:
+        if len(both := [path for suffix in SUFFIXES if (path := directory / f"{file.name}{suffix}").exists()]) > 1:
+            message = f"{both[0]} and {both[1].name} must not both be there: remove the one that is not meant"
+            found.problems.append(Problem(file.name, message))
     annotations = directory / ANNOTATIONS
     if annotations.exists():
         try:
-            found.names = _read_names(annotations, found.sizes)
+            found.annotations = _read_annotations(annotations, found.sizes)
+            found.names = tuple(name for _, name, *_ in found.annotations)
         except ValueError as error:
             found.problems.append(Problem(ANNOTATIONS, f"{error}; {_source(REPOSITORY)}"))
     else:
@@ -222,12 +276,24 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
     return found
 
 
-def _read_names(path: Path, sizes: Mapping[str, tuple[int, Path]]) -> tuple[str, ...]:
-    """Read the YouTube ids of the annotations, whose lines are in the order of the rows."""
+def _find(directory: Path, name: str) -> Path:
+    """Return the path of a file that is there under any of its names, or else the usual one."""
+    names = (name, "right_labels") if name == "labels" else (name,)
+    paths = [directory / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Read the lines of a text that are not blank."""
     try:
-        lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be text in utf-8, got: {error}") from error
+
+
+def _read_annotations(path: Path, sizes: Mapping[str, tuple[int, Path]]) -> list[list[str]]:
+    """Read the annotations, whose lines are in the order of the rows."""
+    lines = _read_lines(path)
     lines = lines[1:] if lines and lines[0].startswith("Category&") else lines
     fields = [line.split("&") for line in lines]
     for line, parts in zip(lines, fields, strict=True):
@@ -236,18 +302,18 @@ def _read_names(path: Path, sizes: Mapping[str, tuple[int, Path]]) -> tuple[str,
     videos, owner = sizes.get("N", (len(lines), path))
     if len(lines) != videos:
         raise ValueError(f"{path} must hold a line for each of the {videos} videos of {owner.name}, got {len(lines)}")
-    return tuple(name for _, name, *_ in fields)
+    return fields
 
 
-def examine_files(paths: Mapping[str, Path], needed: Collection[str], files: Sequence[ReleaseFile]) -> Found:
-    """Check that arrays are there, whole, and fit each other.
+def examine_files(found: Found, needed: Collection[str], files: Sequence[ReleaseFile]) -> None:
+    """Check that arrays are there, whole, and fit each other, and enter them and what is wrong in ``found``.
 
     Args:
-        paths: where each of ``files`` is or should be.
+        found: says where each of ``files`` is or should be.
         needed: the names of those that must be there.
         files: the files to look at.
     """
-    found = Found(paths)
+    paths = found.paths
     for file in files:
         path = paths[file.name]
         if path.exists():
@@ -255,6 +321,8 @@ def examine_files(paths: Mapping[str, Path], needed: Collection[str], files: Seq
                 found.problems += [Problem(file.name, f"{message}; {file.remedy}") for message in _check(file, found)]
             except NotOpenedError as error:
                 found.problems.append(Problem(file.name, str(error), "not opened"))
+        elif file.name == "val_order" and file.name in needed and not found.is_ave:
+            found.remarks.append(f"{path.name} is not there, so training keeps its last epoch")
         elif file.name in needed:
             confused = file.name == "labels" and path.with_name("prob_label.h5").exists()
             hint = f"prob_label.h5 is {UNNEEDED['prob_label.h5']}; " if confused else ""
@@ -266,13 +334,13 @@ def examine_files(paths: Mapping[str, Path], needed: Collection[str], files: Seq
             message = f"{paths[file.name]} and {paths[other.name].name} must have no row in common, "
             message += f"got {len(common)}, for example row {common[0]}; {file.remedy}"
             found.problems.append(Problem(file.name, message))
-    if len(orders) == len(SPLITS) and "N" in found.sizes:
+    if orders and len(orders) == sum(paths[f.name].exists() for f in files if f.axes == "R") and "N" in found.sizes:
         left = sorted(set(range(found.sizes["N"][0])).difference(*orders.values()))
         if left:
             found.remarks.append(f"{len(left)} videos are in no split, for example row {left[0]}")
-    if absent := [path.name for name, path in paths.items() if not path.exists() and name not in needed]:
+    spare = [paths[file.name] for file in files if file.name not in needed and not file.optional]
+    if absent := [path.name for path in spare if not path.exists()]:
         found.remarks.append(f"not there, and not needed here: {', '.join(absent)}")
-    return found
 
 
 def _check(file: ReleaseFile, found: Found) -> Iterator[str]:
@@ -284,6 +352,8 @@ def _check(file: ReleaseFile, found: Found) -> Iterator[str]:
     path = found.paths[file.name]
     try:
         array = found.arrays[file.name] = StoredArray(path, file.dataset)
+        if "HW" in file.axes and len(array.shape) == 3:  # vectors are maps of one position
+            array.shape = (*array.shape[:2], 1, 1, array.shape[2])
         if problem := _check_shape(file, array, found):
             yield problem
             return
@@ -298,15 +368,19 @@ def _check(file: ReleaseFile, found: Found) -> Iterator[str]:
     except OSError as error:
         yield f"{path} is truncated or damaged: {error}"
         return
-    if file.axes == "R":
+    if len(file.axes) == 1:
         if array.dtype.kind == "f":
-            yield f"{path} must hold integers, the rows of a split, got {array.dtype}"
+            content = "the seconds of each video" if file.is_lengths else "the rows of a split"
+            yield f"{path} must hold integers, {content}, got {array.dtype}"
             return
         values = values.long()
-        problems = list(_check_order(path, values, found.sizes.get("N", (None, path))[0]))
+        if file.is_lengths:
+            problems = list(_check_lengths(path, values, found.sizes.get("T", (None, path))[0]))
+        else:
+            problems = list(_check_order(path, values, found.sizes.get("N", (None, path))[0]))
     else:
         values = values.float()
-        problems = list(_check_one_hot(path, values))
+        problems = list(_check_one_hot(path, values, or_zero=file.name == "labels" and not found.is_ave))
     if not problems:
         found.tensors[file.name] = values
     yield from problems
@@ -329,14 +403,21 @@ def _check_shape(file: ReleaseFile, array: StoredArray, found: Found) -> str | N
     return f"{array.path} must have the shape ({expected}), got {array.shape}: {why}"
 
 
-def _check_one_hot(path: Path, labels: Tensor) -> Iterator[str]:
-    right = ((labels == 0) | (labels == 1)).all(-1) & (labels.sum(-1) == 1)
+def _check_one_hot(path: Path, labels: Tensor, *, or_zero: bool) -> Iterator[str]:
+    right = ((labels == 0) | (labels == 1)).all(-1) & ((labels.sum(-1) == 1) | (or_zero & (labels.sum(-1) == 0)))
     if not right.all():
         first = tuple(torch.nonzero(~right)[0].tolist())
         place = ", second ".join(map(str, first))
         came = f"values from {labels[first].min():g} to {labels[first].max():g} that sum to {labels[first].sum():g}"
         count = f"{int((~right).sum())} of {right.numel()} are wrong"
         yield f"{path} must hold one-hot labels, a 1 among zeros, got {came} in row {place} ({count})"
+
+
+def _check_lengths(path: Path, lengths: Tensor, seconds: int | None) -> Iterator[str]:
+    least, most = int(lengths.min()), int(lengths.max())
+    if least < 1 or (seconds is not None and most > seconds):
+        limit = "on" if seconds is None else f"to {seconds}"
+        yield f"{path} must hold the seconds of each video, from 1 {limit}, got {least} to {most}"
 
 
 def _check_order(path: Path, rows: Tensor, videos: int | None) -> Iterator[str]:
@@ -349,48 +430,80 @@ def _check_order(path: Path, rows: Tensor, videos: int | None) -> Iterator[str]:
         yield f"{path} must hold every row once, got {len(twice)} more often, for example row {int(twice[0])}"
 
 
+def clear_padding(first: int, block: NDArray[Any], lengths: Tensor | None) -> None:
+    """Set the features after the length of each video to zero, in a block whose first row is row ``first``."""
+    if lengths is not None:
+        own = lengths[first : first + len(block)].numpy()
+        block[np.arange(block.shape[1]) >= own[:, None]] = 0
+
+
 class BadValues:
-    """Finds values that no feature may have, in blocks that are read one after the other.
+    """Finds values that no feature may have, and videos without features, in blocks read one after the other.
 
     Args:
-        path: of the features, which the messages name.
+        file: of the features.
+        found: the dataset; videos in no split may have no features.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: ReleaseFile, found: Found) -> None:
+        self.path = found.arrays[file.name].path
+        splits = found.splits().values()
+        self._used = None if file.axes[0] == "M" or not splits else torch.cat(list(splits)).numpy()
+        self._next = 0
         self._found: dict[str, tuple[int, int]] = {}
 
     def add(self, first: int, block: NDArray[Any]) -> None:
         """Look at a block whose first row is row ``first`` of the file."""
-        if block.min() >= 0 and block.max() < np.inf:  # two quick passes without a copy; false with any NaN
+        self.skip_to(first)
+        self._next = first + len(block)
+        empty = np.flatnonzero(~block[:, 0].reshape(len(block), -1).any(1))  # a quick look at the first second
+        if len(empty):
+            self._add_empty(first + empty[~block[empty].reshape(len(empty), -1).any(1)])
+        if block.min() > -np.inf and block.max() < np.inf:  # two quick passes without a copy; false with any NaN
             return
-        finite = np.isfinite(block)
-        for kind, bad in (("not finite", ~finite), ("negative", finite & (block < 0))):
-            if count := int(np.count_nonzero(bad)):
-                row = first + int(bad.reshape(len(block), -1).any(1).argmax())
-                before, row = self._found.get(kind, (0, row))
-                self._found[kind] = (before + count, row)
+        bad = ~np.isfinite(block)
+        self._add("not finite", int(np.count_nonzero(bad)), first + int(bad.reshape(len(block), -1).any(1).argmax()))
+
+    def skip_to(self, row: int) -> None:
+        """Take note that the rows before ``row`` that were not added were never written."""
+        if row > self._next:
+            self._add_empty(np.arange(self._next, row))
+
+    def _add_empty(self, rows: NDArray[np.integer[Any]]) -> None:
+        if self._used is not None:
+            rows = rows[np.isin(rows, self._used)]
+        if len(rows):
+            self._add("empty", len(rows), int(rows[0]))
+
+    def _add(self, kind: str, count: int, row: int) -> None:
+        before, row = self._found.get(kind, (0, row))
+        self._found[kind] = (before + count, row)
 
     def messages(self) -> Iterator[str]:
         """Yield what was wrong in all blocks."""
-        expected = {"not finite": "finite features", "negative": "features of at least 0, as they follow a ReLU"}
         for kind, (count, row) in self._found.items():
-            yield f"{self.path} must hold {expected[kind]}, got {count} that are {kind}, the first of them in row {row}"
+            if kind == "empty":
+                message = f"features of every video, got {count} videos of zeros alone, or never written"
+            else:
+                message = f"finite features, got {count} that are not finite"
+            yield f"{self.path} must hold {message}, the first of them in row {row}"
 
 
 def scan_features(found: Found) -> None:
-    """Read all features, with a progress bar, and add values that are not finite or negative to the problems."""
+    """Read all features, with a progress bar, and add to the problems what is not finite, all zero or not written."""
     arrays = [(file, array) for file in FILES if file.is_features and (array := found.arrays.get(file.name))]
     arrays = [(file, array) for file, array in arrays if 0 not in array.shape]
     total = sum(len(array) * array.row_bytes for _, array in arrays)
     with tqdm(total=total, desc="reading the features", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for file, array in arrays:
-            bad, damage = BadValues(array.path), []
+            bad, damage = BadValues(file, found), []
             end = bar.n + len(array) * array.row_bytes
             try:
                 for first, block in array.blocks(skip_unwritten=True):
+                    clear_padding(first, block, found.lengths_of(file))
                     bad.add(first, block)
                     bar.update(block.nbytes)
+                bad.skip_to(len(array))
             except ValueError as error:
                 damage = [str(error)]
             bar.update(end - bar.n)

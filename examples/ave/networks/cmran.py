@@ -203,32 +203,41 @@ def localize(localization: Localization, *, background: int = 28) -> Tensor:
     return torch.where(localization.event_logits >= 0, category, background)
 
 
-def supervised_loss(localization: Localization, labels: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
+def supervised_loss(
+    localization: Localization,
+    labels: Tensor,
+    *,
+    padding_mask: Tensor | None = None,
+    eventless_category: int | None = 0,
+) -> Tensor:
     """Return the binary cross-entropy of the event per segment, plus the cross-entropy of the category per video.
 
-    The category of a video is the highest foreground index in its labels; a video that is all background counts as
-    category 0. Both are as in the authors' code.
+    The category of a video is the highest foreground index in its labels, as in the authors' code. A segment without a
+    label, and a video without a labeled segment, weigh nothing.
 
     Args:
         localization: of the supervised setting.
-        labels: one-hot (B, T, K + 1), background last.
+        labels: one-hot (B, T, K + 1), background last; all zero where a segment has no label.
         padding_mask: bool (B, T), True = padding, whose labels are ignored.
+        eventless_category: what a video that is all background counts as: category 0 in the authors' code; with None it
+            weighs nothing in the cross-entropy of the category.
 
     Raises:
         ValueError: if ``labels`` has another shape.
     """
     _check_labels("labels", labels, (*localization.event_logits.shape, localization.category_logits.shape[-1] + 1))
-    foreground = labels[..., :-1]
     if padding_mask is not None:
-        foreground = foreground.masked_fill(padding_mask.unsqueeze(-1), 0)
-    event, category = foreground.max(-1)
-    event = event.to(localization.event_logits.dtype)
-    if padding_mask is None:
-        event_loss = F.binary_cross_entropy_with_logits(localization.event_logits, event)
-    else:
-        losses = F.binary_cross_entropy_with_logits(localization.event_logits, event, reduction="none")
-        event_loss = losses.masked_fill(padding_mask, 0).sum() / (~padding_mask).sum().clamp(min=1)
-    return event_loss + F.cross_entropy(localization.category_logits, category.amax(1))
+        labels = labels.masked_fill(padding_mask.unsqueeze(-1), 0)
+    labeled = labels.any(-1)
+    event, category = labels[..., :-1].max(-1)
+    logits, weight = localization.event_logits, labeled.to(localization.event_logits.dtype)
+    event_loss = F.binary_cross_entropy_with_logits(logits, event.to(logits.dtype), weight)
+    count = labeled.sum(dtype=torch.promote_types(logits.dtype, torch.float32)).clamp(min=1)
+    event_loss = event_loss * (labeled.numel() / count)  # the mean over labeled segments
+    known = event.any(1) if eventless_category is None else labeled.any(1)
+    video_category = torch.where(event.any(1), category.amax(1), eventless_category or 0).masked_fill(~known, -1)
+    category_loss = F.cross_entropy(localization.category_logits, video_category, ignore_index=-1, reduction="sum")
+    return event_loss + category_loss / known.sum().clamp(min=1)
 
 
 def video_scores(localization: Localization, *, padding_mask: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,7 +56,9 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
     figure.suptitle(title)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     _draw_curves(loss_axes, runs, "loss", LOSS_COLOR)
-    _draw_curves(accuracy_axes, runs, "val_accuracy", VAL_COLOR)
+    validated = all(epoch.val_accuracy is not None for run in runs for epoch in run)
+    if validated:
+        _draw_curves(accuracy_axes, runs, "val_accuracy", VAL_COLOR)
     _draw_curves(accuracy_axes, runs, "test_accuracy", TEST_COLOR)
     loss_axes.set(ylabel="training loss")
     accuracy_axes.set(ylabel="segment accuracy")
@@ -66,10 +69,11 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    dot = "epoch chosen on val" if validated else "last epoch, kept as there is no val split"
     handles = [
-        Line2D([], [], color=VAL_COLOR, label="val"),
+        *([Line2D([], [], color=VAL_COLOR, label="val")] if validated else []),
         Line2D([], [], color=TEST_COLOR, label="test"),
-        Line2D([], [], color="white", marker="o", markeredgecolor="black", linestyle="", label="epoch chosen on val"),
+        Line2D([], [], color="white", marker="o", markeredgecolor="black", linestyle="", label=dot),
     ]
     if len(runs) > 1:
         handles.append(Line2D([], [], color="black", linewidth=2.5, label=f"mean of {len(runs)} seeds"))
@@ -196,8 +200,12 @@ def draw_attention(
         title: the figure's title.
         object_cells: bool (T, H, W), the true cells to outline, if they are known.
     """
-    names = [*categories, "background"]
-    spatial_map = outcomes.spatial_map[video]
+    names = [*categories, "background", "no label"]  # which is label -1
+    relations, spatial_map = outcomes.relations[video], outcomes.spatial_map[video]
+    if outcomes.lengths is not None:
+        length = int(outcomes.lengths[video])
+        relations = torch.cat([part[:length, :length] for part in relations.chunk(2, 1)], 1)
+        spatial_map = spatial_map[:length]
     segments, height, width = spatial_map.shape
     columns = 5
     rows = -(-segments // columns)
@@ -222,9 +230,7 @@ def draw_attention(
     left.colorbar(grid[0, 0].images[0], ax=grid, location="bottom", shrink=0.6, ticks=ticks, label=uniform)
 
     right.suptitle("Relations: which seconds every video segment attends to", fontsize="medium")
-    axes = plot_relations(
-        outcomes.relations[video], (segments, segments), ("to audio", "to video"), ax=right.subplots()
-    )
+    axes = plot_relations(relations, (segments, segments), ("to audio", "to video"), ax=right.subplots())
     axes.set(xlabel="attended second (memory)", ylabel="second of the video segment (query)")
     right.colorbar(axes.images[0], ax=axes, location="right", label="attention, mean over heads")
     return figure
@@ -246,17 +252,21 @@ def _outline(axes: Axes, cells: np.ndarray) -> None:
 
 def draw_examples(outcomes: Outcomes, data: AVEData, split: Split, title: str) -> dict[str, Figure]:
     """Draw timelines and attention of the first videos that have an event and background; by file name."""
-    event = outcomes.truth != len(data.categories)
-    partial = (event.any(1) & ~event.all(1)).nonzero().flatten().tolist() or list(range(len(event)))
+    event = (outcomes.truth >= 0) & (outcomes.truth < len(data.categories))
+    background = outcomes.truth == len(data.categories)
+    partial = (event.any(1) & background.any(1)).nonzero().flatten().tolist() or list(range(len(event)))
+    lengths = [outcomes.truth.shape[1]] * len(event) if outcomes.lengths is None else outcomes.lengths.tolist()
+    labeled = [row for row in partial if (outcomes.truth[row, : lengths[row]] >= 0).all()]
+    partial = labeled or partial
     shown, first = partial[:SHOWN_VIDEOS], partial[0]
     cells = None if data.object_cells is None else data.object_cells[data.splits[split]][first]
     return {
         "timelines.png": draw_timelines(
-            outcomes.prediction[shown],
-            outcomes.event_score[shown],
+            [outcomes.prediction[row, : lengths[row]] for row in shown],
+            [outcomes.event_score[row, : lengths[row]] for row in shown],
             data.categories,
             title,
-            truth=outcomes.truth[shown],
+            truth=[outcomes.truth[row, : lengths[row]] for row in shown] if labeled else None,
         ),
         "attention.png": draw_attention(outcomes, first, data.categories, f"Attention of {title}", cells),
     }

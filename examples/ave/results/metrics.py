@@ -50,7 +50,8 @@ class Epoch:
     learning_rate: float
     loss: float
     """Mean over the training steps."""
-    val_accuracy: float
+    val_accuracy: float | None
+    """None without a val split."""
     test_accuracy: float
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     """How long each part took: "data", "forward and backward", "optimizer", "evaluation", and "checkpoint", that of
@@ -58,8 +59,8 @@ class Epoch:
 
 
 def chosen(history: Sequence[Epoch]) -> Epoch:
-    """Return the epoch that is best on val, the first of equals."""
-    return max(history, key=lambda epoch: epoch.val_accuracy)
+    """Return the epoch that is best on val, the first of equals; without a val split the last."""
+    return max(history, key=lambda epoch: epoch.epoch if epoch.val_accuracy is None else epoch.val_accuracy)
 
 
 def best_test(history: Sequence[Epoch]) -> Epoch:
@@ -72,7 +73,7 @@ class Outcomes:
     """Decisions and attention of a network on a split, video by video, on the CPU."""
 
     truth: Tensor
-    """int64 (B, T)"""
+    """int64 (B, T), -1 for a second without a label, or in padding."""
     prediction: Tensor
     """int64 (B, T)"""
     event_score: Tensor
@@ -81,20 +82,24 @@ class Outcomes:
     """AGSCA's attention over space (B, T, H, W)."""
     relations: Tensor
     """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T)."""
+    lengths: Tensor | None = None
+    """int64 (B,): the seconds of each video, if what follows is padding."""
 
 
 @torch.no_grad()
 def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
     """Return the paper's metric: the share of segments with the right label, background included.
 
-    Each of several processes brings its own videos; their counts are added up.
+    Segments without a label are left out. Each of several processes brings its own videos; their counts are added up.
     """
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
-    for video, audio, labels, _ in batches:
-        right = localize(model(video, audio), background=model.num_categories) == labels.argmax(-1)
-        counts[0] += right.sum()
-        counts[1] += right.numel()
+    for video, audio, labels, _, mask in batches:
+        localization = model(video, audio, padding_mask=mask)
+        right = localize(localization, background=model.num_categories) == labels.argmax(-1)
+        labeled = labels.any(-1)
+        counts[0] += (right & labeled).sum()
+        counts[1] += labeled.sum()
     correct, total = map(int, reduce(counts, "sum"))
     return correct / total
 
@@ -114,15 +119,17 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
     with record_attention(model) as maps:
-        for video, audio, labels, _ in batches:
-            localization = model(video, audio)
+        for video, audio, labels, _, mask in batches:
+            localization = model(video, audio, padding_mask=mask)
+            valid = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else ~mask
             parts.append(
                 (
-                    labels.argmax(-1),
+                    labels.argmax(-1).masked_fill(~labels.any(-1), -1),
                     localize(localization, background=model.num_categories),
                     localization.event_logits.sigmoid().float(),
                     maps["spatial_channel_attention.spatial_map"].float(),
                     maps["video_relation.cross_relation.attention"].float().mean(1),
+                    valid.sum(1),
                     localization.category_logits.isfinite().all(-1),
                 )
             )
@@ -152,7 +159,7 @@ def measure(outcomes: Outcomes, data: AVEData, split: Split) -> dict[str, Any]:
     seen = seen_in_training(data, split) if split != "train" else None
     metrics = score(outcomes.truth, outcomes.prediction, data.categories, seen)
     metrics["background_accuracy"] = background_accuracy(data, split)
-    event = outcomes.truth != len(data.categories)
+    event = (outcomes.truth >= 0) & (outcomes.truth < len(data.categories))
     if data.object_cells is not None and event.any():
         # The share of spatial attention on the cells of the true object, in seconds in which it is seen and heard.
         cells = data.object_cells[data.splits[split]]
@@ -163,14 +170,15 @@ def measure(outcomes: Outcomes, data: AVEData, split: Split) -> dict[str, Any]:
 
 def background_accuracy(data: AVEData, split: Split) -> float:
     """Return the segment accuracy of predicting background everywhere."""
-    return float(data.labels[data.splits[split], :, -1].double().mean())
+    labels = data.labels[data.splits[split]].double()
+    return float(labels[..., -1].sum() / labels.sum())
 
 
 def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Tensor | None = None) -> dict[str, Any]:
     """Compare the predicted label of every second with the true one.
 
     Args:
-        truth: int64 (B, T), from 0 to K.
+        truth: int64 (B, T), from 0 to K; -1 for a second without a label, which counts for nothing.
         prediction: int64 (B, T), from 0 to K.
         categories: the K names; "background" follows them.
         seen: bool (B,), the videos whose YouTube id is in train, too, if that is known.
@@ -178,7 +186,7 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
     Returns:
         Values that JSON can hold. All shares are in [0, 1], or None if their denominator is zero:
 
-        - ``videos``, ``segments``: B, and B T.
+        - ``videos``, ``segments``: B, and the seconds that have a label.
         - ``accuracy``: the paper's metric, the share of seconds with the right label, background included.
         - ``event_precision``, ``event_recall``, ``event_f1``: of event against background by second, whatever the
           category. With n seconds that have an event in truth and prediction, p in the prediction and t in the truth:
@@ -206,19 +214,20 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
     background = len(categories)
     names = [*categories, "background"]
     _check(truth, prediction, names, seen)
-    counts = multiclass_confusion_matrix(prediction, truth, background + 1, validate_args=False)
+    labeled = truth >= 0
+    counts = multiclass_confusion_matrix(prediction[labeled], truth[labeled], background + 1, validate_args=False)
     confusion = counts.tolist()
     both, predicted, true = (int(part.sum()) for part in (counts[:-1, :-1], counts[:, :-1], counts[:-1]))
     right = truth == prediction
     return {
         "videos": len(truth),
-        "segments": truth.numel(),
-        "accuracy": _share(right),
+        "segments": int(labeled.sum()),
+        "accuracy": _share(right[labeled]),
         "event_precision": _ratio(both, predicted),
         "event_recall": _ratio(both, true),
         "event_f1": _ratio(2 * both, predicted + true),
         "seen_videos": None if seen is None else int(seen.sum()),
-        "accuracy_without_seen": None if seen is None else _share(right[~seen]),
+        "accuracy_without_seen": None if seen is None else _share(right[~seen][labeled[~seen]]),
         "category_accuracy": {
             name: _ratio(row[label], sum(row)) for label, (name, row) in enumerate(zip(names, confusion, strict=True))
         },
@@ -247,11 +256,14 @@ def _check(truth: Tensor, prediction: Tensor, names: list[str], seen: Tensor | N
     for name, labels in (("truth", truth), ("prediction", prediction)):
         if labels.dtype != torch.int64:
             raise ValueError(f"{name} must hold labels as torch.int64, got {labels.dtype}")
-        low, high = (int(extreme) for extreme in labels.aminmax())
-        if low < 0 or high > background:
+        (low, high), least = (int(extreme) for extreme in labels.aminmax()), 0 if name == "prediction" else -1
+        if low < least or high > background:
             raise ValueError(
-                f"{name} must hold labels from 0 to {background}, which is background, got {low if low < 0 else high}"
+                f"{name} must hold labels from {least} to {background}, which is background, "
+                f"got {low if low < least else high}"
             )
+    if not (truth >= 0).any():
+        raise ValueError("truth must hold a label of at least one second, got none")
     if seen is not None and (seen.dtype, seen.shape) != (torch.bool, truth.shape[:1]):
         raise ValueError(
             f"seen must be torch.bool of shape ({len(truth)},), one a video, got {seen.dtype} {tuple(seen.shape)}"

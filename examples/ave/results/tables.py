@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ave.data.dataset import SPLITS
-from ave.data.release import ANNOTATIONS, FILES, Found
+from ave.data.release import ANNOTATIONS, CATEGORIES, FILES, Found
 from ave.results.metrics import METRICS
 
 __all__ = ["category_table", "files_table", "format_table", "results_table"]
@@ -58,6 +58,8 @@ def files_table(found: Found) -> str:
     rows = []
     for file in FILES:
         path, array = found.paths[file.name], found.arrays.get(file.name)
+        if file.optional and not path.exists():
+            continue
         facts, counts = ("", "", ""), dict.fromkeys(map(str, SPLITS), "")
         if array is not None:
             place = array.dataset if path.suffix == ".h5" else tqdm.format_sizeof(path.stat().st_size, "B")
@@ -72,16 +74,20 @@ def files_table(found: Found) -> str:
             seconds = {split: int(found.tensors["labels"][own, :, -1].sum()) for split, own in splits.items()}
             counted = (str(seconds.get(split, "")) for split in SPLITS)
             rows.append(("", "", "", "", "background seconds", *counted, ""))
+    if CATEGORIES in wrong or found.categories is not None:
+        count = "" if found.categories is None else str(len(found.categories))
+        rows.append((CATEGORIES, "", count, "", "names of categories", "", "", "", wrong.get(CATEGORIES, "ok")))
     if ANNOTATIONS in wrong or found.names is not None:
         count = "" if found.names is None else str(len(found.names))
         rows.append((ANNOTATIONS, "", count, "", "YouTube ids", "", "", "", wrong.get(ANNOTATIONS, "ok")))
     remarks = list(found.remarks)
-    if found.names is not None and len(splits) == len(SPLITS):
+    if found.names is not None and splits:
         ids = [{found.names[row] for row in own.tolist()} for own in splits.values()]
         shared = {name for own, other in combinations(ids, 2) for name in own & other}
         count = f"the {len(found.names)} videos have {len(set(found.names))} YouTube ids"
         remarks.append(f"{count}, {len(shared)} of them in more than one split")
-    place = "dataset" if found.paths["labels"].suffix == ".h5" else "size"
+    suffixes = {found.paths[name].suffix for name in found.arrays}
+    place = "size" if suffixes == {".npy"} else "dataset or size" if ".npy" in suffixes else "dataset"
     table = format_table(found.title, rows, ("file", place, "shape", "dtype", "holds", *SPLITS, "verdict"))
     problems = [f"wrong: {problem.message}" for problem in found.problems]
     return "\n".join([table, *problems, *(f"note: {remark}" for remark in remarks)])
@@ -119,7 +125,10 @@ def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mappin
 
 def _lines(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the label, name and unit of each metric that runs like this one have."""
-    headline = "accuracy at the epoch chosen on val" if "chosen_epoch" in run else "accuracy"
+    headline = "accuracy"
+    if "chosen_epoch" in run:
+        last = run.get("chosen_by", "").startswith("last")
+        headline += " at the last epoch, as there is no val split" if last else " at the epoch chosen on val"
     return [(headline, "accuracy", "%")] + [
         (label.format(**run), name, unit)
         for name, (label, unit) in METRICS.items()
