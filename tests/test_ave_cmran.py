@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ave_cmran
 from ave.data.procedural import make_procedural_set
+from ave.devices import make_accelerator
 from ave.networks.cmran import CMRAN
 from ave_release import SHAPE
 from running import SMALL, call_main, run_main
@@ -177,6 +178,8 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
         (["--seeds", "-1"], "--seeds must be integers from 0 to 4294967295, got [-1]"),
         (["--seeds", "1.5"], "Error parsing --seeds"),
         (["--seeds", "1", "1"], "--seeds must differ from one another, got [1, 1]"),
+        (["--seeds", "0,1,2"], "got 0,1,2: did you mean --seeds 0 1 2?"),
+        (["train", "--epochs", "1", "--seeds=3,5"], "got 3,5: did you mean --seeds 3 5?"),
         (["--seeds"], "--seeds must be integers from 0 to 4294967295, got []"),
         (["--workers", "-1"], "--workers must be at least 0, got -1"),
         (["--keep", "0"], "--keep must be at least 1, got 0"),
@@ -237,6 +240,30 @@ def test_fp16_needs_a_gpu(release, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("version", "error", "reason"),
+    [
+        (None, AssertionError("Torch not compiled with CUDA enabled"), f"torch {torch.__version__} is built without"),
+        (
+            "12.6",
+            RuntimeError("The NVIDIA driver on your system is too old.\nMore."),
+            "The NVIDIA driver on your system",
+        ),
+    ],
+)
+def test_why_cuda_does_not_work(version, error, reason, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(
+        ValueError, match=f"must name a device that works here, got cuda: {re.escape(reason)}"
+    ) as caught:
+        make_accelerator("cuda")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_is_not_overwritten(release, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text("{}")
@@ -286,7 +313,7 @@ def test_divergence_is_said(release, tmp_path, capsys):
             "resume",
         ),
         ("evaluate", "checkpoint official data split device precision output"),
-        ("predict", "checkpoint official features split device precision output"),
+        ("predict", "checkpoint official data features split device precision output"),
         ("check", "data setting"),
         ("prepare", "data output dtype"),
     ],
@@ -320,6 +347,19 @@ def test_only_the_command_needs_tyro(tmp_path):
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert process.returncode == 0, process.stderr
     assert all("tyro" not in path.read_text() for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("package", "argument"), [("tyro", "--help"), ("accelerate", "check"), ("matplotlib", "train")]
+)
+def test_without_the_extra_it_says_what_to_install(tmp_path, package, argument):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
+    code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(ave_cmran.__file__).parent)!r}]\n"
+    code += f"sys.argv[1:] = [{argument!r}]; runpy.run_path({ave_cmran.__file__!r}, run_name='__main__')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    (line,) = process.stderr.splitlines()
+    assert re.fullmatch(rf'ave_cmran.py: error: .*{package}.*: run pip install -e "\.\[examples\]" .*', line)
+    assert process.returncode == 2
 
 
 def test_data_and_networks_do_not_know_each_other():

@@ -73,7 +73,15 @@ def _check_device(device: str, processes: int) -> None:
             if wanted.type == "cuda":
                 torch.cuda.set_device(wanted.index or 0)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"--device must name a device that works here, got {device}") from error
+        reason = f": {_cuda_fault(error)}" if device.partition(":")[0] == "cuda" else ""
+        raise ValueError(f"--device must name a device that works here, got {device}{reason}") from error
+
+
+def _cuda_fault(error: Exception) -> str:
+    """Tell whether torch was built without CUDA, or what its driver says."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA; https://pytorch.org/get-started has builds with it"
+    return str(error).partition("\n")[0]  # "Found no NVIDIA driver ...", or "The NVIDIA driver ... is too old ..."
 
 
 def describe_device(accelerator: Accelerator) -> str:

@@ -52,8 +52,8 @@ class PredictConfig:
     probability of an event, times the probability of the category. timelines.png shows the first videos.
     """
 
-    features: Path
-    """directory, or .npz; see above"""
+    data: Path
+    """directory, or .npz; see above (--features is the same)"""
     checkpoint: str | None = None
     """directory of a training, of one of its seeds, or of save_pretrained; or owner/name on the Hugging Face Hub"""
     official: Path | None = None
@@ -88,10 +88,10 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             )
         output = new_output(config.output, "predict")
         check_output(output)
-        videos = UnlabeledVideos.read(config.features, config.split)
+        videos = UnlabeledVideos.read(config.data, config.split)
         videos.check_fit(model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"CMRAN, {model.setting}, on {config.features}{split}"
+    title = f"CMRAN, {model.setting}, on {config.data}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
@@ -109,7 +109,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             for event in prediction.events
         ]
         write_csv(output / "events.csv", events, COLUMNS)
-        source = {"network": config.checkpoint or str(config.official), "features": str(config.features)}
+        source = {"network": config.checkpoint or str(config.official), "features": str(config.data)}
         write_json(output / "events.json", {**source, "videos": len(videos), "events": events})
         if draw:
             shown, rows = predictions[:SHOWN_VIDEOS], videos.rows[:SHOWN_VIDEOS].tolist()
@@ -334,9 +334,9 @@ class UnlabeledVideos:
 
 def _read_npz(path: Path) -> UnlabeledVideos:
     if not path.exists():
-        raise FileNotFoundError(f"--features must be a directory or an .npz, got {path}, which is not there")
+        raise FileNotFoundError(f"--data must be a directory or an .npz, got {path}, which is not there")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"--features must be a directory or an .npz, got {path}, which is neither, or is cut off")
+        raise ValueError(f"--data must be a directory or an .npz, got {path}, which is neither, or is cut off")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("visual", "audio", "names", "lengths") if name in file}
