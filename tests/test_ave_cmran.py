@@ -8,12 +8,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ave_cmran
 from ave.data.procedural import make_procedural_set
+from ave.data.release import read_release
 from ave.devices import make_accelerator
 from ave.networks.cmran import CMRAN
 from ave_release import SHAPE
@@ -85,6 +87,19 @@ def test_metrics_follow_from_the_history(release, tmp_path):
     assert metrics["best_test_accuracy"] == max(epoch["test_accuracy"] for epoch in history)
 
 
+def check_predictions(path, release, metrics):
+    """The logits give the metrics, and the labels are those of the release's rows."""
+    found = np.load(path)
+    test = read_release(release)
+    rows = test.splits["test"]
+    assert found["rows"].tolist() == rows.tolist() == [int(name) for name in found["names"]]
+    assert found["labels"].tolist() == test.labels[rows].argmax(-1).tolist()
+    decided = np.where(found["event_logits"] >= 0, found["category_logits"].argmax(-1)[:, None], 28)
+    assert found["predictions"].tolist() == decided.tolist()
+    assert (decided == found["labels"]).mean() == pytest.approx(metrics["accuracy"])
+    assert tuple(found["categories"]) == test.categories
+
+
 def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     """The saved network gives the figures of its training, on the release as on any machine that has it."""
     output, trained = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01)
@@ -92,9 +107,10 @@ def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
     for name in ("accuracy", "confusion", "category_accuracy", "event_precision", "event_recall", "event_f1"):
         assert evaluated[name] == trained[name]
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == FILES - {
-        *("config.json", "history.csv", "learning_curves.png")
-    }
+    expected = FILES - {"config.json", "history.csv", "learning_curves.png"} | {"predictions.npz"}
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == expected
+    check_predictions(tmp_path / "evaluation" / "predictions.npz", release, trained)
+    check_predictions(output / "seed-0" / "predictions.npz", release, trained)
     assert "CMRAN, supervised, on the test split of the AVE set release" in capsys.readouterr().out
 
 

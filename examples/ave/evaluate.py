@@ -15,7 +15,7 @@ from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN
 from ave.results.figures import draw_confusion, draw_examples, save_figures
-from ave.results.files import check_output, clearing, new_output, write_scores
+from ave.results.files import check_output, clearing, new_output, write_predictions, write_scores
 from ave.results.metrics import measure, observe, summarize
 from ave.results.tables import category_table, results_table
 
@@ -76,6 +76,7 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
             title = f"CMRAN, {model.setting}, on the {config.split} split of {source}"
             summary = summarize([metrics])
             write_scores(output, [metrics], summary, data.categories)
+            write_predictions(output, outcomes, data, config.split)
             if draw:
                 figures = draw_examples(outcomes, data, config.split, title)
                 figures["confusion.png"] = draw_confusion(summary["confusion"], data.categories, title)

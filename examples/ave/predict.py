@@ -25,7 +25,7 @@ from ave.data.prepared import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN, Localization, localize
-from ave.results.figures import draw_timelines, save_figures
+from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
 from crossmodal_attn import padding_mask
@@ -49,7 +49,8 @@ class PredictConfig:
 
     It writes events.csv and events.json: for every event the video, its row in the features, the seconds at which it
     begins and ends, its category and its score. The score, in [0, 1], is the mean over the event's seconds of the
-    probability of an event, times the probability of the category. timelines.png shows the first videos.
+    probability of an event, times the probability of the category. timelines.png shows some of
+    the videos, of different categories.
     """
 
     data: Path
@@ -112,13 +113,15 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         source = {"network": config.checkpoint or str(config.official), "features": str(config.data)}
         write_json(output / "events.json", {**source, "videos": len(videos), "events": events})
         if draw:
-            shown, rows = predictions[:SHOWN_VIDEOS], videos.rows[:SHOWN_VIDEOS].tolist()
+            labels = [prediction.labels for prediction in predictions]
+            chosen = choose_videos(labels, model.num_categories, SHOWN_VIDEOS)
+            shown = [predictions[video] for video in chosen]
             figure = draw_timelines(
                 [prediction.labels for prediction in shown],
                 [prediction.event_score for prediction in shown],
                 categories,
-                title if len(shown) == len(videos) else f"{title}: the first {len(shown)} of {len(videos)} videos",
-                names=[f"row {row}" if videos.names is None else f"{videos.name(row)} (row {row})" for row in rows],
+                title if len(shown) == len(videos) else f"{title}: {len(shown)} of {len(videos)} videos",
+                names=[name_video(videos.names, row) for row in videos.rows[chosen].tolist()],
             )
             save_figures(output, {"timelines.png": figure})
     print(_table(title, predictions, categories))

@@ -28,7 +28,15 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
 from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
-from ave.results.files import check_output, new_output, read_json, write_csv, write_json, write_scores
+from ave.results.files import (
+    check_output,
+    new_output,
+    read_json,
+    write_csv,
+    write_json,
+    write_predictions,
+    write_scores,
+)
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.tables import category_table, files_table, results_table
 from crossmodal_attn import __version__
@@ -329,6 +337,7 @@ def main(
             }
             if accelerator.is_main_process:
                 _save_network(model, place / "model", {"data": _source(config), "metrics": metrics})
+                write_predictions(place, outcomes, data, "test")
             runs.append(metrics)
             histories[seed] = history
             examples = examples or outcomes

@@ -98,6 +98,8 @@ class AVEData:
     """float32 (M, K + 1), one-hot."""
     object_cells: Tensor | None = None
     """bool (N, T, H, W): the true cells of the category's object in every second, where they are known."""
+    decoy_cells: Tensor | None = None
+    """bool (N, T, H, W): those of an object that has nothing to do with the category, likewise."""
 
     def digest(self, setting: Setting) -> str:
         """Return a SHA-256 that tells datasets apart, of all labels and splits and the features of 8 videos.
