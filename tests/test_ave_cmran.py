@@ -78,6 +78,39 @@ def test_several_seeds(release, tmp_path, capsys):
     assert [(row["seed"], row["epoch"]) for row in history] == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
 
 
+def test_the_plan_is_told_once_after_the_first_steps(release, tmp_path, capsys):
+    options = ("--data", release, "--epochs", 2, "--batch-size", 1, "--keep", 1, "--output", tmp_path / "run")
+    call_main("train", *options, "--seeds", 3, 4)
+    printed = capsys.readouterr().out
+    (said,) = re.findall(r"about \d+ (?:s|min) to go; the run will leave up to (\d+(?:\.\d+)?)MB in .*run\n", printed)
+    assert printed.index(said) < printed.index("epoch   1/2")
+    seeds = [tmp_path / "run" / name for name in ("seed-3", "seed-4")]
+    left = sum(path.stat().st_size for seed in seeds for path in seed.rglob("*.safetensors")) / 1e6
+    assert 0.5 < left / float(said) < 1.3  # of a network so small that headers count
+
+
+def test_weight_decay_makes_weights_smaller(release, tmp_path):
+    norms = []
+    for decay in (0, 0.5):
+        output, _ = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01, "--weight-decay", decay)
+        weights = CMRAN.from_pretrained(output / "seed-0" / "model").parameters()
+        norms.append(sum(weight.square().sum() for weight in weights).item())
+    assert norms[1] < 0.9 * norms[0]
+
+
+def test_weak_training_without_background_videos(release, tmp_path, capsys):
+    """A set other than AVE may lack them, and then trains as if told to do without."""
+    options = ("--setting", "weak", "--epochs", 1, "--data", release)
+    _, told = run_main(tmp_path, *options, "--no-background-videos")
+    assert "CMRAN, weak, no background videos, on the dataset release: " in capsys.readouterr().out
+    _, with_them = run_main(tmp_path, *options)
+    for name in ("labels", "visual_feature", "audio_feature"):
+        (release / f"{name}_noisy.h5").unlink()
+    _, without = run_main(tmp_path, *options)
+    losses = [run["history"][0]["loss"] for run in (told, without, with_them)]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_metrics_follow_from_the_history(release, tmp_path):
     _, metrics = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
     history = metrics["history"]
@@ -111,7 +144,7 @@ def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == expected
     check_predictions(tmp_path / "evaluation" / "predictions.npz", release, trained)
     check_predictions(output / "seed-0" / "predictions.npz", release, trained)
-    assert "CMRAN, supervised, on the test split of the AVE set release" in capsys.readouterr().out
+    assert "CMRAN, supervised, on the test split of the dataset release" in capsys.readouterr().out
 
 
 def test_evaluation_of_another_split(release, tmp_path):
@@ -191,6 +224,8 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
         (["--batch-size", "many"], "--batch-size: invalid literal for int() with base 10: 'many'"),
         (["--lr", "-1"], "--lr must be a number above 0, got -1"),
         (["--lr", "nan"], "--lr must be a number above 0, got nan"),
+        (["--weight-decay", "-1"], "--weight-decay must be a number of at least 0, got -1"),
+        (["--weight-decay", "nan"], "--weight-decay must be a number of at least 0, got nan"),
         (["--seeds", "-1"], "--seeds must be integers from 0 to 4294967295, got [-1]"),
         (["--seeds", "1.5"], "Error parsing --seeds"),
         (["--seeds", "1", "1"], "--seeds must differ from one another, got [1, 1]"),
@@ -245,6 +280,16 @@ def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
     assert stop.value.code == 2
     assert "--data must have 13 visual channels, as what the network was trained on, got 11" in capsys.readouterr().err
     assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize("options", [{"video_dim": 13}, {"categories": ["Bark", "Clock"]}])
+def test_evaluation_without_data_asks_for_it(tmp_path, capsys, options):
+    CMRAN(**options).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        call_main("evaluate", "--checkpoint", tmp_path / "model", "--output", tmp_path / "evaluation")
+    assert stop.value.code == 2
+    message = "--data must be given, as this network was not trained on the procedural set, the default: it needs"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works where there is a GPU")
@@ -325,8 +370,8 @@ def test_divergence_is_said(release, tmp_path, capsys):
     [
         (
             "train",
-            "setting data senses epochs batch-size lr seeds device precision compile cache workers keep log output "
-            "resume",
+            "setting data background-videos senses epochs batch-size lr weight-decay seeds device precision compile "
+            "cache workers keep log output resume",
         ),
         ("evaluate", "checkpoint official data split device precision output"),
         ("predict", "checkpoint official data features split device precision output"),

@@ -386,6 +386,10 @@ REFUSED = [
     (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must be of the same videos and seconds"),
     (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them empty, got"),
     (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
+    (
+        partial(write_npz, visual=np.ones((3, 5, 11, 2, 3))),
+        "got 3, shape .*: move channels from the first axis of maps",
+    ),
     (partial(write_npz, audio=np.ones((3, 5, 13))), "audio features must have 7 channels, .*, got 13"),
     (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got others in row 2, second 4"),
     (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got others in row 2, second 4"),

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-__all__ = ["Precision", "Stopwatch", "describe_device", "make_accelerator", "peak_memory"]
+__all__ = ["Pace", "Precision", "Stopwatch", "describe_device", "make_accelerator", "peak_memory"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PATIENCE = timedelta(hours=2)
@@ -151,3 +151,27 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+
+class Pace:
+    """Measures how long the first steps of a run take, without the very first, which is slow.
+
+    Args:
+        device: runs the steps.
+        steps: how many to measure.
+    """
+
+    def __init__(self, device: torch.device, steps: int = 10) -> None:
+        self.device, self.steps = device, steps
+        self._count, self._start = 0, 0.0
+
+    def step(self) -> float | None:
+        """Count a step; at the end of the measured ones return the seconds of one, and else None."""
+        self._count += 1
+        if self._count not in (1, 1 + self.steps):
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        start, self._start = self._start, now
+        return None if self._count == 1 else (now - start) / self.steps

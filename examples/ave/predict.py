@@ -318,9 +318,11 @@ class UnlabeledVideos:
         """
         for name, array, width in (("visual", self.visual, model.video_dim), ("audio", self.audio, model.audio_dim)):
             if array.shape[-1] != width:
+                first = array.shape[2] == width
+                hint = f", shape {tuple(array.shape)}: move channels from the first axis of maps to the last"
                 raise ValueError(
                     f"{name} features must have {width} channels, as what the network was trained on, "
-                    f"got {array.shape[-1]}"
+                    f"got {array.shape[-1]}{hint if first else ''}"
                 )
         done = 0
         for batch in self.batches("checking"):

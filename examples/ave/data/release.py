@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 ANNOTATIONS = "Annotations.txt"
+AVE_SIZES = {"N": 4143, "L": len(AVE_CATEGORIES) + 1}
+DOWNLOAD = "the release has it: "
 REPOSITORY = "data/ of https://github.com/YapengTian/AVE-ECCV18"
 DRIVE = "https://drive.google.com/file/d/{}/view"
 AXES = {
@@ -77,9 +79,14 @@ class ReleaseFile(NamedTuple):
         """Whether it holds features, and not labels or rows."""
         return self.axes[-1] in "CA"
 
+    @property
+    def is_extra(self) -> bool:
+        """Whether it is of the extra background videos."""
+        return self.axes[0] == "M"
+
 
 def _source(place: str) -> str:
-    return f"the release has it: {place if ' ' in place else DRIVE.format(place)}"
+    return f"{DOWNLOAD}{place if ' ' in place else DRIVE.format(place)}"
 
 
 # Sizes in the first files decide what the later files must fit.
@@ -96,15 +103,20 @@ FILES = (
 """All files that the two settings need."""
 
 
-def needed_files(setting: Setting) -> frozenset[str]:
+def needed_files(setting: Setting, *, background_videos: bool = True) -> frozenset[str]:
     """Return the names of the files that a setting cannot do without.
+
+    Args:
+        setting: "supervised" or "weak".
+        background_videos: whether the weak setting needs the extra videos; a dataset other than AVE may lack them.
 
     Raises:
         ValueError: if there is no such setting.
     """
     if setting not in ("supervised", "weak"):
         raise ValueError(f'setting must be "supervised" or "weak", got {setting!r}')
-    return frozenset(file.name for file in FILES if setting == "weak" or not file.weak)
+    extra = setting == "weak" and background_videos
+    return frozenset(file.name for file in FILES if extra or not file.weak or (setting == "weak" and not file.is_extra))
 
 
 class Problem(NamedTuple):
@@ -134,6 +146,26 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     title: str = ""
+    declared_ave: bool = False
+    """Whether a manifest says that it is AVE."""
+
+    @property
+    def is_ave(self) -> bool:
+        """Whether it is AVE, by its 4,143 videos and 29 labels or by its manifest."""
+        sizes = {axis: size for axis, (size, _) in self.sizes.items() if axis in AVE_SIZES}
+        return self.declared_ave or sizes == AVE_SIZES
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the sizes that are known are not AVE's; both can be False, if files are missing."""
+        known = (self.sizes[axis][0] != size for axis, size in AVE_SIZES.items() if axis in self.sizes)
+        return not self.declared_ave and any(known)
+
+    def drop_links(self) -> None:
+        """Leave out where AVE's files are, from problems and remarks, if the dataset is not AVE."""
+        if self.is_own:
+            self.problems = [p._replace(message=p.message.partition(f"; {DOWNLOAD}")[0]) for p in self.problems]
+            self.remarks = [remark.partition(f"; {DOWNLOAD}")[0] for remark in self.remarks]
 
     def splits(self) -> dict[str, Tensor]:
         """Return the rows of the splits that could be read."""
@@ -173,6 +205,7 @@ class Found:
             background_visual=self.arrays.get("visual_feature_noisy"),
             background_audio=self.arrays.get("audio_feature_noisy"),
             background_labels=self.tensors.get("labels_noisy"),
+            is_ave=self.is_ave,
         )
 
 
@@ -219,6 +252,7 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
     else:
         found.remarks.append(f"{ANNOTATIONS} is not there, so videos have no YouTube ids; {_source(REPOSITORY)}")
     found.remarks += [f"{name} is not needed: {why}" for name, why in UNNEEDED.items() if (directory / name).exists()]
+    found.drop_links()
     return found
 
 
@@ -252,6 +286,10 @@ def examine_files(paths: Mapping[str, Path], needed: Collection[str], files: Seq
         path = paths[file.name]
         if path.exists():
             found.problems += [Problem(file.name, f"{message}; {file.remedy}") for message in _check(file, found)]
+        elif (
+            file.is_extra and found.is_own and not any(paths[other.name].exists() for other in files if other.is_extra)
+        ):
+            pass  # a set other than AVE may have no extra background videos
         elif file.name in needed:
             confused = file.name == "labels" and path.with_name("prob_label.h5").exists()
             hint = f"prob_label.h5 is {UNNEEDED['prob_label.h5']}; " if confused else ""
@@ -315,6 +353,11 @@ def _check_shape(file: ReleaseFile, array: StoredArray, found: Found) -> str | N
     for axis in own.keys() - sizes.keys() - {"R"}:
         sizes[axis] = (own[axis], array.path)
     if not differing:
+        if "H" in own and own["H"] > own["C"]:
+            found.remarks.append(
+                f"{array.path.name} is read as {own['H']} x {own['W']} positions with {own['C']} channels: if channels "
+                f"come first in your maps, move them last, to ({', '.join(file.axes)})"
+            )
         return None
     why = ", ".join(f"{own[axis]} {AXES[axis]} where {sizes[axis][1].name} has {sizes[axis][0]}" for axis in differing)
     return f"{array.path} must have the shape ({expected}), got {array.shape}: {why}"
@@ -386,3 +429,4 @@ def scan_features(found: Found) -> None:
                 damage = [str(error)]
             bar.update(end - bar.n)
             found.problems += [Problem(file.name, f"{text}; {file.remedy}") for text in [*damage, *bad.messages()]]
+    found.drop_links()
