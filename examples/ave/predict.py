@@ -49,8 +49,8 @@ class PredictConfig:
 
     It writes events.csv and events.json: for every event the video, its row in the features, the seconds at which it
     begins and ends, its category and its score. The score, in [0, 1], is the mean over the event's seconds of the
-    probability of an event, times the probability of the category. timelines.png shows some of
-    the videos, of different categories.
+    probability of an event, times the probability of the category. timelines.png shows some videos of
+    different categories.
     """
 
     data: Path

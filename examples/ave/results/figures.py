@@ -264,7 +264,7 @@ def _describe_relations(relations: Tensor, event: Tensor) -> str:
     if event.any():
         within = relations[event][:, event.repeat(2)].sum(1).mean()
         text += (
-            f", and event seconds give {within:.0%} of theirs to event seconds (uniform: {event.float().mean():.0%})"
+            f",\nand event seconds give {within:.0%} of theirs to event seconds (uniform: {event.float().mean():.0%})"
         )
     return f"{text}."
 
