@@ -7,22 +7,30 @@ on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import tyro
+try:
+    import torch
+    import tyro
 
-from ave import InputError, checking_input
-from ave.evaluate import EvaluateConfig
-from ave.evaluate import main as evaluate
-from ave.predict import PredictConfig
-from ave.predict import main as predict
-from ave.prepare import CheckConfig, PrepareConfig, check, prepare
-from ave.train import SavedRun, TrainConfig
-from ave.train import main as train
+    from ave import InputError, checking_input
+    from ave.evaluate import EvaluateConfig
+    from ave.evaluate import main as evaluate
+    from ave.predict import PredictConfig
+    from ave.predict import main as predict
+    from ave.prepare import CheckConfig, PrepareConfig, check, prepare
+    from ave.train import SavedRun, TrainConfig
+    from ave.train import main as train
+except ImportError as _error:
+    if (getattr(_error, "name", None) or "").partition(".")[0] == "ave":
+        raise
+    _hint = 'run pip install -e ".[examples]" in the root of the repository'
+    print(f"ave_cmran.py: error: {_error}: {_hint}", file=sys.stderr)
+    sys.exit(2)
 
 COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
     "train": (TrainConfig, train),
@@ -38,6 +46,10 @@ def parse(arguments: list[str]) -> Any:
     """Return the settings that a command line asks for; those of a resumed run are the defaults of its options."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
+    if arguments[0] == "train":
+        _check_seeds(arguments)
+    elif arguments[0] == "predict":  # --features is its older name
+        arguments = [re.sub("^--features(?==|$)", "--data", argument) for argument in arguments]
     kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
     config = tyro.extras.subcommand_cli_from_dict(kinds, prog="ave_cmran.py", description=__doc__, args=arguments)
     if isinstance(config, TrainConfig) and config.resume is not None:
@@ -67,6 +79,17 @@ def main(arguments: list[str] | None = None, **options: Any) -> None:
         sys.exit(_say(f"{reason} Use a smaller --batch-size, or another --cache", 1))
     except KeyboardInterrupt as error:
         sys.exit(_say(error if str(error) else "stopped", 143 if isinstance(error, Terminated) else 130))
+
+
+def _check_seeds(arguments: list[str]) -> None:
+    """Refuse seeds that are parted by commas, of which tyro says no more than that it cannot read them."""
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        came = value if option == "--seeds" else option.removeprefix("--seeds=")
+        if option.startswith("--seeds") and re.fullmatch(r"\d+(,\d*)+", came):
+            meant = " ".join(filter(None, came.split(",")))
+            raise InputError(
+                f"--seeds takes numbers with spaces between them, got {came}: did you mean --seeds {meant}?"
+            )
 
 
 class Terminated(KeyboardInterrupt):

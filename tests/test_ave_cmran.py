@@ -8,12 +8,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ave_cmran
 from ave.data.procedural import make_procedural_set
+from ave.data.release import read_release
+from ave.devices import make_accelerator
 from ave.networks.cmran import CMRAN
 from ave_release import SHAPE
 from running import SMALL, call_main, run_main
@@ -81,6 +84,39 @@ def test_several_seeds(release, tmp_path, capsys):
     assert [(row["seed"], row["epoch"]) for row in history] == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
 
 
+def test_the_plan_is_told_once_after_the_first_steps(release, tmp_path, capsys):
+    options = ("--data", release, "--epochs", 2, "--batch-size", 1, "--keep", 1, "--output", tmp_path / "run")
+    call_main("train", *options, "--seeds", 3, 4)
+    printed = capsys.readouterr().out
+    (said,) = re.findall(r"about \d+ (?:s|min) to go; the run will leave up to (\d+(?:\.\d+)?)MB in .*run\n", printed)
+    assert printed.index(said) < printed.index("epoch   1/2")
+    seeds = [tmp_path / "run" / name for name in ("seed-3", "seed-4")]
+    left = sum(path.stat().st_size for seed in seeds for path in seed.rglob("*.safetensors")) / 1e6
+    assert 0.5 < left / float(said) < 1.3  # of a network so small that headers count
+
+
+def test_weight_decay_makes_weights_smaller(release, tmp_path):
+    norms = []
+    for decay in (0, 0.5):
+        output, _ = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01, "--weight-decay", decay)
+        weights = CMRAN.from_pretrained(output / "seed-0" / "model").parameters()
+        norms.append(sum(weight.square().sum() for weight in weights).item())
+    assert norms[1] < 0.9 * norms[0]
+
+
+def test_weak_training_without_background_videos(release, tmp_path, capsys):
+    """A set other than AVE may lack them, and then trains as if told to do without."""
+    options = ("--setting", "weak", "--epochs", 1, "--data", release)
+    _, told = run_main(tmp_path, *options, "--no-background-videos")
+    assert "CMRAN, weak, no background videos, on the dataset release: " in capsys.readouterr().out
+    _, with_them = run_main(tmp_path, *options)
+    for name in ("labels", "visual_feature", "audio_feature"):
+        (release / f"{name}_noisy.h5").unlink()
+    _, without = run_main(tmp_path, *options)
+    losses = [run["history"][0]["loss"] for run in (told, without, with_them)]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_metrics_follow_from_the_history(release, tmp_path):
     _, metrics = run_main(tmp_path, "--data", release, "--epochs", 4, "--lr", 0.01)
     history = metrics["history"]
@@ -90,6 +126,19 @@ def test_metrics_follow_from_the_history(release, tmp_path):
     assert metrics["best_test_accuracy"] == max(epoch["test_accuracy"] for epoch in history)
 
 
+def check_predictions(path, release, metrics):
+    """The logits give the metrics, and the labels are those of the release's rows."""
+    found = np.load(path)
+    test = read_release(release)
+    rows = test.splits["test"]
+    assert found["rows"].tolist() == rows.tolist() == [int(name) for name in found["names"]]
+    assert found["labels"].tolist() == test.labels[rows].argmax(-1).tolist()
+    decided = np.where(found["event_logits"] >= 0, found["category_logits"].argmax(-1)[:, None], 28)
+    assert found["predictions"].tolist() == decided.tolist()
+    assert (decided == found["labels"]).mean() == pytest.approx(metrics["accuracy"])
+    assert tuple(found["categories"]) == test.categories
+
+
 def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     """The saved network gives the figures of its training, on the release as on any machine that has it."""
     output, trained = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01)
@@ -97,10 +146,11 @@ def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
     for name in ("accuracy", "confusion", "category_accuracy", "event_precision", "event_recall", "event_f1"):
         assert evaluated[name] == trained[name]
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == FILES - {
-        *("config.json", "history.csv", "learning_curves.png")
-    }
-    assert "CMRAN, supervised, on the test split of the AVE set release" in capsys.readouterr().out
+    expected = FILES - {"config.json", "history.csv", "learning_curves.png"} | {"predictions.npz"}
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == expected
+    check_predictions(tmp_path / "evaluation" / "predictions.npz", release, trained)
+    check_predictions(output / "seed-0" / "predictions.npz", release, trained)
+    assert "CMRAN, supervised, on the test split of the dataset release" in capsys.readouterr().out
 
 
 def test_evaluation_of_another_split(release, tmp_path):
@@ -180,9 +230,13 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
         (["--milestones", "0", "3"], "--milestones must be epochs from 1 on, got [0, 3]"),
         (["--milestones", "3", "3"], "--milestones must differ from one another, got [3, 3]"),
         (["--lr", "nan"], "--lr must be a number above 0, got nan"),
+        (["--weight-decay", "-1"], "--weight-decay must be a number of at least 0, got -1"),
+        (["--weight-decay", "nan"], "--weight-decay must be a number of at least 0, got nan"),
         (["--seeds", "-1"], "--seeds must be integers from 0 to 4294967295, got [-1]"),
         (["--seeds", "1.5"], "Error parsing --seeds"),
         (["--seeds", "1", "1"], "--seeds must differ from one another, got [1, 1]"),
+        (["--seeds", "0,1,2"], "got 0,1,2: did you mean --seeds 0 1 2?"),
+        (["train", "--epochs", "1", "--seeds=3,5"], "got 3,5: did you mean --seeds 3 5?"),
         (["--seeds"], "--seeds must be integers from 0 to 4294967295, got []"),
         (["--workers", "-1"], "--workers must be at least 0, got -1"),
         (["--keep", "0"], "--keep must be at least 1, got 0"),
@@ -234,6 +288,16 @@ def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
     assert not (tmp_path / "evaluation").exists()
 
 
+@pytest.mark.parametrize("options", [{"video_dim": 13}, {"categories": ["Bark", "Clock"]}])
+def test_evaluation_without_data_asks_for_it(tmp_path, capsys, options):
+    CMRAN(**options).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        call_main("evaluate", "--checkpoint", tmp_path / "model", "--output", tmp_path / "evaluation")
+    assert stop.value.code == 2
+    message = "--data must be given, as this network was not trained on the procedural set, the default: it needs"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works where there is a GPU")
 def test_fp16_needs_a_gpu(release, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
@@ -241,6 +305,30 @@ def test_fp16_needs_a_gpu(release, capsys, tmp_path):
     assert stop.value.code == 2
     assert "--precision fp16 needs a GPU, got cpu" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "error", "reason"),
+    [
+        (None, AssertionError("Torch not compiled with CUDA enabled"), f"torch {torch.__version__} is built without"),
+        (
+            "12.6",
+            RuntimeError("The NVIDIA driver on your system is too old.\nMore."),
+            "The NVIDIA driver on your system",
+        ),
+    ],
+)
+def test_why_cuda_does_not_work(version, error, reason, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(
+        ValueError, match=f"must name a device that works here, got cuda: {re.escape(reason)}"
+    ) as caught:
+        make_accelerator("cuda")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_is_not_overwritten(release, capsys, tmp_path):
@@ -288,11 +376,11 @@ def test_divergence_is_said(release, tmp_path, capsys):
     [
         (
             "train",
-            "setting data senses epochs batch-size lr milestones lr-decay seeds device precision compile cache workers "
-            "keep log output resume",
+            "setting data background-videos senses epochs batch-size lr milestones lr-decay weight-decay seeds device "
+            "precision compile cache workers keep log output resume",
         ),
         ("evaluate", "checkpoint official data split device precision output"),
-        ("predict", "checkpoint official features split device precision output"),
+        ("predict", "checkpoint official data features split device precision output"),
         ("check", "data setting"),
         ("prepare", "data output dtype"),
     ],
@@ -326,6 +414,19 @@ def test_only_the_command_needs_tyro(tmp_path):
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert process.returncode == 0, process.stderr
     assert all("tyro" not in path.read_text() for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("package", "argument"), [("tyro", "--help"), ("accelerate", "check"), ("matplotlib", "train")]
+)
+def test_without_the_extra_it_says_what_to_install(tmp_path, package, argument):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
+    code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(ave_cmran.__file__).parent)!r}]\n"
+    code += f"sys.argv[1:] = [{argument!r}]; runpy.run_path({ave_cmran.__file__!r}, run_name='__main__')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    (line,) = process.stderr.splitlines()
+    assert re.fullmatch(rf'ave_cmran.py: error: .*{package}.*: run pip install -e "\.\[examples\]" .*', line)
+    assert process.returncode == 2
 
 
 def test_data_and_networks_do_not_know_each_other():

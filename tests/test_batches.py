@@ -174,7 +174,7 @@ def test_too_little_memory_is_said(tmp_path, monkeypatch):
 
 def test_weak_needs_its_data():
     data = AVEData(**{**vars(make_data()), "video_labels": None})
-    with pytest.raises(ValueError, match="data must hold video labels and background videos"):
+    with pytest.raises(ValueError, match="data must hold video labels for the weak setting"):
         training_loader(data, "weak", *processes(1), batch_size=5, seed=0, workers=0)
 
 

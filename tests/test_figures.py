@@ -1,6 +1,8 @@
 """Figures: what they draw is what they were given, and it can be read. What the plots of the package draw is for
 test_attention_plots.py."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 from ave.data.dataset import AVE_CATEGORIES
-from ave.results.figures import LEAST_PRINTED, draw_attention, draw_confusion, draw_learning_curves, draw_timelines
+from ave.results.figures import (
+    LEAST_PRINTED,
+    choose_videos,
+    draw_attention,
+    draw_confusion,
+    draw_learning_curves,
+    draw_timelines,
+)
 from ave.results.metrics import Epoch, Outcomes
 
 FIELDS = ("loss", "val_accuracy", "test_accuracy")
@@ -155,6 +164,23 @@ def test_without_truth():
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "second"]
 
 
+@pytest.mark.parametrize("truth", [None, PREDICTION[1:2]])
+def test_only_what_occurs_is_in_the_legend_and_videos_keep_apart(truth):
+    figure = draw_timelines(PREDICTION[1:2].expand(3, 5), SCORE[1:2].expand(3, 5), CATEGORIES, "title")
+    if truth is not None:
+        always = torch.ones(1, 5, dtype=torch.long)
+        figure = draw_timelines(always.expand(3, 5), SCORE, CATEGORIES, "title", truth=always.expand(3, 5))
+    rendered(figure)
+    assert legend(figure) == (
+        ["predicted event", "background"] if truth is None else ["true event", "predicted, right"]
+    )
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(above.y0 - below.y1 > 5 for above, below in itertools.pairwise(boxes))
+    for axes in figure.axes:
+        (scale,) = axes.child_axes
+        assert [label.get_text() for label in scale.get_yticklabels()] == ["0", "1"]
+
+
 def test_with_truth():
     """Of each video, below the truth, and one legend for all."""
     truth = torch.tensor([[2, 0, 0, 0, 2], [1, 1, 2, 2, 1], [2, 2, 2, 2, 2]])
@@ -186,27 +212,64 @@ def test_videos_of_different_lengths(longest, order):
 
 @pytest.mark.parametrize("segments", [1, 5, 7])
 def test_attention_of_one_video(segments):
-    """A map a second on one scale, the true cells outlined, beside the relations of the same video."""
+    """A map a second on one scale, the true cells of the event outlined, beside the relations of the same video."""
     generator = torch.Generator().manual_seed(0)
+    spatial_map = torch.rand(2, segments, 3, 7, generator=generator)
     outcomes = Outcomes(
-        truth=torch.randint(0, 3, (2, segments), generator=generator),
+        truth=torch.tensor([[2] * segments, [1] + [2] * (segments - 1)]),
         prediction=torch.zeros(2, segments, dtype=torch.long),
-        event_score=torch.zeros(2, segments),
-        spatial_map=torch.rand(2, segments, 3, 7, generator=generator),
-        relations=torch.rand(2, segments, 2 * segments, generator=generator),
+        event_logits=torch.zeros(2, segments),
+        category_logits=torch.zeros(2, 2),
+        spatial_map=spatial_map,
+        relations=torch.rand(2, segments, 2 * segments, generator=generator).softmax(-1),
     )
     cells = torch.zeros(segments, 3, 7, dtype=torch.bool)
-    cells[0, 1:, 4] = True
-    figure = draw_attention(outcomes, 1, CATEGORIES, "title", cells)
+    cells[:, 1:, 4] = True
+    decoy = torch.zeros(segments, 3, 7, dtype=torch.bool)
+    decoy[-1, 2, 5] = True
+    figure = draw_attention(outcomes, 1, CATEGORIES, "title", cells, decoy)
     figure.draw_without_rendering()
-    names = [*CATEGORIES, "background"]
     maps = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(maps) == [f"{second} s: {names[label]}" for second, label in enumerate(outcomes.truth[1])]
+    assert list(maps) == [f"{second} s: {'background' if second else 'Clock'}" for second in range(segments)]
     for second, axes in enumerate(maps.values()):
-        assert torch.equal(torch.tensor(axes.images[0].get_array().data).float(), outcomes.spatial_map[1, second])
-        assert axes.images[0].get_clim() == (0, outcomes.spatial_map[1].max().item())
-        assert len(axes.lines) == (6 if second == 0 else 0)  # of the outline of two cells
+        expected = 21 * spatial_map[1]
+        assert torch.equal(torch.tensor(axes.images[0].get_array().data).float(), expected[second])
+        assert axes.images[0].get_clim() == (0, expected.max().item())
+        crosses = [line for line in axes.lines if line.get_marker() == "x"]
+        assert len(axes.lines) - len(crosses) == (6 if second == 0 else 0)  # of the outline of two cells
+        places = [place for line in crosses for place in zip(*line.get_data(), strict=True)]
+        assert places == ([(5, 2)] if second == segments - 1 else [])
     (relations,) = (axes for axes in figure.axes if axes.get_ylabel() == "second of the video segment (query)")
     assert torch.equal(torch.tensor(relations.images[0].get_array().data).float(), outcomes.relations[1])
     above = relations.child_axes[0].get_xticklabels()
     assert [label.get_text() for label in above] == ["to audio", "to video"]
+    first, audio = outcomes.relations[1, 0], outcomes.relations[1, :, :segments].sum(1).mean()
+    sentence = figure.subfigs[1].get_supxlabel()
+    assert f"{audio:.0%} of the attention goes to audio" in sentence
+    assert f"give {first[0] + first[segments]:.0%} of theirs to event seconds (uniform: {1 / segments:.0%})" in sentence
+
+
+def test_caption_names_the_runs_that_still_climb():
+    vals = {3: (0.1, 0.2, 0.3), 5: (0.1, 0.4, 0.4), 7: (0.2, 0.1, 0.5)}
+    histories = {seed: [Epoch(e, 5e-4, 1.0, val, 0.5) for e, val in enumerate(run, 1)] for seed, run in vals.items()}
+    caption = rendered(draw_learning_curves(histories, "title")).legends[0].get_title().get_text()
+    assert caption.startswith("seed 3, 7: best on val at the last epoch")
+    assert not draw_learning_curves({5: histories[5]}, "title").legends[0].get_title().get_text()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chosen_videos_are_of_different_categories(seed):
+    """They do not come in the order of the release, whose first videos are all of category 0."""
+    category = torch.arange(10).repeat_interleave(7)
+    labels = list(category.unsqueeze(1).expand(70, 5).clone())
+    labels[3][2:] = labels[66][:2] = 10
+    wrong = [video == 5 for video in range(70)]
+    shown = choose_videos(labels, 10, 6, wrong, seed)
+    assert shown[0] in (3, 66)
+    assert 5 in shown
+    assert len(set(shown)) == 6
+    assert len({category[video].item() for video in shown}) == (6 if shown[0] == 66 else 5)
+    assert shown == choose_videos(labels, 10, 6, wrong, seed) != choose_videos(labels, 10, 6, wrong, seed + 1)
+    every = choose_videos(labels[:7], 10, 12, None, seed)
+    assert sorted(every) == list(range(7))
+    assert every[0] == 3

@@ -159,7 +159,7 @@ def expected_events(model, visual, audio, rows, names):
 def test_a_release(release, checkpoint, split, tmp_path, capsys):
     """All videos or those of a split, in the order of the split, named by their row."""
     arguments = [] if split is None else ["--split", split]
-    call_main("predict", "--checkpoint", checkpoint, "--features", release, "--output", tmp_path / "out", *arguments)
+    call_main("predict", "--checkpoint", checkpoint, "--data", release, "--output", tmp_path / "out", *arguments)
     rows = list(range(SHAPE["videos"]))
     if split is not None:
         with h5py.File(release / f"{split}_order.h5") as file:
@@ -209,7 +209,7 @@ def test_one_video_of_an_npz(checkpoint, dtype, tmp_path):
     visual, audio = (rng.random(shape) * 3 for shape in ((5, 3, 2, 11), (5, 7)))
     visual, audio = visual.astype(dtype), audio.astype(dtype)
     np.savez(tmp_path / "one.npz", visual=visual, audio=audio, names=np.array("$a clip$"))
-    call_main("predict", "--checkpoint", checkpoint, "--features", tmp_path / "one.npz", "--output", tmp_path / "out")
+    call_main("predict", "--checkpoint", checkpoint, "--data", tmp_path / "one.npz", "--output", tmp_path / "out")
     written = read_events(tmp_path / "out")
     assert written["videos"] == 1
     expected = expected_events(CMRAN.load(str(checkpoint)), visual[None], audio[None], [0], ["$a clip$"])
@@ -227,7 +227,7 @@ def test_padded_videos_of_an_npz(checkpoint, tmp_path):
             visual[video, length:], audio[video, length:] = filling, filling
         np.savez_compressed(tmp_path / "some.npz", visual=visual, audio=audio, lengths=lengths)
         output = tmp_path / f"out-{filling}"
-        call_main("predict", "--checkpoint", checkpoint, "--features", tmp_path / "some.npz", "--output", output)
+        call_main("predict", "--checkpoint", checkpoint, "--features=" + str(tmp_path / "some.npz"), "--output", output)
         results.append(read_events(output)["events"])
     assert results[0] == results[1]
     assert results[0]
@@ -242,7 +242,7 @@ def test_official_checkpoint(tmp_path, capsys):
     weights["localize_module.event_classifier.bias"][22] = 9.0
     torch.save({"state_dict": weights}, path)
     np.savez(tmp_path / "one.npz", visual=np.ones((3, 1, 1, 512)), audio=np.ones((3, 128)))
-    call_main("predict", "--official", path, "--features", tmp_path / "one.npz", "--output", tmp_path / "out")
+    call_main("predict", "--official", path, "--data", tmp_path / "one.npz", "--output", tmp_path / "out")
     (event,) = read_events(tmp_path / "out")["events"]
     assert {name: event[name] for name in COLUMNS[:5]} == {
         "video": "0",
@@ -371,10 +371,10 @@ def full_output(directory):
 REFUSED = [
     (
         lambda place: ["--features", place / "none"],
-        "--features must be a directory or an .npz, got .*none, which is not",
+        "--data must be a directory or an .npz, got .*none, which is not",
     ),
     (lambda place: ["--features", place], "visual_feature"),
-    (lambda _: ["--features", __file__], "--features must be a directory or an .npz, got .*, which is neither"),
+    (lambda _: ["--features", __file__], "--data must be a directory or an .npz, got .*, which is neither"),
     (cut_npz, r"got .*features\.npz, which is neither, or is cut off"),
     (flip_npz, r"features\.npz must be an undamaged .npz without Python objects, got: .*CRC"),
     (pickle_npz, r"features\.npz must be an undamaged .npz without Python objects, got: Object arrays cannot"),
@@ -386,6 +386,10 @@ REFUSED = [
     (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must be of the same videos and seconds"),
     (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them empty, got"),
     (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
+    (
+        partial(write_npz, visual=np.ones((3, 5, 11, 2, 3))),
+        "got 3, shape .*: move channels from the first axis of maps",
+    ),
     (partial(write_npz, audio=np.ones((3, 5, 13))), "audio features must have 7 channels, .*, got 13"),
     (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got others in row 2, second 4"),
     (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got others in row 2, second 4"),
@@ -457,7 +461,7 @@ def test_refused_input(write, message, checkpoint, tmp_path, monkeypatch, capsys
     ("arguments", "message"),
     [
         (["--features", "a"], "one of --checkpoint and --official must be given, got None and None"),
-        (["--checkpoint", "a"], "--features"),
+        (["--checkpoint", "a"], "--data"),
         (
             ["--checkpoint", "a", "--official", "b", "--features", "c"],
             "one of --checkpoint and --official must be given",
@@ -500,7 +504,16 @@ def test_help_explains_every_option(capsys):
         call_main("predict", "--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    for name in ("--checkpoint", "--official", "--features", "--split", "--device", "--precision", "--output"):
+    for name in (
+        "--checkpoint",
+        "--official",
+        "--data",
+        "--features",
+        "--split",
+        "--device",
+        "--precision",
+        "--output",
+    ):
         assert name in printed
     for word in ("events.csv", "events.json", "timelines.png", "lengths", "probability"):
         assert word in printed

@@ -152,6 +152,13 @@ def test_a_damaged_manifest_is_named(prepared, text, message):
             read(prepared)
 
 
+def test_a_manifest_may_say_that_a_set_is_ave(prepared):
+    assert not read_set(prepared).is_ave
+    manifest = json.loads((prepared / "prepared.json").read_text())
+    (prepared / "prepared.json").write_text(json.dumps({**manifest, "ave": True}))
+    assert read_set(prepared).is_ave
+
+
 def test_a_damaged_manifest_is_written_anew(release, prepared):
     whole = contents(prepared)
     (prepared / "prepared.json").write_text("{")

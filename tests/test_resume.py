@@ -136,6 +136,7 @@ def test_resume_refuses(release, straight, tmp_path, capsys):
     for arguments, message in {
         (straight, "--lr", "0.1"): "--lr must be 0.0005, as in",
         (straight, "--epochs", "3"): "--epochs must be at least 4",
+        (straight, "--weight-decay", "0.1"): "--weight-decay must be 0.0, as in",
         (straight, "--seeds", "3"): "--seeds must begin with [3, 5]",
         (straight, "--seeds", "3", "7", "5"): "--seeds must begin with [3, 5]",
         (straight, "--data", other): "--data must be the dataset that",
@@ -165,7 +166,7 @@ def test_a_full_disk_while_the_network_is_saved(release, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert stop.value.code == 1
     assert "File too large" in capsys.readouterr().err
-    assert [path.name for path in (output / "seed-0").iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in (output / "seed-0").iterdir()) == ["checkpoints", "predictions.npz"]
     call_main("train", "--resume", output)
     assert (output / "seed-0" / "model" / "model.safetensors").exists()
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-__all__ = ["Precision", "Stopwatch", "describe_device", "make_accelerator", "peak_memory"]
+__all__ = ["Pace", "Precision", "Stopwatch", "describe_device", "make_accelerator", "peak_memory"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PATIENCE = timedelta(hours=2)
@@ -73,7 +73,15 @@ def _check_device(device: str, processes: int) -> None:
             if wanted.type == "cuda":
                 torch.cuda.set_device(wanted.index or 0)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"--device must name a device that works here, got {device}") from error
+        reason = f": {_cuda_fault(error)}" if device.partition(":")[0] == "cuda" else ""
+        raise ValueError(f"--device must name a device that works here, got {device}{reason}") from error
+
+
+def _cuda_fault(error: Exception) -> str:
+    """Tell whether torch was built without CUDA, or what its driver says."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA; https://pytorch.org/get-started has builds with it"
+    return str(error).partition("\n")[0]  # "Found no NVIDIA driver ...", or "The NVIDIA driver ... is too old ..."
 
 
 def describe_device(accelerator: Accelerator) -> str:
@@ -143,3 +151,27 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+
+class Pace:
+    """Measures how long the first steps of a run take, without the very first, which is slow.
+
+    Args:
+        device: runs the steps.
+        steps: how many to measure.
+    """
+
+    def __init__(self, device: torch.device, steps: int = 10) -> None:
+        self.device, self.steps = device, steps
+        self._count, self._start = 0, 0.0
+
+    def step(self) -> float | None:
+        """Count a step; at the end of the measured ones return the seconds of one, and else None."""
+        self._count += 1
+        if self._count not in (1, 1 + self.steps):
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        start, self._start = self._start, now
+        return None if self._count == 1 else (now - start) / self.steps

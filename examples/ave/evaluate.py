@@ -15,7 +15,7 @@ from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN
 from ave.results.figures import draw_confusion, draw_examples, save_figures
-from ave.results.files import check_output, clearing, new_output, write_scores
+from ave.results.files import check_output, clearing, new_output, write_predictions, write_scores
 from ave.results.metrics import measure, observe, summarize
 from ave.results.tables import category_table, results_table
 
@@ -63,19 +63,20 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
         accelerator = make_accelerator(config.device, config.precision)
         output = new_output(config.output, "evaluate")
         check_output(output)
+        procedural = data is None and config.data is None
         if data is None:
             data = make_procedural_set() if config.data is None else read_set(config.data)
-        _check_fit(model, data)
+        _check_fit(model, data, procedural=procedural)
         batches = evaluation_loader(data, config.split, accelerator)
     accelerator.print(f"on {describe_device(accelerator)}")
     with clearing(output):
         outcomes = observe(accelerator.prepare_model(model, evaluation_mode=True), batches, accelerator)
         metrics = measure(outcomes, data, config.split)
         if accelerator.is_main_process:
-            source = "the procedural set (not AVE)" if config.data is None else f"the AVE set {config.data.name}"
-            title = f"CMRAN, {model.setting}, on the {config.split} split of {source}"
+            title = f"CMRAN, {model.setting}, on the {config.split} split of {data.describe(config.data)}"
             summary = summarize([metrics])
             write_scores(output, [metrics], summary, data.categories)
+            write_predictions(output, outcomes, data, config.split)
             if draw:
                 figures = draw_examples(outcomes, data, config.split, title)
                 figures["confusion.png"] = draw_confusion(summary["confusion"], data.categories, title)
@@ -87,17 +88,20 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
     return metrics
 
 
-def _check_fit(model: CMRAN, data: AVEData) -> None:
+def _check_fit(model: CMRAN, data: AVEData, *, procedural: bool) -> None:
     """Refuse a dataset that differs from the one that the network was trained on."""
+    needed = "--data must have"
+    if procedural:
+        needed = "--data must be given, as this network was not trained on the procedural set, the default: it needs"
     for what, expected, came in (
         ("visual channels", model.video_dim, data.visual.shape[-1]),
         ("audio channels", model.audio_dim, data.audio.shape[-1]),
         ("categories", model.num_categories, len(data.categories)),
     ):
         if came != expected:
-            raise ValueError(f"--data must have {expected} {what}, as what the network was trained on, got {came}")
+            raise ValueError(f"{needed} {expected} {what}, as what the network was trained on, got {came}")
     if model.categories is not None and model.categories != data.categories:
         raise ValueError(
-            f"--data must have the categories of the network, {model.categories[0]} and so on, "
+            f"{needed} the categories of the network, {model.categories[0]} and so on, "
             f"got {data.categories[0]} and so on; categories.txt names those of an own dataset"
         )

@@ -25,7 +25,7 @@ from ave.data.prepared import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN, Localization, localize
-from ave.results.figures import draw_timelines, save_figures
+from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
 from crossmodal_attn import padding_mask
@@ -49,11 +49,12 @@ class PredictConfig:
 
     It writes events.csv and events.json: for every event the video, its row in the features, the seconds at which it
     begins and ends, its category and its score. The score, in [0, 1], is the mean over the event's seconds of the
-    probability of an event, times the probability of the category. timelines.png shows the first videos.
+    probability of an event, times the probability of the category. timelines.png shows some videos of
+    different categories.
     """
 
-    features: Path
-    """directory, or .npz; see above"""
+    data: Path
+    """directory, or .npz; see above (--features is the same)"""
     checkpoint: str | None = None
     """directory of a training, of one of its seeds, or of save_pretrained; or owner/name on the Hugging Face Hub"""
     official: Path | None = None
@@ -88,10 +89,10 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             )
         output = new_output(config.output, "predict")
         check_output(output)
-        videos = UnlabeledVideos.read(config.features, config.split)
+        videos = UnlabeledVideos.read(config.data, config.split)
         videos.check_fit(model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"CMRAN, {model.setting}, on {config.features}{split}"
+    title = f"CMRAN, {model.setting}, on {config.data}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
@@ -109,16 +110,18 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             for event in prediction.events
         ]
         write_csv(output / "events.csv", events, COLUMNS)
-        source = {"network": config.checkpoint or str(config.official), "features": str(config.features)}
+        source = {"network": config.checkpoint or str(config.official), "features": str(config.data)}
         write_json(output / "events.json", {**source, "videos": len(videos), "events": events})
         if draw:
-            shown, rows = predictions[:SHOWN_VIDEOS], videos.rows[:SHOWN_VIDEOS].tolist()
+            labels = [prediction.labels for prediction in predictions]
+            chosen = choose_videos(labels, model.num_categories, SHOWN_VIDEOS)
+            shown = [predictions[video] for video in chosen]
             figure = draw_timelines(
                 [prediction.labels for prediction in shown],
                 [prediction.event_score for prediction in shown],
                 categories,
-                title if len(shown) == len(videos) else f"{title}: the first {len(shown)} of {len(videos)} videos",
-                names=[f"row {row}" if videos.names is None else f"{videos.name(row)} (row {row})" for row in rows],
+                title if len(shown) == len(videos) else f"{title}: {len(shown)} of {len(videos)} videos",
+                names=[name_video(videos.names, row) for row in videos.rows[chosen].tolist()],
             )
             save_figures(output, {"timelines.png": figure})
     print(_table(title, predictions, categories))
@@ -315,9 +318,11 @@ class UnlabeledVideos:
         """
         for name, array, width in (("visual", self.visual, model.video_dim), ("audio", self.audio, model.audio_dim)):
             if array.shape[-1] != width:
+                first = array.shape[2] == width
+                hint = f", shape {tuple(array.shape)}: move channels from the first axis of maps to the last"
                 raise ValueError(
                     f"{name} features must have {width} channels, as what the network was trained on, "
-                    f"got {array.shape[-1]}"
+                    f"got {array.shape[-1]}{hint if first else ''}"
                 )
         done = 0
         for batch in self.batches("checking"):
@@ -334,9 +339,9 @@ class UnlabeledVideos:
 
 def _read_npz(path: Path) -> UnlabeledVideos:
     if not path.exists():
-        raise FileNotFoundError(f"--features must be a directory or an .npz, got {path}, which is not there")
+        raise FileNotFoundError(f"--data must be a directory or an .npz, got {path}, which is not there")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"--features must be a directory or an .npz, got {path}, which is neither, or is cut off")
+        raise ValueError(f"--data must be a directory or an .npz, got {path}, which is neither, or is cut off")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("visual", "audio", "names", "lengths") if name in file}

@@ -26,10 +26,18 @@ from ave.data.batches import Cache, cache_features, derive_seed, evaluation_load
 from ave.data.dataset import AVEData, Setting
 from ave.data.prepared import inspect_set, read_set
 from ave.data.procedural import make_procedural_set
-from ave.devices import Precision, Stopwatch, describe_device, make_accelerator, peak_memory
+from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
 from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
-from ave.results.files import check_output, new_output, read_json, write_csv, write_json, write_scores
+from ave.results.files import (
+    check_output,
+    new_output,
+    read_json,
+    write_csv,
+    write_json,
+    write_predictions,
+    write_scores,
+)
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.tables import category_table, files_table, results_table
 from crossmodal_attn import __version__
@@ -39,6 +47,10 @@ __all__ = ["RECIPES", "SavedRun", "TrainConfig", "main"]
 PROCEDURAL_EPOCHS, RELEASE_EPOCHS = 11, 200
 LOG_EVERY = 10
 """Steps between two logged losses; to read one, the host waits for the device."""
+
+
+EVALUATION_COST = 0.35
+"""The time of evaluating a video, as a share of that of training on it."""
 
 
 class Recipe(NamedTuple):
@@ -69,6 +81,8 @@ class TrainConfig:
     """train on a label for every second, or weakly on one label for the whole video"""
     data: Path | None = None
     """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
+    background_videos: bool = True
+    """weakly, train on the extra background videos, too, which AVE must have; without, as on a set that has none"""
     senses: Senses = "both"
     """the features that the network is given; the other ones are zeroed in training and testing"""
     epochs: int | None = None
@@ -81,6 +95,8 @@ class TrainConfig:
     """epochs after which the learning rate decays; without it 10 20 30, or weakly 5 20 40"""
     lr_decay: float = 0.5
     """factor of the learning rate after each milestone, in (0, 1]"""
+    weight_decay: float = 0.0
+    """Adam's weight decay: times a weight, it is added to the weight's gradient"""
     seeds: tuple[int, ...] = (0,)
     """one training for each, then mean and spread of all; a resumed run may be given more"""
     device: str = "auto"
@@ -124,6 +140,8 @@ class TrainConfig:
             raise ValueError(f"--milestones must be epochs from 1 on, got {list(self.milestones)}")
         if len(set(self.milestones or ())) < len(self.milestones or ()):
             raise ValueError(f"--milestones must differ from one another, got {list(self.milestones or ())}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight-decay must be a number of at least 0, got {self.weight_decay}")
         if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
             raise ValueError(f"--seeds must be integers from 0 to 4294967295, got {list(self.seeds)}")
         if len(set(self.seeds)) < len(self.seeds):
@@ -143,7 +161,17 @@ class TrainConfig:
             raise ValueError(
                 f"--seeds must begin with {list(saved.seeds)}, as in {self.resume}, got {list(self.seeds)}"
             )
-        for name in ("setting", "senses", "batch_size", "lr", "milestones", "lr_decay", "precision"):
+        for name in (
+            "setting",
+            "background_videos",
+            "senses",
+            "batch_size",
+            "lr",
+            "milestones",
+            "lr_decay",
+            "weight_decay",
+            "precision",
+        ):
             if (value := getattr(self, name)) != (expected := getattr(saved, name)):
                 option = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{option} must be {expected}, as in {self.resume}, got {value}: leave it out")
@@ -205,9 +233,11 @@ def main(
 
         # ---- Data ----
         if data is None and config.data is not None:
-            data = _read_data(config.data, config.setting, report=accelerator.is_main_process)
+            data = _read_data(config.data, config, report=accelerator.is_main_process)
         elif data is None:
             data = make_procedural_set()
+        if not config.background_videos:
+            data = dataclasses.replace(data, background_visual=None, background_audio=None, background_labels=None)
         digest = data.digest(config.setting)
         if saved is not None and saved.data_digest != digest:
             raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
@@ -215,7 +245,7 @@ def main(
         test = evaluation_loader(data, "test", accelerator, config.workers)
         val = evaluation_loader(data, "val", accelerator, config.workers) if "val" in data.splits else None
 
-    title = _title(config)
+    title = _title(config, data)
     sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
     accelerator.print(f"{title}: {sizes} videos; {cached}")
     if saved is not None and saved.processes != accelerator.num_processes:
@@ -237,6 +267,7 @@ def main(
         runs: list[dict[str, Any]] = []
         histories: dict[int, list[Epoch]] = {}
         examples: Outcomes | None = None
+        pace = Pace(accelerator.device)
 
         for seed in config.seeds:
             if len(config.seeds) > 1:
@@ -254,7 +285,7 @@ def main(
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # whose graphs are of one shape each
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
-            adam = torch.optim.Adam(model.parameters(), config.lr, fused=True)
+            adam = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
             prepared, optimizer = accelerator.prepare(model, adam)
             if accelerator.scaler is not None and scaling is not None:
                 accelerator.scaler.load_state_dict(scaling)  # the seed before has changed it
@@ -304,6 +335,13 @@ def main(
                     watch.lap("optimizer")
                     total += loss.detach()
                     progress.update()
+                    if (seconds := pace.step()) is not None and accelerator.is_main_process:
+                        left = epochs * len(config.seeds[config.seeds.index(seed) :]) - epoch + 1
+                        evaluated = (
+                            sum(len(loader.videos) for loader in (val, test) if loader is not None) / config.batch_size
+                        )
+                        seconds *= left * (steps + evaluated * EVALUATION_COST)
+                        progress.write(_describe_plan(config, model, seconds, output))
                     if config.log and step % LOG_EVERY == 0:
                         accelerator.log({"loss": loss.item()}, step)
                 mean_loss = float(accelerator.reduce(total, "mean")) / steps
@@ -346,7 +384,8 @@ def main(
                 "history": [dataclasses.asdict(epoch) for epoch in history],
             }
             if accelerator.is_main_process:
-                _save_network(model, place / "model", {"data": _source(config), "metrics": metrics})
+                _save_network(model, place / "model", {"data": data.describe(config.data), "metrics": metrics})
+                write_predictions(place, outcomes, data, "test")
             runs.append(metrics)
             histories[seed] = history
             examples = examples or outcomes
@@ -375,22 +414,29 @@ def main(
     return runs
 
 
-def _read_data(directory: Path, setting: Setting, *, report: bool) -> AVEData:
+def _read_data(directory: Path, config: TrainConfig, *, report: bool) -> AVEData:
     """Check and open a dataset; one process reports, and reads all features once."""
     if report:
-        found = inspect_set(directory, setting)
+        found = inspect_set(directory, config.setting, background_videos=config.background_videos)
         print(files_table(found))
         found.raise_problems()
-    return read_set(directory, setting)
+    return read_set(directory, config.setting, background_videos=config.background_videos)
 
 
-def _source(config: TrainConfig) -> str:
-    return "the procedural set (not AVE)" if config.data is None else f"the AVE set {config.data.name}"
-
-
-def _title(config: TrainConfig) -> str:
+def _title(config: TrainConfig, data: AVEData) -> str:
     senses = "" if config.senses == "both" else f", {config.senses} only"
-    return f"CMRAN, {config.setting}{senses}, on {_source(config)}"
+    extra = "" if config.setting == "supervised" or data.background_labels is not None else ", no background videos"
+    return f"CMRAN, {config.setting}{senses}{extra}, on {data.describe(config.data)}"
+
+
+def _describe_plan(config: TrainConfig, model: CMRAN, seconds: float, output: Path) -> str:
+    """Tell how long the rest of a run will take, and how much it will leave on the disk."""
+    unit, name = (3600, "h") if seconds > 5400 else (60, "min") if seconds > 90 else (1, "s")
+    # A checkpoint holds the weights, two moments of each and, unless they are the last, the best weights.
+    copies = len(config.seeds) * (4 * min(config.keep, config.epochs or 1) + 1)
+    size = copies * sum(weight.nbytes for weight in model.state_dict().values())
+    time_left = f"about {seconds / unit:.{int(unit == 3600)}f} {name}"
+    return f"{time_left} to go; the run will leave up to {tqdm.format_sizeof(size, 'B')} in {output}"
 
 
 def _save_config(output: Path, config: TrainConfig, digest: str, processes: int) -> None:

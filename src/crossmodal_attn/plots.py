@@ -258,6 +258,9 @@ def plot_timeline(
         level = base + SCORE_HEIGHT * threshold
         ax.plot([0, length], [level, level], color="black", linewidth=0.6, linestyle=":")
         ticks[f"event score\n(dotted: {threshold:g})"] = base + SCORE_HEIGHT / 2
+        scale = ax.secondary_yaxis("right")
+        scale.set_yticks([base, base + SCORE_HEIGHT], ["0", "1"], fontsize="small")
+        scale.spines[:].set_visible(False)
     ax.set(xlim=(0, length), ylim=(-0.05, rows + 0.05), xlabel="segment")
     ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
     ax.set_yticks(list(ticks.values()), list(ticks))

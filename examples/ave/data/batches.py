@@ -187,7 +187,7 @@ class Loader:
 def training_loader(
     data: AVEData, setting: Setting, accelerator: Accelerator, *, batch_size: int, seed: int, workers: int = 0
 ) -> Loader:
-    """Return the batches of training: with segment labels, or weakly with video labels and background videos added.
+    """Return the batches of training: with segment labels, or weakly with video labels and any background videos.
 
     Args:
         data: the dataset.
@@ -198,21 +198,19 @@ def training_loader(
         workers: data-loading processes, if features stay on disk.
 
     Raises:
-        ValueError: if the setting is weak and ``data`` lacks what it needs.
+        ValueError: if the setting is weak and ``data`` has no video labels.
     """
     rows = data.splits["train"]
     if setting == "supervised":
         videos = Videos((data.visual, data.audio, data.labels, rows), lengths=[data.lengths])
     else:
         visual, audio, labels = data.background_visual, data.background_audio, data.background_labels
-        if data.video_labels is None or visual is None or audio is None or labels is None:
-            raise ValueError("data must hold video labels and background videos for the weak setting, got None")
-        every = torch.arange(len(labels))
-        videos = Videos(
-            (data.visual, data.audio, data.video_labels, rows),
-            (visual, audio, labels, every),
-            lengths=[data.lengths, data.background_lengths],
-        )
+        if data.video_labels is None:
+            raise ValueError("data must hold video labels for the weak setting, got None")
+        parts = [(data.visual, data.audio, data.video_labels, rows)]
+        if visual is not None and audio is not None and labels is not None:
+            parts.append((visual, audio, labels, torch.arange(len(labels))))
+        videos = Videos(*parts, lengths=[data.lengths, data.background_lengths][: len(parts)])
     shares = ShuffledShares(len(videos), batch_size, seed, accelerator.process_index, accelerator.num_processes)
     return Loader(videos, shares, accelerator.device, workers)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -99,6 +100,8 @@ class AVEData:
     """float32 (M, K + 1), one-hot."""
     object_cells: Tensor | None = None
     """bool (N, T, H, W): the true cells of the category's object in every second, where they are known."""
+    decoy_cells: Tensor | None = None
+    """bool (N, T, H, W): those of an object that has nothing to do with the category, likewise."""
     lengths: Tensor | None = None
     """int64 (N,): the seconds of every video, if what follows them is padding."""
     background_lengths: Tensor | None = None
@@ -106,6 +109,14 @@ class AVEData:
     eventless_category: int | None = None
     """The category that a video without an event counts as in the category loss: 0 in AVE, as in the authors' code;
     with None it weighs nothing there."""
+    is_ave: bool = False
+    """Whether it is AVE itself."""
+
+    def describe(self, directory: Path | None) -> str:
+        """Name the dataset for a title, by the directory that it was read from; None for the procedural set."""
+        if directory is None:
+            return "the procedural set (not AVE)"
+        return f"the AVE set {directory.name}" if self.is_ave else f"the dataset {directory.name}"
 
     def digest(self, setting: Setting) -> str:
         """Return a SHA-256 that tells datasets apart, of all labels and splits and the features of 8 videos.

@@ -51,19 +51,20 @@ def is_prepared(directory: Path) -> bool:
     return (directory / MANIFEST).exists() or (directory / UNFINISHED).exists()
 
 
-def read_set(directory: Path, setting: Setting = "supervised") -> AVEData:
+def read_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> AVEData:
     """Open a dataset, the release or a prepared one; features stay on disk.
 
     Args:
         directory: of the release, or prepared.
         setting: decides which files must be there; the others are read if they are there.
+        background_videos: whether the extra videos of AVE must be there for the weak setting.
 
     Raises:
         FileNotFoundError: if the directory or a file is missing.
         ValueError: if a file is damaged or does not fit the others. Of a prepared dataset every byte is checked, of
             the release not the features.
     """
-    return examine_set(directory, needed_files(setting)).to_data()
+    return examine_set(directory, needed_files(setting, background_videos=background_videos)).to_data()
 
 
 def read_prepared(directory: Path | str, setting: Setting = "supervised") -> AVEData:
@@ -92,24 +93,26 @@ def examine_set(directory: Path, needed: Collection[str], files: Sequence[Releas
     return (examine_prepared if is_prepared(directory) else examine_release)(directory, needed, files)
 
 
-def inspect_set(directory: Path, setting: Setting = "supervised") -> Found:
+def inspect_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> Found:
     """Check all of a dataset: its labels against each other, and the release's features from end to end.
 
     Args:
         directory: of the release, or prepared.
         setting: decides which files must be there; the others are checked if they are there.
+        background_videos: as :func:`read_set` takes it.
 
     Raises:
         FileNotFoundError: if the directory is missing.
         ValueError: if it holds a prepared dataset without a manifest that can be read.
     """
-    found = examine_set(directory, needed_files(setting))
+    found = examine_set(directory, needed_files(setting, background_videos=background_videos))
     compare_labels(found)
     if is_prepared(directory):  # whose digests have been checked
         found.title = f"{directory}: prepared in {read_manifest(directory)['dtype']}, for the {setting} setting"
     else:
         scan_features(found)
-        found.title = f"{directory}: the AVE release, for the {setting} setting"
+        kind = "the AVE release" if found.is_ave else "a dataset in the form of the AVE release"
+        found.title = f"{directory}: {kind}, for the {setting} setting"
     return found
 
 

@@ -164,7 +164,8 @@ def make_procedural_set(
 
     Returns:
         AVEData: visual (N, 10, 7, 7, 512) and audio (N, 10, 128), float16 and never negative; the 28 categories
-        equally often; ``object_cells`` also in seconds when the object is seen but silent.
+        equally often; ``object_cells`` also in seconds when the object is seen but silent; ``decoy_cells``, the
+        distractor's.
 
     Raises:
         ValueError: if a number of videos is not a positive integer.
@@ -204,5 +205,6 @@ def make_procedural_set(
         background_audio=_make_audio(background, sounds, generator),
         background_labels=F.one_hot(background_label, NUM_CATEGORIES + 1).float(),
         object_cells=script.cells[:, 0],
+        decoy_cells=script.cells[:, 1],
         eventless_category=0,  # it stands in for AVE
     )

@@ -41,6 +41,7 @@ __all__ = [
 ANNOTATIONS, CATEGORIES = "Annotations.txt", "categories.txt"
 SUFFIXES = (".h5", ".npy")
 AVE_SIZES = {"N": 4143, "L": len(AVE_CATEGORIES) + 1}
+DOWNLOAD = "the release has it: "
 REPOSITORY = "data/ of https://github.com/YapengTian/AVE-ECCV18"
 DRIVE = "https://drive.google.com/file/d/{}/view"
 AXES = {
@@ -89,9 +90,14 @@ class ReleaseFile(NamedTuple):
         """Whether it holds features, and not labels or rows."""
         return self.axes[-1] in "CA"
 
+    @property
+    def is_extra(self) -> bool:
+        """Whether it is of the extra background videos."""
+        return self.axes[0] == "M"
+
 
 def _source(place: str) -> str:
-    return f"the release has it: {place if ' ' in place else DRIVE.format(place)}"
+    return f"{DOWNLOAD}{place if ' ' in place else DRIVE.format(place)}"
 
 
 LENGTHS_REMEDY = "leave it out if no video is padded"
@@ -112,15 +118,24 @@ FILES = (
 """All files that the two settings need."""
 
 
-def needed_files(setting: Setting) -> frozenset[str]:
+def needed_files(setting: Setting, *, background_videos: bool = True) -> frozenset[str]:
     """Return the names of the files that a setting cannot do without.
+
+    Args:
+        setting: "supervised" or "weak".
+        background_videos: whether the weak setting needs the extra videos; a dataset other than AVE may lack them.
 
     Raises:
         ValueError: if there is no such setting.
     """
     if setting not in ("supervised", "weak"):
         raise ValueError(f'setting must be "supervised" or "weak", got {setting!r}')
-    return frozenset(file.name for file in FILES if not file.optional and (setting == "weak" or not file.weak))
+    extra = setting == "weak" and background_videos
+    return frozenset(
+        file.name
+        for file in FILES
+        if not file.optional and (extra or not file.weak or (setting == "weak" and not file.is_extra))
+    )
 
 
 class Problem(NamedTuple):
@@ -156,6 +171,18 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     title: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the sizes that are known are not AVE's; both can be False, if files are missing."""
+        known = (self.sizes[axis][0] != size for axis, size in AVE_SIZES.items() if axis in self.sizes)
+        return not self.declared_ave and any(known)
+
+    def drop_links(self) -> None:
+        """Leave out where AVE's files are, from problems and remarks, if the dataset is not AVE."""
+        if self.is_own:
+            self.problems = [p._replace(message=p.message.partition(f"; {DOWNLOAD}")[0]) for p in self.problems]
+            self.remarks = [remark.partition(f"; {DOWNLOAD}")[0] for remark in self.remarks]
 
     @property
     def is_ave(self) -> bool:
@@ -210,6 +237,7 @@ class Found:
             lengths=lengths,
             background_lengths=self.tensors.get("lengths_noisy"),
             eventless_category=0 if self.is_ave else None,
+            is_ave=self.is_ave,
         )
 
 
@@ -273,6 +301,7 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
     else:
         found.remarks.append(f"{ANNOTATIONS} is not there, so videos have no YouTube ids; {_source(REPOSITORY)}")
     found.remarks += [f"{name} is not needed: {why}" for name, why in UNNEEDED.items() if (directory / name).exists()]
+    found.drop_links()
     return found
 
 
@@ -323,6 +352,10 @@ def examine_files(found: Found, needed: Collection[str], files: Sequence[Release
                 found.problems.append(Problem(file.name, str(error), "not opened"))
         elif file.name == "val_order" and file.name in needed and not found.is_ave:
             found.remarks.append(f"{path.name} is not there, so training keeps its last epoch")
+        elif (
+            file.is_extra and found.is_own and not any(paths[other.name].exists() for other in files if other.is_extra)
+        ):
+            pass  # a set other than AVE may have no extra background videos
         elif file.name in needed:
             confused = file.name == "labels" and path.with_name("prob_label.h5").exists()
             hint = f"prob_label.h5 is {UNNEEDED['prob_label.h5']}; " if confused else ""
@@ -398,6 +431,11 @@ def _check_shape(file: ReleaseFile, array: StoredArray, found: Found) -> str | N
     for axis in own.keys() - sizes.keys() - {"R"}:
         sizes[axis] = (own[axis], array.path)
     if not differing:
+        if "H" in own and own["H"] > own["C"]:
+            found.remarks.append(
+                f"{array.path.name} is read as {own['H']} x {own['W']} positions with {own['C']} channels: if channels "
+                f"come first in your maps, move them last, to ({', '.join(file.axes)})"
+            )
         return None
     why = ", ".join(f"{own[axis]} {AXES[axis]} where {sizes[axis][1].name} has {sizes[axis][0]}" for axis in differing)
     return f"{array.path} must have the shape ({expected}), got {array.shape}: {why}"
@@ -508,3 +546,4 @@ def scan_features(found: Found) -> None:
                 damage = [str(error)]
             bar.update(end - bar.n)
             found.problems += [Problem(file.name, f"{text}; {file.remedy}") for text in [*damage, *bad.messages()]]
+    found.drop_links()

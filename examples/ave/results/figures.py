@@ -14,7 +14,9 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
@@ -23,8 +25,16 @@ from ave.results.files import writing
 from ave.results.metrics import Epoch, Outcomes, chosen
 from crossmodal_attn.plots import plot_relations, plot_spatial_attention, plot_timeline
 
-__all__ = ["draw_attention", "draw_confusion", "draw_examples", "draw_learning_curves", "draw_timelines"]
-__all__ += ["save_figures"]
+__all__ = [
+    "choose_videos",
+    "draw_attention",
+    "draw_confusion",
+    "draw_examples",
+    "draw_learning_curves",
+    "draw_timelines",
+    "name_video",
+    "save_figures",
+]
 
 SHOWN_VIDEOS = 6
 # Colors that are told apart with any color vision (Okabe and Ito).
@@ -40,7 +50,7 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
     """Draw the loss, and the accuracy on val and test, epoch by epoch.
 
     Every run is a thin line, with a dot at the epoch chosen on val. A bold line is the mean of several runs, over the
-    epochs that all of them have.
+    epochs that all of them have. A caption names the runs that still climb at their last epoch.
 
     Args:
         histories: the epochs of each run, by its seed.
@@ -77,7 +87,15 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
     ]
     if len(runs) > 1:
         handles.append(Line2D([], [], color="black", linewidth=2.5, label=f"mean of {len(runs)} seeds"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    climbing = [str(seed) for seed, run in histories.items() if len(run) > 1 and chosen(run) is run[-1]]
+    caption = f"seed {', '.join(climbing)}: best on val at the last epoch, so more epochs may give more"
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+        title=caption if climbing else None,
+    )
     return figure
 
 
@@ -174,7 +192,8 @@ def draw_timelines(
         names: what to write above each of the videos.
     """
     row_height = 0.9 + (0 if truth is None else 0.45) + (0 if names is None else 0.25)
-    figure = Figure(figsize=(10, 0.9 + row_height * len(prediction)), layout="constrained")
+    layout = ConstrainedLayoutEngine(hspace=0.12)  # space between videos
+    figure = Figure(figsize=(10, 0.9 + row_height * len(prediction)), layout=layout)
     figure.suptitle(title, parse_math=False, wrap=True)
     grid = figure.subplots(len(prediction), 1, sharex=True, squeeze=False)[:, 0]
     for video, axes in enumerate(grid):
@@ -184,12 +203,20 @@ def draw_timelines(
         axes.label_outer()
         if names is not None:
             axes.set_title(names[video], loc="left", fontsize="small", pad=2, parse_math=False)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    boxes = [patch for axes in grid for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_width()]
+    colors = {box.get_facecolor() for box in boxes}
+    handles = [handle for handle in grid[0].get_legend_handles_labels()[0] if handle.get_facecolor() in colors]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def draw_attention(
-    outcomes: Outcomes, video: int, categories: Sequence[str], title: str, object_cells: Tensor | None = None
+    outcomes: Outcomes,
+    video: int,
+    categories: Sequence[str],
+    title: str,
+    object_cells: Tensor | None = None,
+    decoy_cells: Tensor | None = None,
 ) -> Figure:
     """Draw the spatial attention of AGSCA in every second of a video, and the relations of its segments.
 
@@ -198,24 +225,27 @@ def draw_attention(
         video: the video to show.
         categories: the names; background follows them.
         title: the figure's title.
-        object_cells: bool (T, H, W), the true cells to outline, if they are known.
+        object_cells: bool (T, H, W), the true cells, if they are known; outlined in the seconds of an event.
+        decoy_cells: likewise those of an object that does not count; crossed.
     """
     names = [*categories, "background", "no label"]  # which is label -1
-    relations, spatial_map = outcomes.relations[video], outcomes.spatial_map[video]
+    relations, maps, truth = outcomes.relations[video], outcomes.spatial_map[video], outcomes.truth[video]
     if outcomes.lengths is not None:
         length = int(outcomes.lengths[video])
         relations = torch.cat([part[:length, :length] for part in relations.chunk(2, 1)], 1)
-        spatial_map = spatial_map[:length]
-    segments, height, width = spatial_map.shape
+        maps, truth = maps[:length], truth[:length]
+    event = (truth >= 0) & (truth < len(categories))
+    segments, height, width = maps.shape
+    spatial_map = maps * (height * width)
     columns = 5
     rows = -(-segments // columns)
-    figure = Figure(figsize=(15, 1.2 + 1.9 * rows), layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(15, 1.6 + 1.9 * rows), layout="constrained")
+    figure.suptitle(title, parse_math=False)
     left, right = figure.subfigures(1, 2, squeeze=False)[0]
-    left.suptitle(
-        "Spatial attention of AGSCA, second by second" + ("" if object_cells is None else " (true object outlined)"),
-        fontsize="medium",
-    )
+    marks = [] if object_cells is None else ["outlined: the true object, during the event"]
+    marks += [] if decoy_cells is None else ["crossed: the decoy"]
+    heading = "Spatial attention of AGSCA, second by second"
+    left.suptitle(f"{heading}\n({'; '.join(marks)})" if marks else heading, fontsize="medium")
     grid = left.subplots(rows, columns, squeeze=False)
     for second, axes in enumerate(grid.flat):
         if second >= segments:
@@ -223,17 +253,34 @@ def draw_attention(
             continue
         plot_spatial_attention(spatial_map[second], vmax=spatial_map.max().item(), ax=axes)
         axes.set_title(f"{second} s: {names[outcomes.truth[video, second]]}", fontsize=7)
-        if object_cells is not None:
+        if object_cells is not None and event[second]:
             _outline(axes, object_cells[second].numpy())
-    uniform = f"attention (uniform: {1 / (height * width):.3f})"
+        if decoy_cells is not None:
+            places = np.argwhere(decoy_cells[second].numpy())
+            axes.plot(places[:, 1], places[:, 0], "x", color="cyan", markersize=6, scalex=False, scaley=False)
     ticks = MaxNLocator(5)  # of many the labels would touch
-    left.colorbar(grid[0, 0].images[0], ax=grid, location="bottom", shrink=0.6, ticks=ticks, label=uniform)
+    label = "attention, times uniform (1: as if all cells had the same)"
+    left.colorbar(grid[0, 0].images[0], ax=grid, location="bottom", shrink=0.6, ticks=ticks, label=label)
 
     right.suptitle("Relations: which seconds every video segment attends to", fontsize="medium")
     axes = plot_relations(relations, (segments, segments), ("to audio", "to video"), ax=right.subplots())
     axes.set(xlabel="attended second (memory)", ylabel="second of the video segment (query)")
     right.colorbar(axes.images[0], ax=axes, location="right", label="attention, mean over heads")
+    right.supxlabel(_describe_relations(relations, event), fontsize="small")
     return figure
+
+
+def _describe_relations(relations: Tensor, event: Tensor) -> str:
+    """Say what to see in the relations of a video, (T, 2 T), whose seconds with an event are bool (T,)."""
+    audio = relations[:, : len(event)].sum(1).mean()
+    text = "Each row sums to 1; a bright column is a second that many look to.\n"
+    text += f"Here {audio:.0%} of the attention goes to audio (uniform: 50%)"
+    if event.any():
+        within = relations[event][:, event.repeat(2)].sum(1).mean()
+        text += (
+            f",\nand event seconds give {within:.0%} of theirs to event seconds (uniform: {event.float().mean():.0%})"
+        )
+    return f"{text}."
 
 
 def _outline(axes: Axes, cells: np.ndarray) -> None:
@@ -250,25 +297,74 @@ def _outline(axes: Axes, cells: np.ndarray) -> None:
                 axes.plot([column + x for x in xs], [row + y for y in ys], color="cyan", linewidth=2)
 
 
+def choose_videos(
+    labels: Sequence[Tensor], background: int, count: int, wrong: Sequence[bool] | None = None, seed: int = 0
+) -> list[int]:
+    """Choose videos at random, of as many categories as there are.
+
+    If there is any, the first has an event and background, and one is among those that went wrong.
+
+    Args:
+        labels: of every video, int64 (T,).
+        background: their last label.
+        count: how many videos to choose; all, if there are no more.
+        wrong: whether the prediction of each has an error.
+        seed: decides the choice.
+
+    Returns:
+        list: the chosen videos.
+
+    Examples:
+        >>> labels = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 3, 3], [1, 1, 1], [2, 2, 2], [3, 3, 3]])
+        >>> choose_videos(labels, 3, 3, wrong=[False, False, False, False, True, False])[:2]
+        [2, 4]
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    eventful = [video != background for video in labels]
+    category = [int(video.where(video != background, -1).max()) for video in labels]
+    wanted = [[bool(event.any() and not event.all()) for event in eventful], list(wrong or ())]
+    shown: list[int] = []
+    for _ in range(min(count, len(order))):
+        left = [video for video in order if video not in shown]
+        for kind in wanted:
+            if any(kind) and not any(kind[video] for video in shown):
+                left = [video for video in left if kind[video]]
+                break
+        seen = {category[video] for video in shown}
+        shown.append(min(left, key=lambda video: category[video] in seen))
+    return shown
+
+
+def name_video(names: Sequence[str] | None, row: int) -> str:
+    """Name a video by its id, if it has one, and its row."""
+    return f"row {row}" if names is None else f"{names[row]} (row {row})"
+
+
 def draw_examples(outcomes: Outcomes, data: AVEData, split: Split, title: str) -> dict[str, Figure]:
-    """Draw timelines and attention of the first videos that have an event and background; by file name."""
-    event = (outcomes.truth >= 0) & (outcomes.truth < len(data.categories))
-    background = outcomes.truth == len(data.categories)
-    partial = (event.any(1) & background.any(1)).nonzero().flatten().tolist() or list(range(len(event)))
-    lengths = [outcomes.truth.shape[1]] * len(event) if outcomes.lengths is None else outcomes.lengths.tolist()
-    labeled = [row for row in partial if (outcomes.truth[row, : lengths[row]] >= 0).all()]
-    partial = labeled or partial
-    shown, first = partial[:SHOWN_VIDEOS], partial[0]
-    cells = None if data.object_cells is None else data.object_cells[data.splits[split]][first]
+    """Draw timelines of some videos of different categories, and the attention of the first; by file name."""
+    lengths = [outcomes.truth.shape[1]] * len(outcomes.truth) if outcomes.lengths is None else outcomes.lengths.tolist()
+    truth = [labels[:length] for labels, length in zip(outcomes.truth, lengths, strict=True)]
+    prediction = [labels[:length] for labels, length in zip(outcomes.prediction, lengths, strict=True)]
+    labeled = [row for row, labels in enumerate(truth) if (labels >= 0).all()]
+    candidates = labeled or list(range(len(truth)))
+    wrong = [bool((prediction[row] != truth[row]).any()) for row in candidates]
+    places = choose_videos([truth[row] for row in candidates], len(data.categories), SHOWN_VIDEOS, wrong)
+    shown = [candidates[place] for place in places]
+    rows = data.splits[split][shown].tolist()
+    cells = (None if known is None else known[rows[0]] for known in (data.object_cells, data.decoy_cells))
+    names = [name_video(data.names, row) for row in rows]
     return {
         "timelines.png": draw_timelines(
-            [outcomes.prediction[row, : lengths[row]] for row in shown],
+            [prediction[row] for row in shown],
             [outcomes.event_score[row, : lengths[row]] for row in shown],
             data.categories,
             title,
-            truth=[outcomes.truth[row, : lengths[row]] for row in shown] if labeled else None,
+            truth=[truth[row] for row in shown] if labeled else None,
+            names=names,
         ),
-        "attention.png": draw_attention(outcomes, first, data.categories, f"Attention of {title}", cells),
+        "attention.png": draw_attention(
+            outcomes, shown[0], data.categories, f"Attention of {title}: {names[0]}", *cells
+        ),
     }
 
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 __all__ = [
     "check_output",
@@ -21,9 +23,14 @@ __all__ = [
     "read_json",
     "write_csv",
     "write_json",
+    "write_predictions",
     "write_scores",
     "writing",
 ]
+
+if TYPE_CHECKING:
+    from ave.data.dataset import AVEData, Split
+    from ave.results.metrics import Outcomes
 
 T = TypeVar("T")
 
@@ -172,3 +179,24 @@ def write_scores(
     names = [*categories, "background"]
     confusion = [dict(zip(names, row, strict=True)) for row in summary["confusion"]]
     write_csv(output / "confusion.csv", [{"true": name, **row} for name, row in zip(names, confusion, strict=True)])
+
+
+def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Split) -> None:
+    """Write ``predictions.npz``, video by video what a network gave on a split, for the analysis of its errors.
+
+    It holds ``names`` (B,), ids or rows of the dataset, ``rows`` (B,), ``labels`` and ``predictions`` (B, T),
+    ``event_logits`` (B, T), ``category_logits`` (B, K), or weak (B, K + 1), and ``categories`` (K,); the label K is
+    background.
+    """
+    rows = data.splits[split].tolist()
+    with writing(output / "predictions.npz") as temporary:
+        np.savez(
+            temporary,
+            names=np.array([str(row) if data.names is None else data.names[row] for row in rows]),
+            rows=np.array(rows),
+            labels=outcomes.truth.numpy(),
+            predictions=outcomes.prediction.numpy(),
+            event_logits=outcomes.event_logits.numpy(),
+            category_logits=outcomes.category_logits.numpy(),
+            categories=np.array(data.categories),
+        )

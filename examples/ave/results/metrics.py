@@ -70,20 +70,27 @@ def best_test(history: Sequence[Epoch]) -> Epoch:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Decisions and attention of a network on a split, video by video, on the CPU."""
+    """Logits, decisions and attention of a network on a split, video by video, on the CPU."""
 
     truth: Tensor
     """int64 (B, T), -1 for a second without a label, or in padding."""
     prediction: Tensor
     """int64 (B, T)"""
-    event_score: Tensor
-    """(B, T), in [0, 1]"""
+    event_logits: Tensor
+    """(B, T)"""
+    category_logits: Tensor
+    """(B, K), or weak (B, K + 1), background last."""
     spatial_map: Tensor
     """AGSCA's attention over space (B, T, H, W)."""
     relations: Tensor
     """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T)."""
     lengths: Tensor | None = None
     """int64 (B,): the seconds of each video, if what follows is padding."""
+
+    @property
+    def event_score(self) -> Tensor:
+        """The probability of an event, (B, T), in [0, 1]."""
+        return self.event_logits.sigmoid()
 
 
 @torch.no_grad()
@@ -126,7 +133,7 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
                 (
                     labels.argmax(-1).masked_fill(~labels.any(-1), -1),
                     localize(localization, background=model.num_categories),
-                    localization.event_logits.sigmoid().float(),
+                    *(logits.float() for logits in localization),
                     maps["spatial_channel_attention.spatial_map"].float(),
                     maps["video_relation.cross_relation.attention"].float().mean(1),
                     valid.sum(1),
@@ -134,9 +141,8 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
                 )
             )
     joined = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    *tensors, finite = (_gather(tensor, len(batches.videos), accelerator) for tensor in joined)
-    outcomes = Outcomes(*tensors)
-    if not finite.all() or not outcomes.event_score.isfinite().all():
+    outcomes = Outcomes(*(_gather(tensor, len(batches.videos), accelerator) for tensor in joined))
+    if not all(logits.isfinite().all() for logits in (outcomes.event_logits, outcomes.category_logits)):
         raise FloatingPointError(
             "the scores are not finite: see with `check` whether the features are, or try --precision fp32"
         )
