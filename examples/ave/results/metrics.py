@@ -137,7 +137,6 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
                     maps["spatial_channel_attention.spatial_map"].float(),
                     maps["video_relation.cross_relation.attention"].float().mean(1),
                     valid.sum(1),
-                    localization.category_logits.isfinite().all(-1),
                 )
             )
     joined = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
