@@ -147,7 +147,7 @@ def test_digest_ignores_padding_and_knows_lengths(own, tmp_path):
 
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
 def test_padding_and_other_labels_there_train_nothing(arrays, tmp_path, setting):
-    """Features and labels in padding, and the features of seconds behind, move neither loss nor metric."""
+    """Features and labels in padding move neither loss nor metric."""
     results = []
     for number, filling in enumerate((np.nan, 7.0)):
         padding = np.arange(SECONDS) >= arrays["lengths"][:, None]
@@ -317,6 +317,11 @@ FAULTS = {
         "must hold integers, the seconds of each video, got float64",
     ),
     "few lengths": (change("lengths", lambda arrays: arrays["lengths"][1:]), "lengths", "must have the shape"),
+    "more features than lengths": (
+        change("audio_feature", lambda arrays: np.repeat(arrays["audio_feature"], 2, 0)),
+        "audio_feature",
+        "34 videos where labels",
+    ),
     "NaN in a video": (
         change("visual_feature", lambda arrays: np.where(arrays["visual_feature"] > 0, np.nan, 1)),
         "visual_feature",
@@ -413,7 +418,7 @@ def test_an_own_release_needs_a_val_split_no_more_but_ave_does(release):
     assert "5 videos are in no split" in " ".join(inspect_set(release).remarks)
     found = Found({file.name: release / f"{file.name}.h5" for file in FILES}, declared_ave=True)
     examine_files(found, needed_files("supervised"), FILES)
-    assert [(problem.file, problem.missing) for problem in found.problems] == [("val_order", True)]
+    assert [(problem.file, problem.verdict) for problem in found.problems] == [("val_order", "missing")]
 
 
 @pytest.mark.parametrize(
@@ -428,6 +433,9 @@ def test_the_schedule_is_an_option(own, tmp_path, options, rates):
     config = TrainConfig(epochs=4, lr=8e-3, batch_size=11, device="cpu", output=tmp_path / "run", **options)
     (metrics,) = main(config, data=read_set(own), network=SMALL, draw=False)
     assert [line["learning_rate"] * 1e3 for line in metrics["history"]] == pytest.approx(rates)
+    going_on = TrainConfig(epochs=5, lr=8e-3, batch_size=11, device="cpu", resume=tmp_path / "run", **options)
+    (metrics,) = main(going_on, data=read_set(own), network=SMALL, draw=False)
+    assert len(metrics["history"]) == 5
     resumed = TrainConfig(epochs=5, lr=8e-3, batch_size=11, device="cpu", resume=tmp_path / "run", milestones=(4,))
     with pytest.raises(InputError, match=r"--milestones must be .*: leave it out"):
         main(resumed, data=read_set(own), network=SMALL, draw=False)

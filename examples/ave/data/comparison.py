@@ -88,8 +88,9 @@ def _check_annotations(found: Found, labels: Tensor, category: Tensor) -> Iterat
     if not all(number.isdecimal() for span in spans for number in span):
         yield f"{ANNOTATIONS} must hold whole seconds as start and end of an event, got others"
         return
-    start, end = torch.tensor([[int(number) for number in span] for span in spans]).T.unsqueeze(-1)
-    second, event = torch.arange(labels.shape[1]), labels[..., :-1].any(-1)
+    seconds = labels.shape[1]
+    start, end = torch.tensor([[min(int(number), seconds) for number in span] for span in spans]).T.unsqueeze(-1)
+    second, event = torch.arange(seconds), labels[..., :-1].any(-1)
     annotated = (second >= start) & (second < end)
     silent = annotated & ((second == start) | (second == end - 1)) & labels[..., -1].bool()
     wrong = ((event & ~annotated) | silent).any(1)

@@ -192,7 +192,8 @@ class Found:
 
     def lengths_of(self, file: ReleaseFile) -> Tensor | None:
         """Return the seconds of each video in a file of features, if some are padded."""
-        return self.tensors.get("lengths_noisy" if file.axes[0] == "M" else "lengths")
+        lengths = self.tensors.get("lengths_noisy" if file.axes[0] == "M" else "lengths")
+        return lengths if lengths is not None and len(lengths) == len(self.arrays[file.name]) else None
 
     def splits(self) -> dict[str, Tensor]:
         """Return the rows of the splits that could be read."""
@@ -280,13 +281,6 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
         except ValueError as error:
             found.problems.append(Problem(CATEGORIES, str(error)))
     examine_files(found, needed, files)
-    if found.categories is not None:
-        expected = found.sizes["L"][0] - 1 if "L" in found.sizes else len(found.categories)
-        distinct = len(set(found.categories) - {"background"})
-        if not distinct == len(found.categories) == expected:
-            message = f"{path} must hold {expected} different names, one a line in the order of the labels, without"
-            message += f" background, got {len(found.categories)} lines, {distinct} such names among them"
-            found.problems.append(Problem(CATEGORIES, message))
     for file in files:
         if len(both := [path for suffix in SUFFIXES if (path := directory / f"{file.name}{suffix}").exists()]) > 1:
             message = f"{both[0]} and {both[1].name} must not both be there: remove the one that is not meant"
@@ -360,6 +354,13 @@ def examine_files(found: Found, needed: Collection[str], files: Sequence[Release
             confused = file.name == "labels" and path.with_name("prob_label.h5").exists()
             hint = f"prob_label.h5 is {UNNEEDED['prob_label.h5']}; " if confused else ""
             found.problems.append(Problem(file.name, f"{path} is missing; {hint}{file.remedy}", "missing"))
+    if found.categories is not None:
+        expected = found.sizes["L"][0] - 1 if "L" in found.sizes else len(found.categories)
+        distinct = len(set(found.categories) - {"background"})
+        if not distinct == len(found.categories) == expected:
+            message = f"{CATEGORIES} must hold {expected} different names, one a line in the order of the labels, "
+            message += f"without background, got {len(found.categories)} lines, {distinct} such names among them"
+            found.problems.append(Problem(CATEGORIES, message))
     checked = [file for file in files if file.axes == "R" and file.name in found.tensors]
     orders = {file: set(found.tensors[file.name].tolist()) for file in checked}
     for (file, own), (other, others) in combinations(orders.items(), 2):
