@@ -122,7 +122,7 @@ def test_pickling_takes_no_handle_along(array):
         (b"PK\x03\x04 and so on", r"which begins with b'PK\\x03\\x04 and'"),
         ("half", "one that is cut short or damaged"),
         ("header", "one that is cut short or damaged"),
-        ("folder", "must be a complete HDF5 file, got Is a directory"),
+        ("folder", "must be a complete HDF5 file, got a directory"),
     ],
 )
 def test_what_is_no_hdf5_file_is_named(content, message, tmp_path):
@@ -209,3 +209,72 @@ def test_damage_inside_is_named(tmp_path):
         file.write(b"\xff" * place.size)
     with pytest.raises(ValueError, match=r"array\.h5 must be whole, got damage from row 0 on"):
         list(StoredArray(path).blocks())
+
+
+def external_storage(file, secret):
+    file.create_dataset("avadataset", (5,), "u1", external=[(str(secret), 0, 5)])
+
+
+def external_link(file, secret):
+    with h5py.File(secret.with_suffix(".h5"), "w") as other:
+        other["avadataset"] = VALUES
+    file["avadataset"] = h5py.ExternalLink(secret.with_suffix(".h5"), "avadataset")
+
+
+def link_to_external_link(file, secret):
+    external_link(file, secret)
+    file.move("avadataset", "elsewhere")
+    file["avadataset"] = h5py.SoftLink("/elsewhere")
+
+
+def virtual(file, secret):
+    layout = h5py.VirtualLayout((23, 5, 3), "f8")
+    layout[:] = h5py.VirtualSource(secret.with_suffix(".h5"), "avadataset", (23, 5, 3))
+    file.create_virtual_dataset("avadataset", layout)
+
+
+@pytest.mark.parametrize(
+    ("write_into", "message"),
+    [
+        (external_storage, "must hold the numbers of avadataset itself, got external storage, in other files, refused"),
+        (external_link, "itself, got an external link, refused"),
+        (link_to_external_link, "itself, got a symbolic link, refused"),
+        (virtual, "itself, got a virtual dataset, of parts of other files, refused"),
+        (
+            lambda file, _: file.create_dataset("avadataset", (2**30,), "f8", chunks=(2**28,)),
+            r"must have chunks of at most 1 GiB, got \(268435456,\) of float64",
+        ),
+    ],
+)
+def test_what_lies_in_other_files_is_refused(write_into, message, tmp_path):
+    """A release could otherwise copy any file of its reader into a prepared set."""
+    (tmp_path / "secret").write_text("12345")
+    with h5py.File(tmp_path / "array.h5", "w") as file:
+        write_into(file, tmp_path / "secret")
+    with pytest.raises(ValueError, match=message):
+        StoredArray(tmp_path / "array.h5")
+
+
+@pytest.mark.parametrize("name", ["array.h5", "array.npy"])
+def test_a_pipe_is_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got a named pipe"):
+        StoredArray(tmp_path / name)
+
+
+def test_an_archive_is_no_array(tmp_path):
+    np.savez(tmp_path / "array.npz", VALUES)
+    (tmp_path / "array.npz").rename(tmp_path / "array.npy")
+    with pytest.raises(ValueError, match=r"array\.npy must be an array saved by numpy"):
+        StoredArray(tmp_path / "array.npy")
+
+
+def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
+    """To read the missing bytes would end the process without a word."""
+    array = StoredArray(write(tmp_path / "array.h5", "numpy"))
+    with array.path.open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(OSError, match=r"array\.npy is truncated or damaged"):
+        array[[22]]
+    with pytest.raises(ValueError, match=r"array\.npy must be whole, got damage"):
+        list(array.blocks())

@@ -177,7 +177,7 @@ WHOLE = '{"kind": "a", "numbers": [1], "inner": {"rate": 1.0}, "anything": {}}'
         ('{"rate": 1.0}', '{"rate": 1.0, "more": 1}', "Outer.inner has no more"),
         (WHOLE, "[]", r"Outer must be Outer, got \[\]"),
         (WHOLE, "{", "Expecting"),
-        (WHOLE, "[" * 200_000, "recursion"),
+        (WHOLE, "[" * 200_000, "nested too deep"),
     ],
 )
 def test_json_of_another_kind_is_named(tmp_path, old, new, message):

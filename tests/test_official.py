@@ -7,6 +7,7 @@ authors' released code computed from them, `golden/official_shapes.json` the nam
 import json
 import os
 import pickle
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -277,15 +278,28 @@ def test_what_could_run_code_is_refused(old, tmp_path):
 
 def save_changed(path, changes):
     """All of the authors' names, with some replaced or, where None, left out."""
-    weights = {name: torch.zeros(1).expand(shape) for name, shape in SHAPES["cmran_supervised"].items()} | changes
+    stored = torch.zeros(2048 * 512)  # once for all
+    shapes = {name: torch.Size(shape) for name, shape in SHAPES["cmran_supervised"].items()}
+    weights = {name: stored[: shape.numel()].view(shape) for name, shape in shapes.items()} | changes
     return save(path, {name: value for name, value in weights.items() if value is not None})
+
+
+def pack(path):
+    """A checkpoint that unpacks to a hundred times its size."""
+    save(path, {"weight": torch.zeros(10**6)})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda _: None, "can't be read: No such file"),
-        (lambda path: path.mkdir(), "can't be read: Is a directory"),
+        (lambda path: path.mkdir(), "must be a regular file, got a directory"),
+        (os.mkfifo, "must be a regular file, got a named pipe"),
         (lambda path: path.write_bytes(b""), "must be a complete checkpoint saved by torch.save"),
         (lambda path: path.write_text("no checkpoint at all"), "must be a complete checkpoint saved by torch.save"),
         (
@@ -310,6 +324,15 @@ def save_changed(path, changes):
             lambda path: save_changed(path, {"localize_module.event_classifier.weight": torch.zeros(31, 256)}),
             r"event_classifier\.weight with 31 rows, neither 28 \(supervised\) nor 29 \(weak\)",
         ),
+        (
+            lambda path: save_changed(path, {"v_fc.weight": torch.zeros(1).expand(512, 10**12)}),
+            r"v_fc\.weight of shape \(512, 1000000000000\), which is not stored in full",
+        ),
+        (
+            lambda path: save_changed(path, {"v_fc.weight": torch.zeros(512, 10**5)}),
+            r"state_dict does not fit this CMRAN. misshapen: v_fc\.weight",
+        ),
+        (pack, "must be a complete checkpoint saved by torch.save"),
         (lambda path: save_changed(path, {"v_fc.weight": torch.zeros(512)}), r"no matrix v_fc\.weight"),
         (lambda path: save_changed(path, {"v_fc.bias": None}), r"state_dict does not fit .*missing: v_fc\.bias"),
         (

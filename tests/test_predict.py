@@ -2,8 +2,11 @@
 refuses before it computes or writes anything."""
 
 import csv
+import io
 import json
+import os
 import re
+import zipfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -339,6 +342,31 @@ def flip_npz(directory):
     return arguments
 
 
+def declare_npz(directory):
+    """Only the header of a large array."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (5 * 10**11,)})
+    with zipfile.ZipFile(directory / "features.npz", "w") as archive:
+        archive.writestr("visual.npy", header.getvalue() + bytes(10))
+    return ["--features", directory / "features.npz"]
+
+
+def bomb_npz(directory):
+    arguments = declare_npz(directory)
+    with zipfile.ZipFile(directory / "features.npz") as archive:
+        header = archive.read("visual.npy")
+    with zipfile.ZipFile(directory / "features.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("visual", "audio"):
+            archive.writestr(f"{name}.npy", header)
+            archive.getinfo(f"{name}.npy").file_size = 10**13
+    return arguments
+
+
+def pipe_npz(directory):
+    os.mkfifo(directory / "features.npz")
+    return ["--features", directory / "features.npz"]
+
+
 def pickle_npz(directory):
     np.savez(directory / "features.npz", visual=np.array([{}], dtype=object), audio=np.ones((3, 5, 7)))
     return ["--features", directory / "features.npz"]
@@ -378,6 +406,9 @@ REFUSED = [
     (cut_npz, r"got .*features\.npz, which is neither, or is cut off"),
     (flip_npz, r"features\.npz must be an undamaged .npz without Python objects, got: .*CRC"),
     (pickle_npz, r"features\.npz must be an undamaged .npz without Python objects, got: Object arrays cannot"),
+    (declare_npz, "undamaged .npz .*, got: visual of shape .* in 10 bytes"),
+    (bomb_npz, r"features\.npz must fit into memory, got 8000\.0 GB, of which"),
+    (pipe_npz, "must be a regular file, got a named pipe"),
     (partial(write_npz, audio=None), "must hold an array of numbers called audio, got none"),
     (partial(write_npz, visual=np.array(["a"])), "must hold an array of numbers called visual, got <U1"),
     (partial(write_npz, visual=np.float64(3)), r"visual features must have shape \(videos, seconds, .*, got \(\)"),
@@ -420,7 +451,7 @@ REFUSED = [
     (other_checkpoint(video_dim=512), "visual features must have 512 channels, .*, got 11"),
     (
         lambda place: [*write_npz(place), "--checkpoint", place / "none"],
-        "none must be a directory that save_pretrained",
+        "--checkpoint must be a directory that save_pretrained wrote, or hf:owner/name .*none, which is no dir",
     ),
     (full_output, "--output must be a new or empty directory"),
     (

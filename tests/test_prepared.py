@@ -139,10 +139,20 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"prepared\.json must be what prepare wrote, got: JSONDecodeError.*; run prepare again"),
-        ("[]", r"prepared\.json must be what prepare wrote, got: TypeError"),
-        ('{"form": 1}', r"prepared\.json must be what prepare wrote, got: KeyError\('dtype'\)"),
-        ('{"form": 7, "dtype": "", "files": {}, "names": null}', r"prepared\.json must be of form 1, got 7"),
+        ("{", r"prepared\.json must be what prepare wrote, got: Expecting property .*; run prepare again"),
+        ("[]", r"prepared\.json must be what prepare wrote, got: Manifest must be Manifest, got \[\]"),
+        ('{"form": 1}', r"prepared\.json must be what prepare wrote, got: Manifest needs dtype"),
+        (
+            '{"form": 7, "dtype": "", "files": {}, "names": null}',
+            "got: form 7, expected 1, so use a new directory; run",
+        ),
+        ("[" * 200_000, r"prepared\.json must be what prepare wrote, got: lists or objects that are nested too deep"),
+        ('{"form": 1, "dtype": 2, "files": {}, "names": null}', "got: Manifest.dtype must be"),
+        (
+            '{"form": 1, "dtype": "float16", "files": {"labels": 3}, "names": null}',
+            r"got: Manifest.files.labels must be",
+        ),
+        ('{"form": 1, "dtype": "float16", "files": {}, "names": [1]}', r"got: Manifest.names must be"),
     ],
 )
 def test_a_damaged_manifest_is_named(prepared, text, message):
@@ -157,6 +167,51 @@ def test_a_manifest_may_say_that_a_set_is_ave(prepared):
     manifest = json.loads((prepared / "prepared.json").read_text())
     (prepared / "prepared.json").write_text(json.dumps({**manifest, "ave": True}))
     assert read_set(prepared).is_ave
+
+
+@pytest.mark.parametrize("left", [(), ("labels", "audio_feature")])
+def test_a_file_without_a_digest_is_missing(prepared, left):
+    """Or a manifest without entries would switch the digests off."""
+    manifest = json.loads((prepared / "prepared.json").read_text())
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in left}
+    (prepared / "prepared.json").write_text(json.dumps(manifest))
+    problems = {problem.file for problem in inspect_set(prepared).problems}
+    assert problems == {
+        "labels",
+        "visual_feature",
+        "audio_feature",
+        *(f"{s}_order" for s in ("train", "val", "test")),
+    }.difference(left)
+    for read in (read_set, read_features):
+        with pytest.raises(
+            FileNotFoundError, match=r"\.npy is missing in prepared.json, which has the digests; run prep"
+        ):
+            read(prepared)
+
+
+def test_names_are_as_many_as_videos(prepared):
+    manifest = json.loads((prepared / "prepared.json").read_text())
+    (prepared / "prepared.json").write_text(json.dumps({**manifest, "names": ["one"]}))
+    with pytest.raises(ValueError, match=r"prepared\.json must have names for the 23 videos of labels\.npy, got 1"):
+        read_set(prepared)
+
+
+def test_a_pipe_in_a_prepared_set_is_not_waited_for(prepared):
+    for name in ("labels.npy", "prepared.json"):
+        (prepared / name).unlink()
+        os.mkfifo(prepared / name)
+        with pytest.raises(ValueError, match=rf"{name} must be .*a named pipe"):
+            read_set(prepared)
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(release, tmp_path):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "output").mkdir()
+    for name in (".visual_feature.npy.partial.npy", ".unfinished.json.partial.json"):
+        (tmp_path / "output" / name).symlink_to(tmp_path / "target")
+    prepare_release(release[0], tmp_path / "output")
+    assert (tmp_path / "target").read_text() == "precious"
+    assert not [path for path in (tmp_path / "output").iterdir() if path.is_symlink()]
 
 
 def test_a_damaged_manifest_is_written_anew(release, prepared):

@@ -176,7 +176,7 @@ def leave_pickle_only(directory):
 
 
 DAMAGES = [
-    (shutil.rmtree, "must be a directory that save_pretrained wrote, or owner/name on the Hugging Face Hub"),
+    (shutil.rmtree, "must be a directory that save_pretrained wrote, or hf:owner/name .*, which is no directory"),
     (
         lambda path: (path / "config.json").unlink(),
         "must hold config.json and model.safetensors, .* got no config.json",
@@ -200,9 +200,13 @@ DAMAGES = [
     (partial(configure, num_heads=5), "got: embed_dim must be divisible by num_heads"),
     (partial(configure, video_dim="wide"), "config.json must hold the arguments of a CMRAN"),
     (partial(configure, categories=["Bark", "Bark"]), "got: categories must be 2 different names"),
+    (partial(configure, num_layers=10**9), "must hold the weights of its config.json, got less than num_layers=10"),
+    (partial(configure, embed_dim=12_000), "must hold the weights of its config.json, got less than embed_dim=12000"),
+    (partial(configure, embed_dim=27), "must hold the weights of its config.json, got: size mismatch for"),
+    (lambda path: (path / "config.json").write_text("[" * 200_000), "config.json must be JSON, got: .*nested too deep"),
     (partial(configure, audio_dim=13), "must hold the weights of its config.json, got: .*size mismatch"),
-    (edit(lambda weights: weights.pop("event_head.bias")), "got: .*Missing key.*event_head.bias"),
-    (edit(lambda weights: weights.update(extra=torch.ones(3))), "got: .*Unexpected key.*extra"),
+    (edit(lambda weights: weights.pop("event_head.bias")), "got: .*Missing event_head.bias"),
+    (edit(lambda weights: weights.update(extra=torch.ones(3))), "got: .*Unexpected extra"),
 ]
 
 
@@ -213,8 +217,16 @@ def test_damaged_checkpoint(saved, damage, message):
         load_model(str(saved))
     assert str(saved) in str(error.value)
     assert "\n" not in str(error.value)
-    with pytest.raises((ValueError, OSError, AttributeError)):  # of JSON the mixin's own
+    with pytest.raises((ValueError, OSError, AttributeError, RecursionError)):  # of JSON the mixin's own
         CMRAN.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    with pytest.raises(FileNotFoundError, match=f"got no {name}"):
+        load_model(str(saved))
 
 
 def test_weights_that_are_not_finite_are_refused(saved):
@@ -248,11 +260,17 @@ def test_what_is_no_checkpoint(arguments, message, tmp_path, monkeypatch):
 def test_without_a_network_the_hub_is_said_to_be_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        OSError, match=r"owner/name must be a directory .*, or owner/name on the Hugging Face Hub, got: "
-    ) as error:
-        load_model("owner/name")
+    with pytest.raises(OSError, match=r"hf:owner/name must be on the Hugging Face Hub, got: ") as error:
+        load_model("hf:owner/name")
     assert "\n" not in str(error.value)
+
+
+def test_only_what_says_so_is_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CMRAN, "from_pretrained", None)
+    for name in ("owner/name", "runs/misspelled", "hf:name", "hf:a/b/c"):
+        with pytest.raises((ValueError, OSError), match=f"--checkpoint must be a directory .* got {name}"):
+            load_model(name)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -303,7 +321,7 @@ def load_from_hub(directory, tmp_path):
         threading.Thread(target=server.serve_forever).start()
         try:
             return subprocess.run(  # noqa: S603
-                [sys.executable, "-c", LOAD, "owner/name", str(tmp_path / "loaded")],
+                [sys.executable, "-c", LOAD, "hf:owner/name", str(tmp_path / "loaded")],
                 cwd=tmp_path,
                 env={
                     **os.environ,

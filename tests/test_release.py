@@ -31,6 +31,17 @@ def replace(name, values, dataset="avadataset"):
     return lambda directory: write_dataset(directory / f"{name}.h5", values, dataset)
 
 
+def declare(name, shape, dataset="avadataset"):
+    """A damage: an array of which only the shape is in the file."""
+
+    def damage(directory):
+        with h5py.File(directory / f"{name}.h5", "w") as file:
+            chunks = tuple(min(size, 10) for size in shape)
+            file.create_dataset(dataset, shape, "u1", chunks=chunks)
+
+    return damage
+
+
 def put(name, place, value):
     """A damage: one other value in a file."""
 
@@ -320,6 +331,41 @@ DAMAGES = {
         lambda directory: put("train_order", 1, read_release(directory).splits["train"][0].item())(directory),
         "train_order",
         "must hold every row once, got 1 more often, for example row",
+    ),
+    "many columns": (
+        declare("labels", (23, 5, 10**12)),
+        "labels",
+        "must have at most 134217728 labels, got 1000000000000",
+    ),
+    "many segments": (
+        declare("labels", (23, 10**6, 29)),
+        "labels",
+        r"must have at most 134217728 numbers, got 667000000, in the shape \(23, 1000000, 29\)",
+    ),
+    "many channels": (
+        declare("visual_feature", (23, 5, 3, 2, 10**9)),
+        "visual_feature",
+        "must have at most 16384 visual channels, got 1000000000",
+    ),
+    "large videos": (
+        declare("visual_feature_noisy", (3, 5, 10**4, 10**4, 11)),
+        "visual_feature_noisy",
+        r"must have at most 134217728 numbers a video, got 5500000000, in the shape",
+    ),
+    "long order": (
+        declare("train_order", (10**6,), "order"),
+        "train_order",
+        "must hold every row once, of the 23 videos of labels.h5, got 1000000 rows",
+    ),
+    "pipe": (
+        lambda directory: ((directory / "labels.h5").unlink(), os.mkfifo(directory / "labels.h5")),
+        "labels",
+        "got a named pipe",
+    ),
+    "annotations pipe": (
+        lambda directory: os.mkfifo(directory / "Annotations.txt"),
+        "Annotations.txt",
+        "must be a regular file, got a named pipe",
     ),
     "annotations short": (
         lambda directory: write_names(directory, count=22),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from ave import InputError
 from ave.checkpoints import Checkpoints
 from ave.data.batches import evaluation_loader
 from ave.data.release import read_release
@@ -79,7 +80,7 @@ def test_after_a_damaged_checkpoint_the_one_before(data, tmp_path, capsys):
 def test_a_checkpoint_of_another_network(data, tmp_path):
     run(data, tmp_path / "run", epochs=1)
     config = TrainConfig(epochs=1, batch_size=5, lr=1e-3, device="cpu", resume=tmp_path / "run")
-    with pytest.raises(ValueError, match="checkpoints must be of this network"):
+    with pytest.raises(InputError, match=r"checkpoints in .* must be of this network"):
         main(config, data=data, network=partial(SMALL, num_layers=1), draw=False)
 
 

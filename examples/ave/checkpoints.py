@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ave.results.files import write_json, writing
+from ave.results.files import check_regular, load_json, write_json, writing
 
 __all__ = ["Checkpoints", "pack_optimizer", "unpack_optimizer"]
 
@@ -69,7 +69,8 @@ class Checkpoints:
         for epoch in reversed(self._epochs()):
             path = self._path(epoch)
             try:
-                facts = json.loads(path.with_suffix(".json").read_text())
+                check_regular(path)
+                facts = load_json(path.with_suffix(".json"))
                 digest, data = facts.pop("sha256"), path.read_bytes()
                 if _digest(data, facts) != digest:
                     raise ValueError("its digest differs")
@@ -78,8 +79,10 @@ class Checkpoints:
                     group, _, name = key.partition(".")
                     groups.setdefault(group, {})[name] = tensor
                 return groups, facts
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                say(f"{path} is damaged and skipped: {error}")
+            except MemoryError:
+                raise
+            except Exception as error:  # of damaged bytes, safetensors and JSON raise whatever they run into
+                say(f"{path} is damaged and skipped: {str(error) or type(error).__name__}")
         return None
 
     def _path(self, epoch: int) -> Path:
@@ -107,9 +110,18 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`pack_optimizer` returned."""
+    """Restore what :func:`pack_optimizer` returned.
+
+    Raises:
+        ValueError, IndexError: if it is of other parameters.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, entry in state.items():
+        for name, value in entry.items():
+            if value.dim() and value.shape != parameters[place].shape:
+                raise ValueError(f"{place}.{name} of shape {tuple(value.shape)}, expected {parameters[place].shape}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -6,14 +6,15 @@ Axes: N videos, B of them in a batch, T segments of a second, H x W positions, C
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,16 +27,19 @@ from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN, Localization, localize
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
-from ave.results.files import check_output, clearing, new_output, write_csv, write_json
+from ave.results.files import check_output, check_regular, clearing, expecting, new_output, write_csv, write_json
 from ave.results.tables import format_table
 from crossmodal_attn import padding_mask
 
 __all__ = ["Event", "FeatureBatch", "PredictConfig", "Prediction", "UnlabeledVideos", "find_events", "main", "predict"]
 
+ARRAYS = ("visual", "audio", "names", "lengths")
 COLUMNS = ("video", "row", "start_s", "end_s", "category", "score")
 SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
 BATCH = 16
 """Videos in memory at a time; the results do not depend on it."""
+MEMORY_SHARE = 0.6
+"""The share of the free memory that the arrays of an .npz may take."""
 
 
 @dataclass(frozen=True)
@@ -340,13 +344,18 @@ class UnlabeledVideos:
 def _read_npz(path: Path) -> UnlabeledVideos:
     if not path.exists():
         raise FileNotFoundError(f"--data must be a directory or an .npz, got {path}, which is not there")
+    check_regular(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"--data must be a directory or an .npz, got {path}, which is neither, or is cut off")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("visual", "audio", "names", "lengths") if name in file}
-    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be an undamaged .npz without Python objects, got: {error}") from error
+    with expecting(f"{path} must be an undamaged .npz without Python objects"):
+        needed = sum(_array_bytes(path, name) for name in ARRAYS)
+    if needed > (free := MEMORY_SHARE * psutil.virtual_memory().available):
+        came = (
+            f"{needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB may be used: give a directory, which is read by rows"
+        )
+        raise ValueError(f"{path} must fit into memory, got {came}")
+    with expecting(f"{path} must be an undamaged .npz without Python objects"), np.load(path) as file:
+        arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
     for name in ("visual", "audio"):
         if name not in arrays or arrays[name].dtype.kind not in "fiu":
             came = f"{arrays[name].dtype}" if name in arrays else "none"
@@ -369,6 +378,25 @@ def _read_npz(path: Path) -> UnlabeledVideos:
         None if names is None else tuple(map(str, names.reshape(-1))),
         None if lengths is None else torch.from_numpy(lengths.reshape(-1).astype(np.int64)),
     )
+
+
+def _array_bytes(path: Path, name: str) -> int:
+    """Return the bytes that an array of an .npz declares, which its member of the archive must have."""
+    with zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            return 0
+        with archive.open(f"{name}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(stream)
+            declared, there = prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size - stream.tell()
+    if dtype.hasobject:  # refused when it is read
+        return 0
+    if declared > there or min(shape, default=0) < 0:
+        raise ValueError(f"{name} of shape {shape} and dtype {dtype}, in {there} bytes")
+    return declared
 
 
 def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[str]) -> str:

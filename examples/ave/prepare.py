@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from ave import InputError, checking_input
 from ave.data.dataset import Setting
-from ave.data.prepared import FORM, MANIFEST, UNFINISHED, find_damage, inspect_set
+from ave.data.prepared import FORM, MANIFEST, UNFINISHED, find_damage, inspect_set, parse_manifest
 from ave.data.release import FILES, BadValues, Found, ReleaseFile, clear_padding, examine_release, needed_files
 from ave.results.files import is_leftover, write_json, writing
 from ave.results.tables import files_table, format_table
@@ -125,8 +124,8 @@ def prepare_release(
         waiting = [file for file in FILES if file.name in found.arrays and file.name not in manifest["files"]]
         _check_space(output, sum(prod(found.arrays[f.name].shape) * _dtype_of(f, dtype).itemsize for f in waiting))
     texts = {
-        "names": manifest["names"] if found.names is None else list(found.names),
-        "categories": manifest["categories"] if found.categories is None else list(found.categories),
+        "names": manifest["names"] if found.names is None else found.names,
+        "categories": manifest["categories"] if found.categories is None else found.categories,
         "ave": found.is_ave,
     }
     if complete and not waiting and all(manifest[key] == text for key, text in texts.items()):
@@ -179,13 +178,13 @@ def _take_over(output: Path, found: Found, dtype: str, say: Callable[[str], obje
     complete = MANIFEST in present
     path = output / (MANIFEST if complete else UNFINISHED)
     try:
-        manifest = json.loads(path.read_text("utf-8"))
-        form, came, files = (manifest[key] for key in ("form", "dtype", "files"))
+        manifest = parse_manifest(path)
+        came, files = manifest["dtype"], manifest["files"]
         changed = [name for name, entry in files.items() if entry["source"] != _source(found, name)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"{path} is damaged, so all is prepared anew: {error!r}")
+    except (OSError, ValueError) as error:
+        say(f"{path} is damaged, so all is prepared anew: {error}")
         return False, fresh
-    if (form, came) != (FORM, dtype) or changed:
+    if came != dtype or changed:
         other = f"from another {found.paths[changed[0]].name}" if changed else f"in {came}"
         if complete:
             raise ValueError(f"--output must be a new directory, got {output}, which holds a set prepared {other}")

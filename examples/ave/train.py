@@ -31,6 +31,8 @@ from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
 from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
 from ave.results.files import (
     check_output,
+    convert,
+    expecting,
     new_output,
     read_json,
     write_csv,
@@ -175,6 +177,15 @@ class TrainConfig:
             if (value := getattr(self, name)) != (expected := getattr(saved, name)):
                 option = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{option} must be {expected}, as in {self.resume}, got {value}: leave it out")
+
+
+@dataclass(frozen=True)
+class SavedEpochs:
+    """What the JSON file of a checkpoint holds."""
+
+    epoch: int
+    history: tuple[Epoch, ...]
+    scaler: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -477,17 +488,18 @@ def _restore(
         raise OSError(f"every process must find the same checkpoint, got those of epochs {sorted(epochs)}")
     if found is None:
         return [], {}
-    tensors, facts = found
-    try:
+    with checking_input(), expecting(f"checkpoints in {checkpoints.directory} must be of this network"):
+        tensors, facts = found[0], convert(SavedEpochs, found[1])
+        best = tensors.get("best", tensors["model"])
+        model.load_state_dict(best)  # which finds out now whether they fit
         model.load_state_dict(tensors["model"])
-    except RuntimeError as error:
-        raise ValueError("checkpoints must be of this network, got other weights") from error
-    unpack_optimizer(optimizer, tensors["optimizer"])
-    if accelerator.scaler is not None and facts["scaler"] is not None:
-        accelerator.scaler.load_state_dict(facts["scaler"])
-    history = [Epoch(**line) for line in facts["history"]]
-    accelerator.print(f"goes on after epoch {len(history)}")
-    return history, tensors.get("best", tensors["model"])
+        unpack_optimizer(optimizer, tensors["optimizer"])
+        if accelerator.scaler is not None and facts.scaler is not None:
+            accelerator.scaler.load_state_dict(facts.scaler)
+        if [line.epoch for line in facts.history] != list(range(1, facts.epoch + 1)):
+            raise ValueError(f"a history of other epochs than the first {facts.epoch}")
+    accelerator.print(f"goes on after epoch {facts.epoch}")
+    return list(facts.history), best
 
 
 def _save_network(model: CMRAN, directory: Path, card: dict[str, Any]) -> None:

@@ -17,9 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ave.results.files import check_regular
+
 __all__ = ["NotOpenedError", "StoredArray"]
 
 BLOCK_BYTES = 64 << 20  # of a file that are in memory at once, when it is read from end to end
+CHUNK_BYTES = 1 << 30  # the largest chunk that is read, as HDF5 unpacks a chunk as a whole
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -58,18 +61,26 @@ class StoredArray:
         return prod(self.shape[1:]) * self.dtype.itemsize
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Tensor:
-        """Read rows, in any order, in the dtype of the file, but at most float32."""
+        """Read rows, in any order, in the dtype of the file, but at most float32.
+
+        Raises:
+            OSError: if the file was cut short, or is damaged inside.
+        """
         array = self._array()
         dtype = np.dtype(np.float32) if self.dtype.kind == "f" and self.dtype.itemsize > 4 else self.dtype
-        if isinstance(rows, slice):
-            read = np.array(array[rows], dtype)
-        elif isinstance(array, h5py.Dataset):  # its own indexing by a list wants it sorted, and is slower
-            read = np.empty((len(rows), *array.shape[1:]), dtype)
-            for place, row in enumerate(rows):
-                read[place] = array[row]
-        else:
-            _announce(array, rows)
-            read = np.asarray(array[list(rows)], dtype)
+        try:
+            _check_length(array)
+            if isinstance(rows, slice):
+                read = np.array(array[rows], dtype)
+            elif isinstance(array, h5py.Dataset):  # its own indexing by a list wants it sorted, and is slower
+                read = np.empty((len(rows), *array.shape[1:]), dtype)
+                for place, row in enumerate(rows):
+                    read[place] = array[row]
+            else:
+                _announce(array, rows)
+                read = np.asarray(array[list(rows)], dtype)
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:  # all of these are HDF5's
+            raise OSError(f"{self.path} is truncated or damaged: {_line(error)}") from error
         return torch.from_numpy(read.reshape(len(read), *self.shape[1:]))
 
     def blocks(self, *, skip_unwritten: bool = False) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -92,16 +103,18 @@ class StoredArray:
         buffer = np.empty((min(count, len(self)), *array.shape[1:]), self.dtype)
         for first in range(0, len(self), count):
             rows = slice(first, min(first + count, len(self)))
-            if skip_unwritten and not _is_written(array, rows):
-                continue
             block = buffer[: rows.stop - rows.start]
             try:
+                if skip_unwritten and not _is_written(array, rows):
+                    continue
+                _check_length(array)
                 if isinstance(array, h5py.Dataset):
                     array.read_direct(block, rows)
                 else:
                     block[...] = array[rows]
-            except OSError as error:
-                raise ValueError(f"{self.path} must be whole, got damage from row {first} on: {error}") from error
+            except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+                came = f"damage from row {first} on: {_line(error)}"
+                raise ValueError(f"{self.path} must be whole, got {came}") from error
             yield first, block.reshape(len(block), *self.shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,20 +131,60 @@ class StoredArray:
 
     def _open(self) -> Any:
         try:
-            if self.path.suffix == ".npy":
-                array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            else:
-                file = h5py.File(self.path, "r")
-                array = file.get(self.dataset)
-        except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:
+            check_regular(self.path)
+            array = self._open_numpy() if self.path.suffix == ".npy" else self._open_hdf5()
+            numbers = array.dtype.kind in "fiu" and array.ndim > 0
+            came = f"{array.dtype} of shape {array.shape}"
+        except (_RefusedError, MemoryError):
+            raise
+        except Exception as error:  # of damaged bytes, the libraries raise whatever they run into
             if hindrance := _find_hindrance(error):
                 raise NotOpenedError(f"{self.path} {hindrance}") from error
             raise ValueError(f"{self.path} must be {_expected(self.path)}, got {_look(self.path, error)}") from error
-        if self.path.suffix != ".npy" and not isinstance(array, h5py.Dataset):
-            raise ValueError(f"{self.path} must hold the dataset {self.dataset}, got {', '.join(file) or 'none'}")
-        if array.dtype.kind not in "fiu" or not array.ndim:
-            raise ValueError(f"{self.path} must hold an array of numbers, got {array.dtype} of shape {array.shape}")
+        if not numbers:
+            raise ValueError(f"{self.path} must hold an array of numbers, got {came}")
         return array
+
+    def _open_numpy(self) -> Any:
+        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.memmap):  # an archive of several
+            raise TypeError(f"a {type(array).__name__}")
+        return array
+
+    def _open_hdf5(self) -> Any:
+        """Open the dataset, which must lie in this very file: another would be read, and copied, in its place."""
+        file = h5py.File(self.path, "r")
+        link = file.get(self.dataset, getlink=True) if self.dataset in file.keys() else None  # noqa: SIM118
+        array = file.get(self.dataset) if isinstance(link, h5py.HardLink) else None
+        if link is not None and array is None:
+            came = "an external link" if isinstance(link, h5py.ExternalLink) else "a symbolic link"
+        elif not isinstance(array, h5py.Dataset):
+            raise _RefusedError(f"{self.path} must hold the dataset {self.dataset}, got {', '.join(file) or 'none'}")
+        elif array.is_virtual:
+            came = "a virtual dataset, of parts of other files"
+        elif array.external:
+            came = "external storage, in other files"
+        elif array.chunks and prod(array.chunks) * array.dtype.itemsize > CHUNK_BYTES:
+            raise _RefusedError(f"{self.path} must have chunks of at most 1 GiB, got {array.chunks} of {array.dtype}")
+        else:
+            return array
+        raise _RefusedError(f"{self.path} must hold the numbers of {self.dataset} itself, got {came}, refused")
+
+
+class _RefusedError(ValueError):
+    """A file that is whole, but holds something else; its message is that of the error."""
+
+
+def _line(error: Exception) -> str:
+    """Return the message of a library in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_length(array: Any) -> None:
+    """Check that a mapped file was not cut: to read what is missing would end the process."""
+    mapped = getattr(array, "base", None)
+    if isinstance(mapped, mmap.mmap) and mapped.size() < array.offset + array.nbytes:
+        raise OSError(f"{mapped.size()} bytes are left of {array.offset + array.nbytes}")
 
 
 def _is_written(array: Any, rows: slice) -> bool:
@@ -176,14 +229,17 @@ def _expected(path: Path) -> str:
 def _look(path: Path, error: Exception) -> str:
     """Describe a file that could not be opened."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             start = file.read(512).lstrip()
     except OSError as unreadable:
         return unreadable.strerror or str(unreadable)
+    except ValueError as irregular:
+        return str(irregular).rpartition("got ")[2]
     if not start:
         return "an empty file"
     if start.lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, as Google Drive shows one before a large file: it was saved instead of the file"
     if path.suffix != ".npy" and not start.startswith(HDF5_SIGNATURE):
         return f"a file of another kind, which begins with {start[:8]!r}"
-    return f"one that is cut short or damaged ({error})"
+    return f"one that is cut short or damaged ({_line(error)})"

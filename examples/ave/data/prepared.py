@@ -6,12 +6,13 @@ dataset complete.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ave.data.comparison import compare_labels
 from ave.data.dataset import AVEData, Setting
@@ -25,16 +26,19 @@ from ave.data.release import (
     needed_files,
     scan_features,
 )
+from ave.results.files import check_regular, convert, load_json
 
 __all__ = [
     "FORM",
     "MANIFEST",
     "UNFINISHED",
+    "Manifest",
     "examine_prepared",
     "examine_set",
     "find_damage",
     "inspect_set",
     "is_prepared",
+    "parse_manifest",
     "read_features",
     "read_manifest",
     "read_prepared",
@@ -44,6 +48,39 @@ __all__ = [
 FORM = 1
 """The version of the manifest; other versions cannot be read."""
 MANIFEST, UNFINISHED = "prepared.json", "unfinished.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of the release that a prepared one was made from."""
+
+    bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest holds of a file."""
+
+    source: Source
+    absolute_error: float
+    relative_error: float
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the manifest holds."""
+
+    form: int
+    dtype: Literal["float16", "float32"]
+    files: dict[str, Entry]
+    names: tuple[str, ...] | None
+    categories: tuple[str, ...] | None = None
+    ave: bool = False
 
 
 def is_prepared(directory: Path) -> bool:
@@ -134,11 +171,20 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
     paths = {file.name: directory / f"{file.name}.npy" for file in files}
     damages = {file: find_damage(paths[file.name], listed[file.name]) for file in files if file.name in listed}
     damaged = [Problem(file.name, f"{damage}; {file.remedy}") for file, damage in damages.items() if damage]
-    names, categories = (manifest.get(key) and tuple(manifest[key]) for key in ("names", "categories"))
-    found = Found(paths, names=names, categories=categories, declared_ave=manifest.get("ave", False))
-    examine_files(found, needed, files)
+    # A file that is there without an entry cannot be checked, so it does not count.
+    for file in files:
+        if file.name not in listed and paths[file.name].exists() and file.name in needed:
+            came = f"{paths[file.name]} is missing in {MANIFEST}, which has the digests"
+            damaged.append(Problem(file.name, f"{came}; {file.remedy}", "missing"))
+    found = Found(paths, names=manifest["names"], categories=manifest["categories"], declared_ave=manifest["ave"])
+    examine_files(found, needed, [file for file in files if file.name in listed or not paths[file.name].exists()])
     wrong = {problem.file for problem in damaged}
     found.problems = damaged + [problem for problem in found.problems if problem.file not in wrong]
+    videos, owner = found.sizes.get("N", (None, None))
+    if videos is not None and owner is not None and found.names is not None and len(found.names) != videos:
+        came = f"{directory / MANIFEST} must have names for the {videos} videos of {owner.name}, got {len(found.names)}"
+        found.problems.append(Problem(MANIFEST, f"{came}; run prepare again"))
+        found.names = None
     return found
 
 
@@ -152,19 +198,33 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{directory} must hold {MANIFEST}: prepare has not finished here; run it again")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        form, _, _, _ = (manifest[key] for key in ("form", "dtype", "files", "names"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be what prepare wrote, got: {error!r}; run prepare again") from error
-    if form != FORM:
-        raise ValueError(f"{path} must be of form {FORM}, got {form}; run prepare again, into a new directory")
-    return manifest
+        return parse_manifest(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} must be what prepare wrote, got: {error}; run prepare again") from error
+
+
+def parse_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest, and check the types of all that it holds.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no manifest, or of another version.
+    """
+    content = load_json(path)
+    form = content.get("form") if isinstance(content, dict) else None
+    if type(form) is int and form != FORM:
+        raise ValueError(f"form {form}, expected {FORM}, so use a new directory")
+    return dataclasses.asdict(convert(Manifest, content))
 
 
 def find_damage(path: Path, entry: dict[str, Any]) -> str | None:
     """Return how a file differs from its entry in the manifest, in one line; None if it does not."""
     if not path.exists():
         return f"{path} is missing"
+    try:
+        check_regular(path)
+    except ValueError as error:
+        return str(error)
     if (size := path.stat().st_size) != entry["bytes"]:
         return f"{path} must have {entry['bytes']} bytes, as it was written, got {size}"
     if (digest := _digest(path, size, path.stat().st_mtime_ns)) != entry["sha256"]:

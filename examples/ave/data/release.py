@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from ave.data.arrays import NotOpenedError, StoredArray
 from ave.data.dataset import AVE_CATEGORIES, SPLITS, AVEData, Setting
+from ave.results.files import read_text
 from crossmodal_attn import padding_mask
 
 __all__ = [
@@ -54,6 +56,10 @@ AXES = {
     "L": "labels",
     "M": "background videos",
 }
+MOST = {"N": 10**7, "M": 10**7, "R": 10**7, "C": 2**14, "A": 2**14}
+"""The largest sizes of axes that are read; the network has matrices of channels x channels."""
+MOST_NUMBERS = 2**27
+"""The most numbers that are in memory at once: of all labels, of an order, or of the features of one video."""
 UNNEEDED = {
     "labels_closs.h5": "labels without categories, which labels.h5 has too",
     **{f"{split}_order_match.h5": "of another task, cross-modal matching" for split in SPLITS},
@@ -309,8 +315,8 @@ def _find(directory: Path, name: str) -> Path:
 def _read_lines(path: Path) -> list[str]:
     """Read the lines of a text that are not blank."""
     try:
-        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in read_text(path, "utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} must be text in utf-8, got: {error}") from error
 
 
@@ -396,11 +402,8 @@ def _check(file: ReleaseFile, found: Found) -> Iterator[str]:
         values = array[:]
     except NotOpenedError:
         raise
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         yield str(error)
-        return
-    except OSError as error:
-        yield f"{path} is truncated or damaged: {error}"
         return
     if len(file.axes) == 1:
         if array.dtype.kind == "f":
@@ -429,6 +432,17 @@ def _check_shape(file: ReleaseFile, array: StoredArray, found: Found) -> str | N
     if own.get("L") == 1:
         return f"{array.path} must have two labels or more, of which the last is background, got one"
     differing = [axis for axis in own if axis in sizes and own[axis] != sizes[axis][0]]
+    # What a file declares is not yet there: memory is taken only for what can be right.
+    if large := [axis for axis in own if own[axis] > MOST.get(axis, MOST_NUMBERS) and axis not in sizes]:
+        axis = large[0]
+        most = MOST.get(axis, MOST_NUMBERS)
+        return f"{array.path} must have at most {most} {AXES.get(axis, 'rows')}, got {own[axis]}"
+    if (numbers := prod(array.shape[1:] if file.is_features else array.shape)) > MOST_NUMBERS:
+        what = "numbers a video" if file.is_features else "numbers"
+        return f"{array.path} must have at most {MOST_NUMBERS} {what}, got {numbers}, in the shape {array.shape}"
+    if "R" in own and "N" in sizes and own["R"] > sizes["N"][0]:
+        videos, owner = sizes["N"]
+        return f"{array.path} must hold every row once, of the {videos} videos of {owner.name}, got {own['R']} rows"
     for axis in own.keys() - sizes.keys() - {"R"}:
         sizes[axis] = (own[axis], array.path)
     if not differing:
@@ -531,7 +545,8 @@ class BadValues:
 def scan_features(found: Found) -> None:
     """Read all features, with a progress bar, and add to the problems what is not finite, all zero or not written."""
     arrays = [(file, array) for file in FILES if file.is_features and (array := found.arrays.get(file.name))]
-    arrays = [(file, array) for file, array in arrays if 0 not in array.shape]
+    wrong = {problem.file for problem in found.problems}
+    arrays = [(file, array) for file, array in arrays if file.name not in wrong]
     total = sum(len(array) * array.row_bytes for _, array in arrays)
     with tqdm(total=total, desc="reading the features", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for file, array in arrays:

@@ -7,7 +7,9 @@ does not fit is an error, before anything is filled.
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ave.networks.cmran import CMRAN, Setting
+from ave.results.files import check_regular
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
 __all__ = [
@@ -48,6 +51,7 @@ def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
     state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else content
     try:
         _check_state_dict(state_dict)
+        _check_stored(state_dict)
         state_dict = _without_prefix(state_dict)
         sizes = {}
         for name in (_CATEGORY_HEAD, _VIDEO_PROJECTION, _AUDIO_PROJECTION):
@@ -57,12 +61,11 @@ def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
         rows = sizes[_CATEGORY_HEAD][0]
         if rows not in _SETTINGS:
             raise ValueError(f"{_CATEGORY_HEAD} with {rows} rows, neither 28 (supervised) nor 29 (weak)")
-        model = CMRAN(
-            _SETTINGS[rows],
-            video_dim=sizes[_VIDEO_PROJECTION][1],
-            audio_dim=sizes[_AUDIO_PROJECTION][1],
-            categories=categories,
-        )
+        video_dim, audio_dim = sizes[_VIDEO_PROJECTION][1], sizes[_AUDIO_PROJECTION][1]
+        build = partial(CMRAN, _SETTINGS[rows], video_dim=video_dim, audio_dim=audio_dim, categories=categories)
+        with torch.device("meta"):  # takes no memory until all shapes are known to fit
+            load_official_state_dict(build(), state_dict)
+        model = build()
         return load_official_state_dict(model, state_dict).eval()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a checkpoint of the authors' CMRAN, got: {error}") from error
@@ -70,12 +73,19 @@ def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
 
 def _load_tensors(path: Path) -> Any:
     """Load a file without running any code in it."""
+    if path.exists():
+        check_regular(path)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_unpacked(path, sum(member.file_size for member in archive.infolist()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats that the errors below speak of
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise OSError(f"{path} can't be read: {error.strerror}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # on damaged files its unpickler raises whatever it runs into
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
@@ -83,6 +93,20 @@ def _load_tensors(path: Path) -> Any:
                 f"network's state_dict() alone"
             ) from error
         raise ValueError(f"{path} must be a complete checkpoint saved by torch.save, got something else") from error
+
+
+def _check_unpacked(path: Path, unpacked: int) -> None:
+    """Refuse an archive that unpacks to more than its size, as torch never packs."""
+    if unpacked > (size := path.stat().st_size):
+        raise ValueError(f"{unpacked} bytes in an archive of {size}")
+
+
+def _check_stored(state_dict: Mapping[str, Tensor]) -> None:
+    """Check that every tensor is in the file in full: a few bytes can stand for a tensor of any size."""
+    for name, value in state_dict.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError(f"{name} of shape {tuple(value.shape)}, which is not stored in full")
 
 
 def load_official_state_dict(model: CMRAN, state_dict: Mapping[str, Tensor]) -> CMRAN:
@@ -231,5 +255,6 @@ def _fill(layer: Layer, state_dict: Mapping[str, Tensor], sources: Sources, unus
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
         raise ValueError(f"state_dict does not fit this {type(layer).__name__}. {listed}")
-    layer.load_state_dict(taken)
+    if not any(parameter.is_meta for parameter in layer.parameters()):  # there is nothing to fill on meta
+        layer.load_state_dict(taken)
     return layer

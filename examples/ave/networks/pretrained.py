@@ -5,24 +5,26 @@ A saved network is ``config.json``, its arguments; ``model.safetensors``, its we
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 from typing_extensions import Self
 
-from ave.results.files import writing
+from ave.results.files import check_regular, expecting, load_json, writing
 
 __all__ = ["Pretrained", "find_checkpoint"]
 
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
+HUB = "hf:"
+"""How a name on the Hugging Face Hub begins on the command line."""
 
 
 class Pretrained(
@@ -71,16 +73,25 @@ class Pretrained(
             )
         cls._check_files(model_id, directory)
         config, weights = (directory / name for name in FILES)
-        try:
+        shapes = _read_shapes(weights)
+        # No memory is taken for what a config asks for until the shapes of the weights say the same.
+        most = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
+        large = {name: value for name, value in model_kwargs.items() if isinstance(value, int) and value > most}
+        if large and strict:
+            came = ", ".join(f"{name}={value}" for name, value in large.items())
+            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got less than {came}")
+        with expecting(f"{config} must hold the arguments of a {cls.__name__}"), torch.device("meta"):
+            planned = {name: tuple(value.shape) for name, value in cls(**model_kwargs).state_dict().items()}
+        differing = [name for name in planned.keys() & shapes.keys() if planned[name] != shapes[name]]
+        faults = {"size mismatch for": sorted(differing)}
+        if strict:
+            faults |= {"Missing": sorted(planned.keys() - shapes), "Unexpected": sorted(shapes.keys() - planned)}
+        if any(faults.values()):
+            came = "; ".join(f"{fault} {', '.join(names)}" for fault, names in faults.items() if names)
+            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got: {_line(came)}")
+        with expecting(f"{weights} must hold the weights of its {CONFIG_NAME}"):
             model = cls(**model_kwargs)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{config} must hold the arguments of a {cls.__name__}, got: {_line(error)}") from error
-        try:
             model.load_state_dict(load_file(weights), strict=strict)
-        except SafetensorError as error:
-            raise ValueError(f"{weights} must be a complete safetensors file, got: {_line(error)}") from error
-        except RuntimeError as error:
-            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got: {_line(error)}") from error
         return model.eval()
 
     @classmethod
@@ -93,10 +104,8 @@ class Pretrained(
                     f"weights, such as pytorch_model.bin, are never read"
                 )
         path = directory / CONFIG_NAME
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} must be JSON, got: {error}") from error
+        with expecting(f"{path} must be JSON"):
+            config = load_json(path)
         if not isinstance(config, dict):
             raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
         if unknown := sorted(set(config) - set(cls._hub_mixin_init_parameters)):
@@ -109,25 +118,28 @@ class Pretrained(
 
         Args:
             checkpoint: a directory that ``save_pretrained`` wrote; the directory of a training, or of one of its
-                seeds; or, if no such path exists, "owner/name" on the Hugging Face Hub.
+                seeds; or "hf:owner/name", which is on the Hugging Face Hub.
 
         Raises:
             OSError: if there is no such network, or the Hub cannot be reached.
             ValueError: if a training left several networks, or a file is damaged.
         """
-        name = find_checkpoint(checkpoint)
-        if Path(name).is_dir():
+        expected = f"a directory that save_pretrained wrote, or {HUB}owner/name on the Hugging Face Hub"
+        if not checkpoint.startswith(HUB):
+            name = find_checkpoint(checkpoint)
+            if not Path(name).is_dir():  # a misspelled directory is never asked for on the network
+                raise FileNotFoundError(f"--checkpoint must be {expected}, got {name}, which is no directory")
             cls._check_files(name, Path(name))
             return cls.from_pretrained(name)
+        name = checkpoint.removeprefix(HUB)
+        if Path(name).is_dir() or name.count("/") != 1:
+            raise ValueError(f"--checkpoint must be {expected}, got {checkpoint}")
         try:
             return cls.from_pretrained(name)
         except Exception as error:  # the errors of the Hub have no common base class in all versions
             if type(error) is ValueError:  # of damage, in what was downloaded
                 raise
-            raise OSError(
-                f"{name} must be a directory that save_pretrained wrote, or owner/name on the Hugging Face Hub, got: "
-                f"{_line(error)}"
-            ) from error
+            raise OSError(f"{checkpoint} must be on the Hugging Face Hub, got: {_line(error)}") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         with writing(save_directory / SAFETENSORS_SINGLE_FILE) as temporary:
@@ -152,6 +164,14 @@ def find_checkpoint(checkpoint: str) -> str:
         came = f"got {path}, which holds several: name one of {', '.join(found)}"
         raise ValueError(f"--checkpoint must be one network, {came}")
     return found[0] if found else checkpoint
+
+
+def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor from the header of a safetensors file."""
+    with expecting(f"{weights} must be a complete safetensors file"):
+        check_regular(weights)
+        with safe_open(weights, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _line(error: object) -> str:
