@@ -59,6 +59,7 @@ def command(arguments, printed, errors, limit, stop):
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     if stop is not None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is started without
         stop_itself(*stop)
     runpy.run_path(ave_cmran.__file__, run_name="__main__")
 
