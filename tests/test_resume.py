@@ -54,6 +54,7 @@ def command(arguments, printed, errors, limit, stop):
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     if stop is not None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is started without
         stop_itself(*stop)
     network = partial(CMRAN, embed_dim=64, dim_feedforward=256)
     ave_cmran.main(list(map(str, arguments)), network=network, draw=False)
