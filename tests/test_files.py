@@ -13,8 +13,9 @@ from typing import Any, Literal
 import pytest
 
 import ave
+from ave.reading import read_json
 from ave.results import files
-from ave.results.files import check_output, clearing, read_json, write_csv, write_json, writing
+from ave.results.files import check_output, clearing, write_csv, write_json, writing
 
 
 def test_output_is_made_or_refused(tmp_path):

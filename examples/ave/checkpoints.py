@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ave.results.files import check_regular, load_json, write_json, writing
+from ave.reading import check_regular, load_json
+from ave.results.files import write_json, writing
 
 __all__ = ["Checkpoints", "pack_optimizer", "unpack_optimizer"]
 

@@ -26,8 +26,9 @@ from ave.data.prepared import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN, Localization, localize
+from ave.reading import check_regular, expecting
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
-from ave.results.files import check_output, check_regular, clearing, expecting, new_output, write_csv, write_json
+from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
 from crossmodal_attn import padding_mask
 

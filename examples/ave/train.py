@@ -28,18 +28,9 @@ from ave.data.prepared import inspect_set, read_set
 from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
+from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
-from ave.results.files import (
-    check_output,
-    convert,
-    expecting,
-    new_output,
-    read_json,
-    write_csv,
-    write_json,
-    write_predictions,
-    write_scores,
-)
+from ave.results.files import check_output, new_output, write_csv, write_json, write_predictions, write_scores
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.tables import category_table, files_table, results_table
 from crossmodal_attn import __version__

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ave.results.files import check_regular
+from ave.reading import check_regular
 
 __all__ = ["NotOpenedError", "StoredArray"]
 

@@ -26,7 +26,7 @@ from ave.data.release import (
     needed_files,
     scan_features,
 )
-from ave.results.files import check_regular, convert, load_json
+from ave.reading import check_regular, convert, load_json
 
 __all__ = [
     "FORM",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ave.data.arrays import NotOpenedError, StoredArray
 from ave.data.dataset import AVE_CATEGORIES, SPLITS, AVEData, Setting
-from ave.results.files import read_text
+from ave.reading import read_text
 from crossmodal_attn import padding_mask
 
 __all__ = [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ave.networks.cmran import CMRAN, Setting
-from ave.results.files import check_regular
+from ave.reading import check_regular
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
 __all__ = [

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 from typing_extensions import Self
 
-from ave.results.files import check_regular, expecting, load_json, writing
+from ave.reading import check_regular, expecting, load_json
+from ave.results.files import writing
 
 __all__ = ["Pretrained", "find_checkpoint"]
 

@@ -1,33 +1,23 @@
-"""Files: results are written whole or not at all, as JSON or CSV; text and JSON are read within bounds, or refused."""
+"""Write results as JSON, CSV or arrays, each file whole or not at all."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import stat
-import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 __all__ = [
     "check_output",
-    "check_regular",
     "clearing",
-    "convert",
-    "expecting",
     "is_leftover",
-    "load_json",
     "new_output",
-    "read_json",
-    "read_text",
     "write_csv",
     "write_json",
     "write_predictions",
@@ -38,10 +28,6 @@ __all__ = [
 if TYPE_CHECKING:
     from ave.data.dataset import AVEData, Split
     from ave.results.metrics import Outcomes
-
-T = TypeVar("T")
-MOST_TEXT = 64 << 20
-"""The bytes of the largest text or JSON that is read."""
 
 
 def new_output(output: Path | None, name: str) -> Path:
@@ -100,119 +86,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write ``value`` as indented JSON; paths become text."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, default=os.fspath) + "\n")
-
-
-@contextmanager
-def expecting(expected: str) -> Iterator[None]:
-    """Turn whatever a library raises at damaged bytes into a ValueError, "EXPECTED, got: ...", of one line."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # of damaged bytes, libraries raise whatever they run into
-        came = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-        raise ValueError(f"{expected}, got: {came}") from error
-
-
-def check_regular(path: Path) -> None:
-    """Refuse pipes and devices, which could block a reader for ever, and directories.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is not a regular file.
-    """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kinds = {"a directory": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
-        came = next((kind for kind, test in kinds.items() if test(mode)), "a device")
-        raise ValueError(f"{path} must be a regular file, got {came}")
-
-
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Read a text file of at most 64 MiB.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not a regular file, too large, or not in this encoding.
-    """
-    check_regular(path)
-    with path.open("rb") as file:
-        content = file.read(MOST_TEXT + 1)
-    if len(content) > MOST_TEXT:
-        raise ValueError(f"{path} must have at most {MOST_TEXT >> 20} MiB, got more")
-    return content.decode(encoding)
-
-
-def load_json(path: Path) -> Any:
-    """Read JSON of at most 64 MiB.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not a regular file, too large, or not JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("lists or objects that are nested too deep") from error
-
-
-def read_json(path: Path, kind: type[T]) -> T:
-    """Read JSON as a dataclass, whose fields say what the file must hold; fields with a default may be absent.
-
-    Raises:
-        ValueError: if it is not JSON, or holds something else.
-    """
-    try:
-        return convert(kind, load_json(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or not what a run wrote: {error}") from error
-
-
-def convert(kind: type[T], value: Any) -> T:
-    """Convert what JSON holds to a dataclass, whose fields say what it must be.
-
-    Raises:
-        ValueError: if it is something else.
-    """
-    try:
-        converted: T = _convert(kind, value, kind.__name__)
-        return converted
-    except (OverflowError, RecursionError) as error:  # of an integer beyond float, or of showing what came
-        raise ValueError(f"{kind.__name__} must be in plain numbers and text, got others: {error}") from error
-
-
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Check that a value of JSON has a type, and convert it, to a dataclass, a path or a tuple."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        if unknown := sorted(value.keys() - hints.keys()):
-            raise ValueError(f"{name} has no {unknown[0]}")
-        absent = [
-            field.name
-            for field in fields(kind)
-            if field.name not in value and field.default is field.default_factory is MISSING
-        ]
-        if absent:
-            raise ValueError(f"{name} needs {absent[0]}")
-        return kind(**{key: _convert(hints[key], part, f"{name}.{key}") for key, part in value.items()})
-    if origin in (Union, UnionType):
-        for argument in arguments:
-            with suppress(ValueError):
-                return _convert(argument, value, name)
-    elif origin is tuple and isinstance(value, list):
-        return tuple(_convert(arguments[0], part, name) for part in value)
-    elif origin is dict and isinstance(value, dict):
-        return {key: _convert(arguments[1], part, f"{name}.{key}") for key, part in value.items()}
-    elif origin is Literal and value in arguments:
-        return value
-    elif kind is Path and isinstance(value, str):
-        return Path(value)
-    elif kind is float and type(value) is int:
-        return float(value)
-    elif type(value) is kind or kind is Any:
-        return value
-    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r:.60}")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[str] | None = None) -> None:
