@@ -40,6 +40,7 @@ def test_shapes_and_dtypes():
         "background_audio": ((4, 10, 128), torch.float16),
         "background_labels": ((4, 29), torch.float32),
         "object_cells": ((10, 10, 7, 7), torch.bool),
+        "decoy_cells": ((10, 10, 7, 7), torch.bool),
         "train": ((5,), torch.int64),
         "val": ((3,), torch.int64),
         "test": ((2,), torch.int64),
