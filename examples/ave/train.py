@@ -329,7 +329,7 @@ def main(
                     watch.lap("data")
                     localization = prepared(video, audio, padding_mask=mask)
                     loss = loss_of(localization, target, padding_mask=mask) * weight
-                    accelerator.backward(loss)
+                    accelerator.backward(loss)  # loss.backward(), scaled for fp16
                     watch.lap("forward and backward")
                     accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                     optimizer.step()
@@ -520,7 +520,8 @@ def _pointing_to_resume(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = str(error).strip().splitlines()[-1]  # the one of a worker comes with its traceback before it
+        # A worker's error starts with its traceback.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise OSError(f"{reason}; {advice}") from error
     except KeyboardInterrupt as error:
         raise type(error)(f"stopped; {advice}") from error

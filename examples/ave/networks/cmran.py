@@ -135,11 +135,11 @@ class CMRAN(Pretrained):
         elif self.senses == "hearing":
             video = torch.zeros_like(video)
         video = self.input_dropout(self.video_proj(video))
-        video = self.spatial_channel_attention(video, audio)
+        video = self.spatial_channel_attention(video, audio)  # Eq. 1-3
         masks = {"query_padding_mask": padding_mask, "context_padding_mask": padding_mask}
-        related_video = self.video_relation(video, audio, **masks)
+        related_video = self.video_relation(video, audio, **masks)  # Eq. 4-8
         related_audio = self.audio_relation(audio, video, **masks)
-        fused = self.interaction(related_video, related_audio, padding_mask=padding_mask)
+        fused = self.interaction(related_video, related_audio, padding_mask=padding_mask)  # Eq. 9
         event_logits = self.event_head(fused).squeeze(-1)
         return Localization(event_logits, self.category_head(_pool(fused, padding_mask)))
 
