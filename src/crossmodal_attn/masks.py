@@ -100,11 +100,11 @@ def zero_padding(features: Tensor, padding_mask: Tensor | None) -> Tensor:
     steps, in which zero times NaN is NaN.
 
     Args:
-        features: (B, T, *).
+        features: (B, T, ...), with any dimensions after the first two.
         padding_mask: bool (B, T), True = padding; or None, which leaves the features as they are.
 
     Returns:
-        Tensor: (B, T, *); no gradient reaches the padded steps of ``features``.
+        Tensor: (B, T, ...); no gradient reaches the padded steps of ``features``.
 
     Raises:
         TypeError: if an argument has the wrong type or dtype.
