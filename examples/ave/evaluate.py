@@ -31,7 +31,7 @@ class EvaluateConfig:
     """
 
     checkpoint: str | None = None
-    """directory of a training, of one of its seeds, or of save_pretrained; or owner/name on the Hugging Face Hub"""
+    """directory of a training, of one of its seeds, or of save_pretrained; or hf:owner/name on the Hugging Face Hub"""
     official: Path | None = None
     """checkpoint of the authors' code, .pth.tar, in place of --checkpoint"""
     data: Path | None = None

@@ -61,7 +61,7 @@ class PredictConfig:
     data: Path
     """directory, or .npz; see above (--features is the same)"""
     checkpoint: str | None = None
-    """directory of a training, of one of its seeds, or of save_pretrained; or owner/name on the Hugging Face Hub"""
+    """directory of a training, of one of its seeds, or of save_pretrained; or hf:owner/name on the Hugging Face Hub"""
     official: Path | None = None
     """checkpoint of the authors' code, .pth.tar, in place of --checkpoint"""
     split: Split | None = None
