@@ -41,7 +41,7 @@ ave_cmran.main(draw=False, **options)
 """The command, on a network that is quickly trained, and without figures."""
 TOLERANCE = 1e-4
 """Of the mean loss, relative: the sum over a batch is taken in two parts, in float32."""
-WEIGHT_TOLERANCE = 1e-3
+WEIGHT_TOLERANCE = 2e-3
 """A tenth of a step of Adam, which makes steps of gradients however small."""
 
 
