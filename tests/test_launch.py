@@ -42,7 +42,7 @@ ave_cmran.main(draw=False, **options)
 TOLERANCE = 1e-4
 """Of the mean loss, relative: the sum over a batch is taken in two parts, in float32."""
 WEIGHT_TOLERANCE = 2e-3
-"""A tenth of a step of Adam, which makes steps of gradients however small."""
+"""A fifth of a step of Adam, which makes steps of gradients however small."""
 
 
 @pytest.fixture(scope="module")
