@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,9 @@ TOLERANCE = 1e-4
 WEIGHT_TOLERANCE = 2e-3
 """A fifth of a step of Adam, which makes steps of gradients however small."""
 
+PATIENCE = timedelta(minutes=5)
+"""After which processes that wait for one another are an error, and no hang."""
+
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
@@ -62,7 +66,7 @@ def work(rank, folder, processes):
         AcceleratorState._reset_state(reset_partial_state=True)
         if processes > 1:  # a training ends by leaving the group
             store = f"file://{folder}/store-{setting}"
-            distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
+            distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=PATIENCE)
         # 13 videos in batches of 5, and 16 weakly: two processes have unequal shares, and of the last batch weakly,
         # which is a single video, one has none. Accuracies are of what is trained on, so that they soon leave zero.
         data = read_release(folder, setting)
@@ -101,7 +105,7 @@ def test_the_command_under_launchers(release, tmp_path):
     output = tmp_path / "run"
     options = ("--data", release, "--epochs", 1, "--batch-size", 5, "--lr", 0.01, "--output", output)
     process = start("train", *options, launcher=LAUNCHERS["torchrun"], script=tmp_path / "small.py")
-    printed, errors = process.communicate()
+    printed, errors = process.communicate(timeout=PATIENCE.total_seconds())
     assert process.returncode == 0, errors
     assert "2 x cpu" in printed
     assert printed.count("accuracy at the epoch chosen on val") == 1
@@ -112,7 +116,7 @@ def test_the_command_under_launchers(release, tmp_path):
     assert [line["epoch"] for line in trained["history"]] == [1, 2]
     options = ("--data", release, "--checkpoint", output, "--output", tmp_path / "evaluation")
     process = start("evaluate", *options, launcher=LAUNCHERS["accelerate"], script=tmp_path / "small.py")
-    printed, errors = process.communicate()
+    printed, errors = process.communicate(timeout=PATIENCE.total_seconds())
     assert process.returncode == 0, errors
     assert "2 x cpu" in printed
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]

@@ -313,9 +313,8 @@ class _Attend(_InTiles):
     @staticmethod
     def backward(ctx: Any, d_attended: Tensor | None, d_map: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         video, gate, compared, weight, bias, offset, *kept = ctx.saved_tensors
-        scores = kept[1] if kept else offset
         d_attended = torch.zeros_like(gate) if d_attended is None else d_attended
-        d_map = scores.new_zeros(video.shape[:2]) if d_map is None else d_map
+        d_map = offset.new_zeros(video.shape[:2]) if d_map is None else d_map
         if _must_be_plain(d_attended, d_map):
             return _Attend.plain_backward(ctx, d_attended, d_map)
         needs_video, _, _, _, needs_weight, *_ = ctx.needs_input_grad
