@@ -14,10 +14,9 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN
-from ave.results.figures import draw_confusion, draw_examples, save_figures
-from ave.results.files import check_output, clearing, new_output, write_predictions, write_scores
+from ave.results.files import check_output, clearing, new_output, write_predictions
 from ave.results.metrics import measure, observe, summarize
-from ave.results.tables import category_table, results_table
+from ave.results.report import report
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -74,15 +73,9 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
         metrics = measure(outcomes, data, config.split)
         if accelerator.is_main_process:
             title = f"CMRAN, {model.setting}, on the {config.split} split of {data.describe(config.data)}"
-            summary = summarize([metrics])
-            write_scores(output, [metrics], summary, data.categories)
             write_predictions(output, outcomes, data, config.split)
-            if draw:
-                figures = draw_examples(outcomes, data, config.split, title)
-                figures["confusion.png"] = draw_confusion(summary["confusion"], data.categories, title)
-                save_figures(output, figures)
-            print(category_table(summary))
-            print(results_table(title, [metrics], summary))
+            summary, split = summarize([metrics]), config.split
+            report(output, title, [metrics], summary, outcomes, data, split, figures={} if draw else None)
             print(f"written to {output}")
     accelerator.end_training()
     return metrics

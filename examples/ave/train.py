@@ -29,21 +29,25 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
 from ave.reading import convert, expecting, read_json
-from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
-from ave.results.files import check_output, new_output, write_csv, write_json, write_predictions, write_scores
+from ave.results.figures import draw_learning_curves
+from ave.results.files import check_output, new_output, write_csv, write_json, write_predictions
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
-from ave.results.tables import category_table, files_table, results_table
+from ave.results.report import report
+from ave.results.tables import files_table
 from crossmodal_attn import __version__
 
 __all__ = ["RECIPES", "SavedRun", "TrainConfig", "main"]
 
+VERSIONS = {
+    "crossmodal_attn": __version__,
+    "torch": str(torch.__version__),
+    "python": platform.python_version(),
+}
 PROCEDURAL_EPOCHS, RELEASE_EPOCHS = 11, 200
 LOG_EVERY = 10
-"""Steps between two logged losses; to read one, the host waits for the device."""
-
-
+"""Steps between two logged losses; reading a loss makes the host wait for the device."""
 EVALUATION_COST = 0.35
-"""The time of evaluating a video, as a share of that of training on it."""
+"""The time to evaluate on a video, relative to the time to train on it."""
 
 
 class Recipe(NamedTuple):
@@ -112,67 +116,61 @@ class TrainConfig:
     """go on with the run in this directory from its last finished epoch, with the options that it has"""
 
     def check(self) -> None:
-        """Check the values that their types leave open.
+        """Check the ranges of the values.
 
         Raises:
-            ValueError: if one is out of range, or two exclude each other.
+            ValueError: if a value is out of its range, or two options exclude each other.
         """
-        for option, value, least in (
-            ("--epochs", self.epochs, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--keep", self.keep, 1),
-            ("--workers", self.workers, 0),
+        milestones = self.milestones or ()
+        for option, value, right, expected in (
+            ("--epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1"),
+            ("--batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("--keep", self.keep, self.keep >= 1, "at least 1"),
+            ("--workers", self.workers, self.workers >= 0, "at least 0"),
+            ("--lr", self.lr, 0 < self.lr < math.inf, "a number above 0"),
+            ("--lr-decay", self.lr_decay, 0 < self.lr_decay <= 1, "a number above 0, at most 1"),
+            ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number of at least 0"),
+            ("--milestones", milestones, all(epoch > 0 for epoch in milestones), "epochs from 1 on"),
+            ("--milestones", milestones, len(set(milestones)) == len(milestones), "all different"),
+            (
+                "--seeds",
+                self.seeds,
+                self.seeds and all(0 <= s < 2**32 for s in self.seeds),
+                f"from 0 to {2**32 - 1}, at least one",
+            ),
+            ("--seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "all different"),
+            ("--output", self.output, self.output is None or self.resume is None, "left out with --resume"),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{option} must be at least {least}, got {value}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr must be a number above 0, got {self.lr}")
-        if not 0 < self.lr_decay <= 1:
-            raise ValueError(f"--lr-decay must be a number above 0, at most 1, got {self.lr_decay}")
-        if self.milestones and not all(epoch > 0 for epoch in self.milestones):
-            raise ValueError(f"--milestones must be epochs from 1 on, got {list(self.milestones)}")
-        if len(set(self.milestones or ())) < len(self.milestones or ()):
-            raise ValueError(f"--milestones must differ from one another, got {list(self.milestones or ())}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"--weight-decay must be a number of at least 0, got {self.weight_decay}")
-        if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
-            raise ValueError(f"--seeds must be integers from 0 to 4294967295, got {list(self.seeds)}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds must differ from one another, got {list(self.seeds)}")
-        if self.resume is not None and self.output is not None:
-            raise ValueError(f"--output must be left out with --resume, got {self.output}")
+            if not right:
+                raise ValueError(f"{option} must be {expected}, got {_show(value)}")
 
     def check_resumes(self, saved: TrainConfig) -> None:
-        """Check that nothing differs from the settings of a saved run that decides what is learned.
+        """Check that the settings continue a saved run: what decides the weights may not change.
 
         Raises:
-            ValueError: if something does.
+            ValueError: if such a setting differs.
         """
+        fixed = "setting", "background_videos", "senses", "batch_size", "lr", "milestones", "lr_decay", "weight_decay"
+        for name in (*fixed, "precision"):
+            if (value := getattr(self, name)) != (expected := getattr(saved, name)):
+                option = f"--{name.replace('_', '-')}"
+                came = f"as in {self.resume}, got {_show(value)}: leave it out"
+                raise ValueError(f"{option} must be {_show(expected)}, {came}")
         if self.epochs is not None and saved.epochs is not None and self.epochs < saved.epochs:
             raise ValueError(f"--epochs must be at least {saved.epochs}, as in {self.resume}, got {self.epochs}")
         if self.seeds[: len(saved.seeds)] != saved.seeds:
-            raise ValueError(
-                f"--seeds must begin with {list(saved.seeds)}, as in {self.resume}, got {list(self.seeds)}"
-            )
-        for name in (
-            "setting",
-            "background_videos",
-            "senses",
-            "batch_size",
-            "lr",
-            "milestones",
-            "lr_decay",
-            "weight_decay",
-            "precision",
-        ):
-            if (value := getattr(self, name)) != (expected := getattr(saved, name)):
-                option = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{option} must be {expected}, as in {self.resume}, got {value}: leave it out")
+            expected = f"--seeds must begin with {_show(saved.seeds)}, as in {self.resume}"
+            raise ValueError(f"{expected}, got {_show(self.seeds)}")
+
+
+def _show(value: object) -> object:
+    """Return a value as it is written on the command line."""
+    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
 class SavedEpochs:
-    """What the JSON file of a checkpoint holds."""
+    """The JSON file of a checkpoint."""
 
     epoch: int
     history: tuple[Epoch, ...]
@@ -181,7 +179,7 @@ class SavedEpochs:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What ``config.json`` holds of a run."""
+    """The file ``config.json`` of a run."""
 
     settings: TrainConfig
     data_digest: str
@@ -200,11 +198,15 @@ class SavedRun:
             raise ValueError(f"--resume must name the directory of a run, with its config.json, got {directory}")
         return read_json(path, cls)
 
+    def write(self, directory: Path) -> None:
+        """Write ``config.json`` into a directory."""
+        write_json(directory / "config.json", dataclasses.asdict(self))
+
 
 def main(
     config: TrainConfig, *, data: AVEData | None = None, network: Callable[..., CMRAN] = CMRAN, draw: bool = True
 ) -> list[dict[str, Any]]:
-    """Train, report, and return the metrics of each seed, as ``metrics.json`` holds them.
+    """Train, report, and return the metrics of each seed, as in ``metrics.json``.
 
     Args:
         config: the settings.
@@ -213,18 +215,19 @@ def main(
         draw: whether to draw figures.
 
     Raises:
-        InputError: if a setting or a file is wrong, which is found before any work.
-        FloatingPointError: if loss or weights are no longer finite; the epochs before that are kept.
-        OSError: if something cannot be read or written; the epochs before that are kept.
+        InputError: if a setting or a file is wrong; this is found before any work.
+        FloatingPointError: if the loss or a weight is no longer finite; the epochs before that are kept.
+        OSError: if a file cannot be read or written; the epochs before that are kept.
     """
     start = time.perf_counter()
     with checking_input():
         # ---- Settings and device ----
         config.check()
-        if config.data is not None:  # absolute, because a run may be resumed from elsewhere
-            config = dataclasses.replace(config, data=config.data.absolute())
-        epochs = config.epochs or (RELEASE_EPOCHS if config.data else PROCEDURAL_EPOCHS)
-        config = dataclasses.replace(config, epochs=epochs)
+        recipe = RECIPES[config.setting]
+        epochs = config.epochs or (PROCEDURAL_EPOCHS if config.data is None else RELEASE_EPOCHS)
+        milestones = recipe.milestones if config.milestones is None else config.milestones
+        directory = None if config.data is None else config.data.absolute()  # --resume works from anywhere
+        config = dataclasses.replace(config, epochs=epochs, milestones=milestones, data=directory)
         saved = None if config.resume is None else SavedRun.read(config.resume)
         output = config.resume or new_output(config.output, config.setting)
         if saved is None:
@@ -233,11 +236,9 @@ def main(
             config.check_resumes(saved.settings)
         accelerator = make_accelerator(config.device, config.precision, output / "tensorboard" if config.log else None)
 
-        # ---- Data ----
-        if data is None and config.data is not None:
-            data = _read_data(config.data, config, report=accelerator.is_main_process)
-        elif data is None:
-            data = make_procedural_set()
+        # ---- Dataset ----
+        if data is None:
+            data = make_procedural_set() if directory is None else _read_data(directory, config, accelerator)
         if not config.background_videos:
             data = dataclasses.replace(data, background_visual=None, background_audio=None, background_labels=None)
         digest = data.digest(config.setting)
@@ -251,27 +252,28 @@ def main(
     sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
     accelerator.print(f"{title}: {sizes} videos; {cached}")
     if saved is not None and saved.processes != accelerator.num_processes:
-        accelerator.print(f"note: {saved.processes} processes began this run, so it does not go on bit for bit")
+        accelerator.print(
+            f"note: {saved.processes} processes began this run, so the result is not the same bit for bit"
+        )
     accelerator.print(
-        f"on {describe_device(accelerator)}, {config.precision}; results in {output}, "
-        f"where --resume {output} goes on if this is stopped"
+        f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
+        f"if this is stopped, --resume {output} continues it"
     )
     with _pointing_to_resume(output):
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
-            _save_config(output, config, digest, accelerator.num_processes)
-        recipe = RECIPES[config.setting]
-        loss_of: Callable[..., Tensor] = recipe.loss
-        if config.setting == "supervised":
-            loss_of = partial(recipe.loss, eventless_category=data.eventless_category)
-        milestones = recipe.milestones if config.milestones is None else config.milestones
+            settings = dataclasses.replace(config, output=None, resume=None)
+            SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
+        options = {"eventless_category": data.eventless_category} if config.setting == "supervised" else {}
+        loss_of: Callable[..., Tensor] = partial(recipe.loss, **options)
+        to_evaluate = sum(len(loader.videos) for loader in (val, test) if loader is not None)
         scaling = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
         histories: dict[int, list[Epoch]] = {}
         examples: Outcomes | None = None
         pace = Pace(accelerator.device)
 
-        for seed in config.seeds:
+        for number, seed in enumerate(config.seeds):
             if len(config.seeds) > 1:
                 accelerator.print(f"seed {seed}")
 
@@ -285,24 +287,24 @@ def main(
                 senses=config.senses,
             )
             if config.compile:
-                on_cuda = accelerator.device.type == "cuda"  # whose graphs are of one shape each
+                on_cuda = accelerator.device.type == "cuda"  # CUDA graphs need one fixed shape each
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
             adam = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
-            prepared, optimizer = accelerator.prepare(model, adam)
+            parallel, optimizer = accelerator.prepare(model, adam)  # wrapped for several processes and mixed precision
             if accelerator.scaler is not None and scaling is not None:
                 accelerator.scaler.load_state_dict(scaling)  # the seed before has changed it
             batches = training_loader(
                 data, config.setting, accelerator, batch_size=config.batch_size, seed=seed, workers=config.workers
             )
+            steps = len(batches)
 
-            # ---- Go on after the newest checkpoint, if there is one ----
+            # ---- Continue from the newest checkpoint, if there is one ----
             place = output / f"seed-{seed}"
             checkpoints = Checkpoints(place / "checkpoints", config.keep)
             history, best = _restore(checkpoints, model, adam, accelerator)
-
-            steps = len(batches)
             logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides what comes after the checkpoint
             accelerator.init_trackers(place.name, init_kwargs=logging)
+
             progress = tqdm(
                 total=epochs * steps,
                 initial=min(epochs, len(history)) * steps,
@@ -322,12 +324,12 @@ def main(
                 set_seed(derive_seed(seed, epoch, accelerator.process_index))
 
                 # ---- Steps ----
-                prepared.train()
+                parallel.train()
                 total = torch.zeros((), device=accelerator.device)
                 watch.start()
                 for step, (video, audio, target, weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
                     watch.lap("data")
-                    localization = prepared(video, audio, padding_mask=mask)
+                    localization = parallel(video, audio, padding_mask=mask)
                     loss = loss_of(localization, target, padding_mask=mask) * weight
                     accelerator.backward(loss)  # loss.backward(), scaled for fp16
                     watch.lap("forward and backward")
@@ -338,19 +340,16 @@ def main(
                     total += loss.detach()
                     progress.update()
                     if (seconds := pace.step()) is not None and accelerator.is_main_process:
-                        left = epochs * len(config.seeds[config.seeds.index(seed) :]) - epoch + 1
-                        evaluated = (
-                            sum(len(loader.videos) for loader in (val, test) if loader is not None) / config.batch_size
-                        )
-                        seconds *= left * (steps + evaluated * EVALUATION_COST)
-                        progress.write(_describe_plan(config, model, seconds, output))
+                        seconds *= steps + EVALUATION_COST * to_evaluate / config.batch_size  # now of an epoch
+                        epochs_left = epochs * (len(config.seeds) - number) - epoch + 1
+                        progress.write(_describe_plan(config, model, seconds * epochs_left, output))
                     if config.log and step % LOG_EVERY == 0:
                         accelerator.log({"loss": loss.item()}, step)
                 mean_loss = float(accelerator.reduce(total, "mean")) / steps
                 if not math.isfinite(mean_loss) or not all(weight.isfinite().all() for weight in model.parameters()):
                     raise FloatingPointError(
-                        f"epoch {epoch} ended with weights or a loss that are not finite, loss {mean_loss}: "
-                        f"try a lower --lr, or --precision fp32"
+                        f"the loss ({mean_loss}) or a weight is not finite after epoch {epoch}: try a lower --lr, or "
+                        f"--precision fp32"
                     )
 
                 # ---- Evaluation ----
@@ -373,9 +372,10 @@ def main(
                     progress.write(f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}{shown}   test {on_test:6.1%}")
             progress.close()
 
-            # ---- Test the chosen weights, and save the network ----
+            # ---- Test the best weights, and save the network ----
             model.load_state_dict(best)
             outcomes = observe(model, test, accelerator)
+            examples = examples or outcomes
             metrics = {
                 "seed": seed,
                 "chosen_epoch": chosen(history).epoch,
@@ -390,35 +390,27 @@ def main(
                 write_predictions(place, outcomes, data, "test")
             runs.append(metrics)
             histories[seed] = history
-            examples = examples or outcomes
             for tracker in accelerator.trackers:
                 tracker.finish()
             accelerator.free_memory()
 
         # ---- Report ----
         if accelerator.is_main_process and examples is not None:
-            summary = summarize(runs)
-            summary["seconds"] = round(time.perf_counter() - start, 1)
-            summary["peak_memory"] = peak_memory(accelerator.device)
-            write_scores(output, runs, summary, data.categories)
+            seconds, memory = round(time.perf_counter() - start, 1), peak_memory(accelerator.device)
+            summary = {**summarize(runs), "seconds": seconds, "peak_memory": memory}
             lines = [{"seed": seed, **dataclasses.asdict(line)} for seed in histories for line in histories[seed]]
             write_csv(output / "history.csv", [{k: v for k, v in line.items() if k != "seconds"} for line in lines])
-            if draw:
-                figures = draw_examples(examples, data, "test", f"{title}, seed {config.seeds[0]}")
-                figures["learning_curves.png"] = draw_learning_curves(histories, title)
-                figures["confusion.png"] = draw_confusion(summary["confusion"], data.categories, title)
-                save_figures(output, figures)
-            print(category_table(summary))
-            print(results_table(title, runs, summary))
+            curves = {"learning_curves.png": draw_learning_curves(histories, title)} if draw else None
+            report(output, title, runs, summary, examples, data, "test", figures=curves)
             print(_describe_cost(lines, summary))
             print(f"written to {output}")
     accelerator.end_training()
     return runs
 
 
-def _read_data(directory: Path, config: TrainConfig, *, report: bool) -> AVEData:
-    """Check and open a dataset; one process reports, and reads all features once."""
-    if report:
+def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -> AVEData:
+    """Check and open a dataset; only the main process reports, and reads all features once."""
+    if accelerator.is_main_process:
         found = inspect_set(directory, config.setting, background_videos=config.background_videos)
         print(files_table(found))
         found.raise_problems()
@@ -439,17 +431,6 @@ def _describe_plan(config: TrainConfig, model: CMRAN, seconds: float, output: Pa
     size = copies * sum(weight.nbytes for weight in model.state_dict().values())
     time_left = f"about {seconds / unit:.{int(unit == 3600)}f} {name}"
     return f"{time_left} to go; the run will leave up to {tqdm.format_sizeof(size, 'B')} in {output}"
-
-
-def _save_config(output: Path, config: TrainConfig, digest: str, processes: int) -> None:
-    """Write ``config.json``, from which :meth:`SavedRun.read` resumes."""
-    versions = {
-        "crossmodal_attn": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-    run = SavedRun(dataclasses.replace(config, output=None, resume=None), digest, processes, versions)
-    write_json(output / "config.json", dataclasses.asdict(run))
 
 
 def _save_checkpoint(
