@@ -37,7 +37,7 @@ from ave.prepare import prepare_release
 from ave.results.files import write_json
 from ave.results.tables import format_table
 from benchmarks.machine import describe_machine
-from benchmarks.measuring import summarise
+from benchmarks.measuring import median_and_quartiles
 
 SEGMENTS, GRID, VIDEO_DIM, AUDIO_DIM, LABELS = 10, 7, 512, 128, 29
 LAYOUTS = ("contiguous", "chunked")
@@ -183,7 +183,8 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         "prepare_seconds": seconds,
         "machine": {**describe_machine(), "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
         "samples_per_second": {
-            name: {state: summarise(values) for state, values in states.items()} for name, states in speeds.items()
+            name: {state: median_and_quartiles(values) for state, values in states.items()}
+            for name, states in speeds.items()
         },
     }
 

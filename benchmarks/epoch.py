@@ -26,7 +26,7 @@ from ave.checkpoints import Checkpoints
 from ave.data.dataset import AVE_CATEGORIES, AVEData
 from ave.networks.cmran import CMRAN
 from ave.train import TrainConfig, main
-from benchmarks.measuring import SEED, Session, summarise
+from benchmarks.measuring import SEED, Session, median_and_quartiles
 
 __all__ = ["TITLE", "make_set", "run"]
 
@@ -118,8 +118,8 @@ def _train(session: Session, data: AVEData, epochs: int, precision: str, compile
         "epochs_done": len(history),
         "seconds_in_all": round(sum(seconds), 2),
         "first_epoch_seconds": round(seconds[0], 3),
-        "epoch_seconds": summarise(seconds[1:]),
-        "parts": {part: summarise([line["seconds"][part] for line in history[1:]]) for part in parts},
+        "epoch_seconds": median_and_quartiles(seconds[1:]),
+        "parts": {part: median_and_quartiles([line["seconds"][part] for line in history[1:]]) for part in parts},
     }
 
 

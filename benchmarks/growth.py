@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measuring import SEED, Form, Session, compare, summarise
+from benchmarks.measuring import SEED, Form, Session, compare, median_and_quartiles
 from benchmarks.passes import TASKS, make_pass
 from crossmodal_attn import CMRA
 
@@ -57,7 +57,7 @@ def _fit(case: Mapping[str, Any], least: int) -> dict[str, Any]:
         return {}
     results = [case["forms"][name] for name in names]
     rounds = zip(*(result["seconds"]["all"] for result in results), strict=True)
-    exponents = summarise([fit_exponent(values, seconds) for seconds in rounds])
+    exponents = median_and_quartiles([fit_exponent(values, seconds) for seconds in rounds])
     return {
         "from": values[0],
         "to": values[-1],

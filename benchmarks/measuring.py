@@ -19,9 +19,9 @@ import torch
 from torch.utils.benchmark import Timer, timer
 
 from benchmarks.machine import out_of_reach
-from benchmarks.memory import peak_memory
+from benchmarks.memory import measure_peak_bytes
 
-__all__ = ["SEED", "Form", "Session", "compare", "summarise"]
+__all__ = ["SEED", "Form", "Session", "compare", "median_and_quartiles"]
 
 SEED = 0
 WARM_UPS = {"cpu": 1, "cuda": 4}
@@ -111,7 +111,7 @@ def compare(
         try:
             for _ in range(WARM_UPS[session.device.type]):
                 seconds_of_warm_up = _time_once(form.call)
-            results[form.name] = {"peak_bytes": peak_memory(form.unrecorded or form.call, session.device)}
+            results[form.name] = {"peak_bytes": measure_peak_bytes(form.unrecorded or form.call, session.device)}
         except Exception as error:  # a rival or the compiler may raise anything, and the other forms are still measured
             reason = str(error).strip().splitlines() or ["no message"]
             results[form.name] = {"skipped": f"{type(error).__name__}: {reason[0]}"}
@@ -122,7 +122,7 @@ def compare(
         clocks[form.name] = partial(measure, form.call)
     seconds = _take_turns(session, clocks)
     for name, values in seconds.items():
-        results[name]["seconds"] = summarise(values)
+        results[name]["seconds"] = median_and_quartiles(values)
     return {
         "case": dict(case),
         "rounds": min(map(len, seconds.values()), default=0),
@@ -168,7 +168,7 @@ def _divide(
     of: Sequence[float], to: Sequence[float], of_result: Mapping[str, Any], to_result: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The ratios of time, round by round, and of peak memory."""
-    time_ratio = summarise([above / below for above, below in zip(of, to, strict=True)])
+    time_ratio = median_and_quartiles([above / below for above, below in zip(of, to, strict=True)])
     below = to_result["peak_bytes"]
     return {
         "time": {name: time_ratio[name] for name in ("median", "quartiles")},
@@ -176,7 +176,7 @@ def _divide(
     }
 
 
-def summarise(values: Sequence[float]) -> dict[str, Any]:
+def median_and_quartiles(values: Sequence[float]) -> dict[str, Any]:
     """The median, the quartiles, and all of at least two values, each to six digits."""
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return {

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["peak_memory"]
+__all__ = ["measure_peak_bytes"]
 
 
-def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """The most bytes that ``call`` holds at once, its result included, what existed before it left out.
 
     Args:
@@ -23,7 +23,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
 
     Examples:
         >>> zeros = torch.zeros(1000)
-        >>> peak_memory(lambda: zeros.exp().sin(), torch.device("cpu"))
+        >>> measure_peak_bytes(lambda: zeros.exp().sin(), torch.device("cpu"))
         8000
     """
     if device.type == "cuda":

@@ -80,15 +80,15 @@ def _measure(
     left_out: dict[str, str] = {}
     for precision, dtype in PRECISIONS.items():
         modes = [mode for mode, kept in (("eager", shown), ("compiled", compiled)) if precision in kept]
-        ours = [f"ours, {precision}, {mode}" for mode in modes]
-        floors = [f"floor, {precision}"] if precision in FLOORS and precision in shown else []
+        ours = [f"CMRAN, {precision}, {mode}" for mode in modes]
+        floors = [f"matrix products alone, {precision}"] if precision in FLOORS and precision in shown else []
         reason = session.skips(dtype)
         if reason is not None:
-            left_out |= dict.fromkeys([f"published, {precision}", *ours, *floors], reason)
+            left_out |= dict.fromkeys([f"as published, {precision}", *ours, *floors], reason)
             continue
         published = PublishedCMRAN()
         call = make_call(task, published, precision, False, video, audio, labels)
-        forms.append(Form(f"published, {precision}", call))
+        forms.append(Form(f"as published, {precision}", call))
         for name, mode in zip(ours, modes, strict=True):
             model = CMRAN()
             load_official_state_dict(model, published.state_dict())
@@ -111,7 +111,7 @@ def pair(names: list[str]) -> list[tuple[str, str]]:
     order = list(PRECISIONS)
     ranks = {name: order.index(name.split(", ")[1]) for name in names}
     published, ours, floors = (
-        [name for name in names if name.startswith(kind)] for kind in ("published", "ours", "floor")
+        [name for name in names if name.startswith(kind)] for kind in ("as published", "CMRAN", "matrix products alone")
     )
     return [(theirs, name) for theirs in published for name in ours if ranks[theirs] <= ranks[name]] + [
         (name, floor) for floor in floors for name in (*published, *ours) if ranks[name] == ranks[floor]

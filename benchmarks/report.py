@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ave.results.files import writing
+from benchmarks.markdown import markdown_table
 from benchmarks.pictures import draw_epochs, draw_growth, draw_ratios
 
 __all__ = ["main", "write_report"]
@@ -55,11 +56,6 @@ def _origin(results: dict[str, Any]) -> str:
         f"Python {machine['python']}, {versions}; seed {results['seed']}; measured in "
         f"{results['measured_in_seconds']:.0f} s.{quick}\n"
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def _measured(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -112,7 +108,7 @@ def _comparison(results: dict[str, Any]) -> list[str]:
         "### Peak memory, as ratios\n",
         _grid(cases, names, memories),
         "### Time and peak memory\n",
-        _table(columns, lines),
+        markdown_table(columns, lines),
     ]
 
 
@@ -120,9 +116,9 @@ def _grid(cases: Sequence[dict[str, Any]], names: Sequence[str], figures: Sequen
     """Figures of every case, by name; the shorter of the two lists runs across."""
     if len(names) <= len(cases):
         rows = [[*_cells(case), *line] for case, line in zip(cases, figures, strict=True)]
-        return _table([*cases[0]["case"], *names], rows)
+        return markdown_table([*cases[0]["case"], *names], rows)
     header = ["", *(", ".join(f"{key} {value}" for key, value in case["case"].items()) for case in cases)]
-    return _table(header, [list(row) for row in zip(names, *figures, strict=True)])
+    return markdown_table(header, [list(row) for row in zip(names, *figures, strict=True)])
 
 
 def _growth(results: dict[str, Any]) -> list[str]:
@@ -138,9 +134,9 @@ def _growth(results: dict[str, Any]) -> list[str]:
                 points.append([*_cells(case), name, _spread(form["seconds"], 1e3), _number(form["peak_bytes"] / 1e6)])
     return [
         "### Fitted exponents\n",
-        _table(["against", "task", "over", "exponent of time", "exponent of peak memory"], fits),
+        markdown_table(["against", "task", "over", "exponent of time", "exponent of peak memory"], fits),
         "### Time and peak memory\n",
-        _table(["against", "task", "size", "time, ms", "peak memory, MB"], points),
+        markdown_table(["against", "task", "size", "time, ms", "peak memory, MB"], points),
     ]
 
 
@@ -162,7 +158,7 @@ def _epoch(results: dict[str, Any]) -> list[str]:
     ]
     return [
         "Seconds of an epoch after the first, which warms up.\n",
-        _table([*cases[0]["case"], *parts, "an epoch", "the first", "all epochs"], rows),
+        markdown_table([*cases[0]["case"], *parts, "an epoch", "the first", "all epochs"], rows),
     ]
 
 

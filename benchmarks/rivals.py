@@ -194,13 +194,13 @@ class FlexAttention(nn.Module):
         return self._masked[1]
 
 
-X_TRANSFORMERS, FLEX_ATTENTION = "x-transformers Attention", "FlexAttention"
+X_TRANSFORMERS, FLEX_ATTENTION = "x-transformers' Attention", "FlexAttention"
 ATTENTION_RIVALS: dict[str, Callable[[CMRA], nn.Module]] = {
     "nn.MultiheadAttention": MultiheadAttention,
-    "nn.MultiheadAttention, need_weights=False": lambda layer: MultiheadAttention(layer, need_weights=False),
+    "nn.MultiheadAttention(need_weights=False)": lambda layer: MultiheadAttention(layer, need_weights=False),
     X_TRANSFORMERS: XTransformersAttention,
     FLEX_ATTENTION: FlexAttention,
-    "plain softmax(QK^T)V": PlainAttention,
+    "attention written out": PlainAttention,
 }
 """By name: what makes it from the CMRA that it is measured against."""
 

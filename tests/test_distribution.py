@@ -58,7 +58,7 @@ GENERATED = ["__pycache__", "_build", "guides"]
 LEFT_OVERS = [
     ".mypy_cache/3.12/cache.db",
     ".venv/bin/python",
-    "build/lib/crossmodal_attn/relation.py",
+    "build/lib/crossmodal_attn/cmra.py",
     "dist/crossmodal_attn-0.0.1.tar.gz",
     "docs/_build/html/index.html",
     "docs/gallery/quickstart.py",  # which conf.py copies there
@@ -140,7 +140,7 @@ def test_wheel_holds_the_package_only(wheel):
         for path in (ROOT / "src/crossmodal_attn").rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
-    assert {"crossmodal_attn/__init__.py", "crossmodal_attn/relation.py", "crossmodal_attn/py.typed"} <= package
+    assert {"crossmodal_attn/__init__.py", "crossmodal_attn/cmra.py", "crossmodal_attn/py.typed"} <= package
     described = {f"{NAME}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
     assert sorted(wheel.namelist()) == sorted(package | described)
 

@@ -139,10 +139,10 @@ def make_ratios(**medians):
 
 def test_table_sets_goals_beside_what_was_measured(tmp_path):
     step = {"videos": 32, "task": "training step"}
-    forms = {"published, float64": {"seconds": {"median": 0.03}}, "ours, float32, eager": {"skipped": "why"}}
-    eager = {"published, float64 / ours, float32, eager": 8.0, "published, float32 / ours, float32, eager": 3.0}
-    graph = "ours, bf16 autocast, compiled, CUDA graph"
-    fast = {f"published, float64 / {graph}": 21.0, f"published, float32 / {graph}": 3.5}
+    forms = {"as published, float64": {"seconds": {"median": 0.03}}, "CMRAN, float32, eager": {"skipped": "why"}}
+    eager = {"as published, float64 / CMRAN, float32, eager": 8.0, "as published, float32 / CMRAN, float32, eager": 3.0}
+    graph = "CMRAN, bf16 autocast, compiled, CUDA graph"
+    fast = {f"as published, float64 / {graph}": 21.0, f"as published, float32 / {graph}": 3.5}
     write_results(
         tmp_path,
         "network",
@@ -153,22 +153,26 @@ def test_table_sets_goals_beside_what_was_measured(tmp_path):
             {"case": {**step, "compiled": "float32"}, "skipped": "no time was left for it"},
         ],
     )
-    floors = {"AGSCA / floor": 2.0, "AGSCA, compiled / floor": 1.4, "literal / AGSCA": 0.5}
+    floors = {
+        "AGSCA / matrix products alone": 2.0,
+        "AGSCA, compiled / matrix products alone": 1.4,
+        "Eq. 1-3 written out / AGSCA": 0.5,
+    }
     layer = {"map": "256 x 10 x 7 x 7 x 512", "dtype": "bfloat16", "task": "forward"}
     write_results(tmp_path, "agsca", [{"case": layer, "forms": {}, "ratios": make_ratios(**floors)}])
     training = {"epochs_done": 50, "seconds_in_all": 30.0, "first_epoch_seconds": 5.0, "epoch_seconds": {"median": 0.5}}
     write_results(tmp_path, "epoch", [{"case": {"epochs": 200, "precision": "bf16"}, **training}])
     table = goals.write_table(tmp_path)
     for line in (
-        f"published in float64 / ours | at least 15 | 21 ({graph}) | yes |",
-        f"published in float32 / ours | at least 4 | 3.5 ({graph}) | no |",
-        "| the same, both in float32 | - | 3 (ours, float32, eager) | - |",
-        "forward / floor | at most 1.5 | 1.4 (AGSCA, compiled) | yes |",
-        "forward and backward / floor | at most 1.5 | not measured | - |",
+        f"as published in float64 / CMRAN | at least 15 | 21 ({graph}) | yes |",
+        f"as published in float32 / CMRAN | at least 4 | 3.5 ({graph}) | no |",
+        "| the same, both in float32 | - | 3 (CMRAN, float32, eager) | - |",
+        "forward / matrix products alone | at most 1.5 | 1.4 (AGSCA, compiled) | yes |",
+        "forward and backward / matrix products alone | at most 1.5 | not measured | - |",
         "seconds | under 60 | 105 (200, bf16, 50 epochs done) | no |",
         "a GPU, compute capability 9.0, CUDA 13.0; a processor, 7 cores; Python 3.12, torch 2.11.",
-        "| published, float64 | 30 |",
-        "- network: ours, float32, eager: why (32, training step, nothing)",
+        "| as published, float64 | 30 |",
+        "- network: CMRAN, float32, eager: why (32, training step, nothing)",
         "- network: no time was left for it (32, training step, float32)",
     ):
         assert line in table

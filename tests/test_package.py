@@ -63,7 +63,7 @@ assert "torch._dynamo" not in sys.modules
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
     added = set(result.stdout.split())
-    assert "crossmodal_attn.relation" in added
+    assert "crossmodal_attn.cmra" in added
     assert {module.partition(".")[0] for module in added} - set(sys.stdlib_module_names) == {"crossmodal_attn"}
 
 

@@ -97,9 +97,9 @@ def test_recorded_surface_covers_the_package():
         assert any(line.startswith((f"crossmodal_attn.{name} is ", f"crossmodal_attn.{name}(")) for line in lines) or (
             f"crossmodal_attn.{name}" in lines
         ), name
-    assert any(line.startswith("crossmodal_attn.relation.CMRA(embed_dim, num_heads, dropout=0.0") for line in lines)
-    assert any(line.startswith("crossmodal_attn.relation.CMRA.from_multihead_attention(attention)") for line in lines)
-    assert "crossmodal_attn.summary.RelationSummary.intra" in lines
+    assert any(line.startswith("crossmodal_attn.cmra.CMRA(embed_dim, num_heads, dropout=0.0") for line in lines)
+    assert any(line.startswith("crossmodal_attn.cmra.CMRA.from_multihead_attention(attention)") for line in lines)
+    assert "crossmodal_attn.recording.RelationSummary.intra" in lines
     assert len(set(lines)) == len(lines)
 
 
@@ -107,7 +107,7 @@ def test_a_removed_name_is_noticed(monkeypatch):
     monkeypatch.setattr(crossmodal_attn, "__all__", [name for name in crossmodal_attn.__all__ if name != "AGSCA"])
     message = complaint(recorded(), public_surface())
     assert message.startswith("These are gone")
-    assert "\ncrossmodal_attn.AGSCA is crossmodal_attn.guided.AGSCA\n" in message
+    assert "\ncrossmodal_attn.AGSCA is crossmodal_attn.agsca.AGSCA\n" in message
     assert "CMRA" not in message
 
 
@@ -120,7 +120,7 @@ def test_a_changed_signature_is_noticed(monkeypatch, change):
     monkeypatch.setattr(CMRA, "forward", change)
     message = complaint(recorded(), public_surface())
     assert message.startswith("These are gone")
-    assert "\ncrossmodal_attn.relation.CMRA.forward(self, query, context=None, *, query_padding_mask=None" in message
+    assert "\ncrossmodal_attn.cmra.CMRA.forward(self, query, context=None, *, query_padding_mask=None" in message
 
 
 def test_a_changed_default_is_noticed(monkeypatch):
@@ -132,7 +132,7 @@ def test_a_new_name_is_noticed(monkeypatch):
     monkeypatch.setattr(crossmodal_attn.CMRA, "novelty", fewer, raising=False)
     message = complaint(recorded(), public_surface())
     assert message.startswith("These are new")
-    assert "\ncrossmodal_attn.relation.CMRA.novelty(self, query, context=None, *, need_weights=False)\n" in message
+    assert "\ncrossmodal_attn.cmra.CMRA.novelty(self, query, context=None, *, need_weights=False)\n" in message
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Cross-modal attention layers for PyTorch: CMRA, AGSCA and audio-video interaction (CMRAN, ACM MM 2020)."""
 
-from crossmodal_attn.alignment import relation_mask
-from crossmodal_attn.guided import AGSCA, channel_attention, spatial_attention
-from crossmodal_attn.interaction import AVInteraction
+from crossmodal_attn.agsca import AGSCA, channel_attention, spatial_attention
+from crossmodal_attn.av_interaction import AVInteraction
+from crossmodal_attn.cmra import CMRA, relation_attention, relation_weights
 from crossmodal_attn.masks import padding_mask, zero_padding
-from crossmodal_attn.recording import record_attention
-from crossmodal_attn.relation import CMRA, relation_attention, relation_weights
+from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
-from crossmodal_attn.summary import summarize_relations
+from crossmodal_attn.windows import relation_mask
 
 __all__ = [
     "AGSCA",

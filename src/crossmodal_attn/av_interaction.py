@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability
+from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout
 from crossmodal_attn.masks import zero_steps
-from crossmodal_attn.relation import CMRA
 
 __all__ = ["AVInteraction"]
 
