@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.networks.cmran import Localization
+from ave.networks.cmran import Logits
 from benchmarks.rivals import LiteralAGSCA
 
 __all__ = ["PublishedCMRAN"]
@@ -131,9 +131,9 @@ class _Localization(nn.Module):
         self.classifier = nn.Linear(WIDTH, 1)
         self.event_classifier = nn.Linear(WIDTH, num_categories)
 
-    def forward(self, fused: Tensor) -> Localization:
+    def forward(self, fused: Tensor) -> Logits:
         event_logits = self.classifier(fused).squeeze(-1).transpose(0, 1)
-        return Localization(event_logits, self.event_classifier(fused.max(0).values))
+        return Logits(event_logits, self.event_classifier(fused.max(0).values))
 
 
 class PublishedCMRAN(nn.Module):
@@ -167,12 +167,12 @@ class PublishedCMRAN(nn.Module):
         self.AVInter = _Interaction(dropout)
         self.localize_module = _Localization(num_categories)
 
-    def forward(self, video: Tensor, audio: Tensor) -> Localization:
+    def forward(self, video: Tensor, audio: Tensor) -> Logits:
         """Localise the event of each video: maps (B, T, H, W, C) and audio (B, T, A) to logits."""
         projected = self.input_dropout(F.relu(self.v_fc(video)))
         seen = self.spatial_channel_att(projected, audio).transpose(0, 1).contiguous()
         heard = audio.transpose(0, 1).contiguous()
         related_video = self.video_decoder(seen, self.audio_encoder(heard))
         related_audio = self.audio_decoder(heard, self.video_encoder(seen))
-        localization: Localization = self.localize_module(self.AVInter(related_video, related_audio))
-        return localization
+        logits: Logits = self.localize_module(self.AVInter(related_video, related_audio))
+        return logits

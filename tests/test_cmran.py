@@ -9,7 +9,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import oracles
-from ave.networks.cmran import CMRAN, Localization, localize, supervised_loss, video_scores, weak_loss
+from ave.networks.cmran import CMRAN, Logits, localize, supervised_loss, video_scores, weak_loss
 from crossmodal_attn import padding_mask
 
 EVENT = torch.tensor([[0.0, -1e-6, 3.0], [-2.0, -1.0, -0.5]], dtype=torch.float64)
@@ -29,14 +29,14 @@ def softmax(row):
 
 def test_localize():
     """An event score of exactly 0.5 is an event; all others get the background that is named, 28 by default."""
-    assert localize(Localization(EVENT, CATEGORY)).tolist() == [[1, 28, 1], [28, 28, 28]]
-    assert localize(Localization(EVENT, CATEGORY), background=3).tolist() == [[1, 3, 1], [3, 3, 3]]
+    assert localize(Logits(EVENT, CATEGORY)).tolist() == [[1, 28, 1], [28, 28, 28]]
+    assert localize(Logits(EVENT, CATEGORY), background=3).tolist() == [[1, 3, 1], [3, 3, 3]]
 
 
 def test_localize_may_call_an_event_background_in_the_weak_setting():
     """Where background is a category, it can be the best one."""
     category = torch.tensor([[0.1, 0.2, 0.3, 0.9], [0.1, 0.8, 0.3, 0.4]])
-    assert localize(Localization(EVENT.abs(), category), background=3).tolist() == [[3, 3, 3], [1, 1, 1]]
+    assert localize(Logits(EVENT.abs(), category), background=3).tolist() == [[3, 3, 3], [1, 1, 1]]
 
 
 def test_supervised_loss():
@@ -45,39 +45,39 @@ def test_supervised_loss():
     event_loss = -sum(math.log(sigmoid(x) if y else 1 - sigmoid(x)) for x, y in pairs) / 6
     # The video without an event counts as category 0.
     category_loss = -sum(math.log(softmax(CATEGORY[video].tolist())[best]) for video, best in ((0, 1), (1, 0))) / 2
-    assert supervised_loss(Localization(EVENT, CATEGORY), LABELS).item() == pytest.approx(event_loss + category_loss)
+    assert supervised_loss(Logits(EVENT, CATEGORY), LABELS).item() == pytest.approx(event_loss + category_loss)
 
 
 def test_supervised_category_is_the_highest_index():
     """Should a video have two categories, the higher index is trained on, as in the authors' code."""
     labels = torch.nn.functional.one_hot(torch.tensor([[2, 1, 3], [3, 3, 1]]))
     higher = torch.nn.functional.one_hot(torch.tensor([[2, 2, 3], [3, 3, 1]]))
-    localization = Localization(EVENT, CATEGORY)
-    assert torch.equal(supervised_loss(localization, labels), supervised_loss(localization, higher))
+    logits = Logits(EVENT, CATEGORY)
+    assert torch.equal(supervised_loss(logits, labels), supervised_loss(logits, higher))
 
 
 def test_weak_loss():
     scores = []
     for event, category in zip(EVENT.tolist(), CATEGORY.tolist(), strict=True):
         scores.append(softmax([max(sigmoid(x) * logit for x in event) for logit in category]))
-    localization = Localization(EVENT, CATEGORY)
-    torch.testing.assert_close(video_scores(localization), torch.tensor(scores, dtype=torch.float64))
+    logits = Logits(EVENT, CATEGORY)
+    torch.testing.assert_close(video_scores(logits), torch.tensor(scores, dtype=torch.float64))
     labels = [[0, 1, 0], [0, 0.5, 0.5]]
     terms = [
         math.log(sigmoid(x)) * y + math.log(sigmoid(-x)) * (1 - y)
         for row, target in zip(scores, labels, strict=True)
         for x, y in zip(row, target, strict=True)
     ]
-    assert weak_loss(localization, torch.tensor(labels)).item() == pytest.approx(-sum(terms) / 6)
+    assert weak_loss(logits, torch.tensor(labels)).item() == pytest.approx(-sum(terms) / 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
 def test_labels_of_any_dtype(dtype):
-    localization = Localization(EVENT, CATEGORY)
-    expected = supervised_loss(localization, LABELS.double())
-    assert torch.equal(supervised_loss(localization, LABELS.to(dtype)), expected)
+    logits = Logits(EVENT, CATEGORY)
+    expected = supervised_loss(logits, LABELS.double())
+    assert torch.equal(supervised_loss(logits, LABELS.to(dtype)), expected)
     video_labels = LABELS[:, -1, 1:].to(dtype)
-    assert torch.equal(weak_loss(localization, video_labels), weak_loss(localization, video_labels.double()))
+    assert torch.equal(weak_loss(logits, video_labels), weak_loss(logits, video_labels.double()))
 
 
 def test_whole_network_is_the_paper_s(cmran, draw, assert_close):
@@ -95,9 +95,9 @@ def test_exported_network_is_saved_and_loaded(cmran, draw, assert_close):
     file = io.BytesIO()
     torch.export.save(torch.export.export(cmran, inputs), file)
     file.seek(0)
-    localization = torch.export.load(file).module()(*inputs)
-    assert isinstance(localization, Localization)
-    assert_close(localization, cmran(*inputs))
+    logits = torch.export.load(file).module()(*inputs)
+    assert isinstance(logits, Logits)
+    assert_close(logits, cmran(*inputs))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # are deprecated, or not supported in Python 3.14
@@ -136,7 +136,7 @@ def test_one_sense(senses, silent, lengths, draw):
     changed[silent] = torch.zeros_like(changed[silent])
     torch.testing.assert_close(both(*changed, padding_mask=mask), expected)
     changed[1 - silent] = changed[1 - silent] + 1
-    assert not torch.equal(model(*changed, padding_mask=mask).event_logits, expected.event_logits)
+    assert not torch.equal(model(*changed, padding_mask=mask).event, expected.event)
 
 
 def test_categories_are_counted():
@@ -184,11 +184,11 @@ def test_categories_are_counted():
         (lambda: CMRAN()(torch.rand(2, 5, 3, 2, 512).double(), torch.rand(2, 5, 128)), "video must have the dtype of"),
         (lambda: CMRAN()([1.0], torch.rand(2, 5, 128)), "video must be a torch.Tensor, got list"),
         (
-            lambda: supervised_loss(Localization(EVENT, CATEGORY), LABELS[..., :-1]),
+            lambda: supervised_loss(Logits(EVENT, CATEGORY), LABELS[..., :-1]),
             r"labels must have shape \(2, 3, 4\), background last, got \(2, 3, 3\)",
         ),
         (
-            lambda: weak_loss(Localization(EVENT, CATEGORY), LABELS),
+            lambda: weak_loss(Logits(EVENT, CATEGORY), LABELS),
             r"video_labels must have shape \(2, 3\), background last, got \(2, 3, 4\)",
         ),
     ],

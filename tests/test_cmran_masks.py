@@ -31,12 +31,12 @@ def pad(features, fill, length=7):
     return batch
 
 
-def loss_of(setting, localization, labels, mask=None):
+def loss_of(setting, logits, labels, mask=None):
     if setting == "supervised":
-        return supervised_loss(localization, labels, padding_mask=mask)
+        return supervised_loss(logits, labels, padding_mask=mask)
     valid = labels.new_ones(labels.shape[:2]) if mask is None else (~mask).to(labels)
     means = (labels.nan_to_num() * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True)
-    return weak_loss(localization, means, padding_mask=mask)
+    return weak_loss(logits, means, padding_mask=mask)
 
 
 def gradients_of(model, loss, *inputs):
@@ -52,8 +52,8 @@ def test_padded_batch_equals_videos_one_by_one(cmran, setting, videos, labels, a
     batch = cmran(video, audio, padding_mask=mask)
     alone = [cmran(*inputs) for inputs in videos]
     assert all(logits.isfinite().all() for logits in batch)
-    assert_close(batch.event_logits[~mask], torch.cat([one.event_logits[0] for one in alone]))
-    assert_close(batch.category_logits, torch.cat([one.category_logits for one in alone]))
+    assert_close(batch.event[~mask], torch.cat([one.event[0] for one in alone]))
+    assert_close(batch.category, torch.cat([one.category for one in alone]))
     scores = video_scores(batch, padding_mask=mask)
     assert_close(scores, torch.cat([video_scores(one) for one in alone]))
     decided = localize(batch, background=5)
@@ -64,7 +64,7 @@ def test_padded_batch_equals_videos_one_by_one(cmran, setting, videos, labels, a
     expected = torch.stack([loss_of(setting, one, label) for one, label in zip(alone, labels, strict=True)]).mean()
     if setting == "supervised":
         events = [
-            torch.nn.functional.binary_cross_entropy_with_logits(one.event_logits, label[..., :-1].amax(-1))
+            torch.nn.functional.binary_cross_entropy_with_logits(one.event, label[..., :-1].amax(-1))
             for one, label in zip(alone, labels, strict=True)
         ]
         weighted = sum(event * length for event, length in zip(events, LENGTHS, strict=True)) / sum(LENGTHS)
@@ -95,8 +95,8 @@ def test_fully_padded_video_is_finite(cmran, setting, draw):
     video[1], audio[1] = torch.nan, torch.nan
     mask = padding_mask([5, 0], max_length=5)
     batch = cmran(video.requires_grad_(), audio.requires_grad_(), padding_mask=mask)
-    torch.testing.assert_close(batch.event_logits[:1], expected.event_logits)
-    torch.testing.assert_close(batch.category_logits[:1], expected.category_logits)
+    torch.testing.assert_close(batch.event[:1], expected.event)
+    torch.testing.assert_close(batch.category[:1], expected.category)
     assert all(logits.isfinite().all() for logits in batch)
     assert video_scores(batch, padding_mask=mask).isfinite().all()
     labels = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 5, 5]] * 2), 6).double()
@@ -122,9 +122,9 @@ def test_batch_of_nothing_but_padding_is_finite(cmran, setting, draw):
 def test_segments_are_seen_by_one_another(cmran, draw):
     """What the masks hide is there to be seen: without one, the last segment moves the first's logit."""
     video, audio = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
-    before = cmran(video, audio).event_logits[:, 0]
+    before = cmran(video, audio).event[:, 0]
     video[:, -1] += 1
-    assert (cmran(video, audio).event_logits[:, 0] - before).abs().min() > 1e-6
+    assert (cmran(video, audio).event[:, 0] - before).abs().min() > 1e-6
 
 
 def test_every_parameter_has_a_gradient(cmran, setting, draw):

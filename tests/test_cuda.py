@@ -178,11 +178,11 @@ def test_network_is_that_of_the_cpu(setting, draw, assert_close):
     def learn(model, *tensors):
         video, audio, labels, padding = tensors
         model.zero_grad()
-        localization = model(video, audio, padding_mask=padding)
+        logits = model(video, audio, padding_mask=padding)
         if setting == "supervised":
-            loss = supervised_loss(localization, labels, padding_mask=padding)
+            loss = supervised_loss(logits, labels, padding_mask=padding)
         else:
-            loss = weak_loss(localization, labels.mean(1), padding_mask=padding)
+            loss = weak_loss(logits, labels.mean(1), padding_mask=padding)
         loss.backward()
         return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 

@@ -22,10 +22,10 @@ def make_batch():
 
 
 def loss_of(model, setting, video, audio, labels, mask):
-    localization = model(video, audio, padding_mask=mask)
+    logits = model(video, audio, padding_mask=mask)
     if setting == "supervised":
-        return supervised_loss(localization, labels, padding_mask=mask)
-    return weak_loss(localization, labels.mean(1), padding_mask=mask)
+        return supervised_loss(logits, labels, padding_mask=mask)
+    return weak_loss(logits, labels.mean(1), padding_mask=mask)
 
 
 def work(rank, folder):

@@ -97,11 +97,11 @@ def test_interaction(heads):
 def test_cmran_outputs(setting):
     model = official_cmran(setting).eval()
     with torch.no_grad():
-        localization = model(*draw_inputs())
-    assert_golden(localization.event_logits, f"cmran_{setting}/event_logits")
-    assert_golden(localization.category_logits, f"cmran_{setting}/category_logits")
+        logits = model(*draw_inputs())
+    assert_golden(logits.event, f"cmran_{setting}/event_logits")
+    assert_golden(logits.category, f"cmran_{setting}/category_logits")
     if setting == "weak":
-        assert_golden(video_scores(localization), "cmran_weak/video_scores")
+        assert_golden(video_scores(logits), "cmran_weak/video_scores")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -113,12 +113,8 @@ def test_cmran_training(setting):
     losses, norms = [], []
     for _ in range(6):
         optimizer.zero_grad()
-        localization = model(*inputs)
-        loss = (
-            supervised_loss(localization, labels)
-            if setting == "supervised"
-            else weak_loss(localization, labels.mean(1))
-        )
+        logits = model(*inputs)
+        loss = supervised_loss(logits, labels) if setting == "supervised" else weak_loss(logits, labels.mean(1))
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1 if setting == "supervised" else 0.5))
         optimizer.step()
@@ -242,9 +238,9 @@ def test_file_gives_the_authors_figures_in_float32(old, tmp_path):
     path = tmp_path / "best.pth.tar"
     torch.save(draw_weights("cmran_supervised"), path, _use_new_zipfile_serialization=not old)
     with torch.no_grad():
-        localization = read_official(path)(*(features.float() for features in draw_inputs()))
-    assert_golden(localization.event_logits.double(), "cmran_supervised/event_logits", 1e-4)
-    assert_golden(localization.category_logits.double(), "cmran_supervised/category_logits", 1e-4)
+        logits = read_official(path)(*(features.float() for features in draw_inputs()))
+    assert_golden(logits.event.double(), "cmran_supervised/event_logits", 1e-4)
+    assert_golden(logits.category.double(), "cmran_supervised/category_logits", 1e-4)
 
 
 def test_widths_of_a_file_follow_from_its_shapes(tmp_path):

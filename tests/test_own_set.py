@@ -14,7 +14,7 @@ from ave.data.batches import evaluation_loader, training_loader
 from ave.data.dataset import AVE_CATEGORIES, AVEData
 from ave.data.prepared import inspect_set, read_features, read_prepared, read_set
 from ave.data.release import FILES, Found, examine_files, needed_files
-from ave.networks.cmran import Localization, supervised_loss
+from ave.networks.cmran import Logits, supervised_loss
 from ave.prepare import prepare_release
 from ave.results.figures import draw_examples
 from ave.results.metrics import measure, observe, score, segment_accuracy
@@ -211,7 +211,7 @@ def test_unlabeled_seconds_weigh_nothing_in_the_loss(draw, assert_close):
     event_logits, category_logits = draw(3, 5).requires_grad_(), draw(3, 3).requires_grad_()
     labels = torch.nn.functional.one_hot(torch.tensor([[2, 3, 2, 3, 3], [1, 1, 1, 3, 3], [0, 0, 0, 0, 0]]), 4).double()
     labels[0, [0, 3]], labels[2] = 0, 0
-    loss = supervised_loss(Localization(event_logits, category_logits), labels)
+    loss = supervised_loss(Logits(event_logits, category_logits), labels)
     labeled = labels.any(-1)
     event = torch.nn.functional.binary_cross_entropy_with_logits(
         event_logits[labeled], labels[labeled][:, :-1].amax(-1)
@@ -222,16 +222,16 @@ def test_unlabeled_seconds_weigh_nothing_in_the_loss(draw, assert_close):
     assert not gradient[~labeled].any()
     assert gradient[labeled].all()
     assert not of_category[2].any()
-    nothing = supervised_loss(Localization(event_logits, category_logits), torch.zeros_like(labels))
+    nothing = supervised_loss(Logits(event_logits, category_logits), torch.zeros_like(labels))
     assert nothing == 0
     assert all(part.isfinite().all() for part in torch.autograd.grad(nothing, [event_logits, category_logits]))
 
 
 def test_only_ave_takes_a_silent_video_for_category_0(draw, assert_close):
-    localization = Localization(draw(2, 5), draw(2, 3))
+    logits = Logits(draw(2, 5), draw(2, 3))
     labels = torch.nn.functional.one_hot(torch.tensor([[2, 3, 2, 3, 3], [3, 3, 3, 3, 3]]), 4).double()
-    difference = supervised_loss(localization, labels) - supervised_loss(localization, labels, eventless_category=None)
-    terms = torch.nn.functional.cross_entropy(localization.category_logits, torch.tensor([2, 0]), reduction="none")
+    difference = supervised_loss(logits, labels) - supervised_loss(logits, labels, eventless_category=None)
+    terms = torch.nn.functional.cross_entropy(logits.category, torch.tensor([2, 0]), reduction="none")
     assert_close(difference, terms.mean() - terms[0])
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ave.data.dataset import AVE_CATEGORIES
-from ave.networks.cmran import CMRAN, Localization
+from ave.networks.cmran import CMRAN, Logits
 from ave.predict import Prediction, UnlabeledVideos, find_events, predict
 from ave_release import SHAPE, write_dataset, write_release
 from crossmodal_attn import padding_mask
@@ -30,16 +30,16 @@ COLUMNS = ["video", "row", "start_s", "end_s", "category", "score"]
 CATEGORIES = ["Bark", "Clock", "Horse"]
 
 
-def slow_events(localization, background, lengths):
+def slow_events(logits, background, lengths):
     """The events second by second, as they are defined."""
     videos = []
     for video, length in enumerate(lengths):
-        logits = localization.category_logits[video].tolist()
-        category = max(range(len(logits)), key=lambda index: logits[index])
-        powers = [np.exp(logit - max(logits)) for logit in logits]
+        row = logits.category[video].tolist()
+        category = max(range(len(row)), key=lambda index: row[index])
+        powers = [np.exp(logit - max(row)) for logit in row]
         events, running = [], []
         for second in range(length + 1):
-            logit = localization.event_logits[video, second].item() if second < length else -1.0
+            logit = logits.event[video, second].item() if second < length else -1.0
             if logit >= 0 and category != background:
                 running.append(1 / (1 + np.exp(-logit)))
             elif running:
@@ -54,12 +54,12 @@ def slow_events(localization, background, lengths):
 @pytest.mark.parametrize("padded", [False, True])
 def test_events(width, padded, draw):
     """Supervised and weak, where the last of 4 is background."""
-    localization = Localization(draw(53, 11) - 1, draw(53, width))
+    logits = Logits(draw(53, 11) - 1, draw(53, width))
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 12, (53,), generator=generator) if padded else torch.full((53,), 11)
     mask = padding_mask(lengths, 11) if padded else None
-    found = find_events(localization, background=3, padding_mask=mask)
-    assert found == slow_events(localization, 3, lengths.tolist())
+    found = find_events(logits, background=3, padding_mask=mask)
+    assert found == slow_events(logits, 3, lengths.tolist())
     assert any(len(events) > 1 for events in found)
     assert any(not events for events in found)
 
@@ -75,15 +75,15 @@ def test_events(width, padded, draw):
     ],
 )
 def test_spans(event_logits, spans):
-    localization = Localization(torch.tensor([event_logits]), torch.tensor([[0.0, 5.0]]))
-    (events,) = find_events(localization, background=2)
+    logits = Logits(torch.tensor([event_logits]), torch.tensor([[0.0, 5.0]]))
+    (events,) = find_events(logits, background=2)
     assert [(event.start, event.end) for event in events] == spans
     assert all(0 <= event.score <= 1 and event.category == 1 for event in events)
 
 
 def test_background_in_the_weak_setting_is_no_event():
-    localization = Localization(torch.ones(1, 5), torch.tensor([[0.0, 1.0, 2.0]]))
-    assert find_events(localization, background=2) == [[]]
+    logits = Logits(torch.ones(1, 5), torch.tensor([[0.0, 1.0, 2.0]]))
+    assert find_events(logits, background=2) == [[]]
 
 
 def make_model(setting="supervised", **options):
@@ -96,7 +96,7 @@ def test_scores_that_are_not_finite_are_an_error():
     videos = UnlabeledVideos(torch.rand(3, 5, 3, 2, 11), torch.rand(3, 5, 7), torch.arange(3))
 
     def overflow(*_, **__):
-        return Localization(torch.full((3, 5), torch.inf), torch.zeros(3, 3))
+        return Logits(torch.full((3, 5), torch.inf), torch.zeros(3, 3))
 
     with pytest.raises(FloatingPointError, match="not finite: try --precision fp32"):
         predict(overflow, videos.batches("predicting"), 3, torch.device("cpu"))
@@ -141,7 +141,7 @@ def read_events(output):
 def expected_events(model, visual, audio, rows, names):
     """What the network gives of all videos at once, row by row."""
     with torch.no_grad():
-        localization = model(torch.as_tensor(visual[rows]).float(), torch.as_tensor(audio[rows]).float())
+        logits = model(torch.as_tensor(visual[rows]).float(), torch.as_tensor(audio[rows]).float())
     return [
         {
             "video": names[row],
@@ -152,7 +152,7 @@ def expected_events(model, visual, audio, rows, names):
             "score": pytest.approx(score.expected, abs=1e-4),
         }
         for row, events in zip(
-            rows, slow_events(localization, model.num_categories, [SHAPE["segments"]] * len(rows)), strict=True
+            rows, slow_events(logits, model.num_categories, [SHAPE["segments"]] * len(rows)), strict=True
         )
         for start, end, category, score in events
     ]
@@ -272,7 +272,7 @@ def test_many_categories_are_cut(tmp_path, monkeypatch, capsys):
 
     def forward(_, video, audio, padding_mask=None):
         category = torch.nn.functional.one_hot(audio[:, 0, 0].long(), 19)
-        return Localization(torch.ones(video.shape[:2]), 9.0 * category)
+        return Logits(torch.ones(video.shape[:2]), 9.0 * category)
 
     monkeypatch.setattr(CMRAN, "forward", forward)
     make_model(categories=None, num_categories=19).save_pretrained(tmp_path / "model")

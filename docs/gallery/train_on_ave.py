@@ -61,9 +61,9 @@ for name, child in model.named_children():
 accelerator = Accelerator(cpu=True)
 loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0)
 video, audio, labels, *_ = next(iter(loader))
-localization = model(video, audio)
-print({name: tuple(logits.shape) for name, logits in localization._asdict().items()})
-print(f"loss before training: {supervised_loss(localization, labels).item():.2f}")
+logits = model(video, audio)
+print({name: tuple(part.shape) for name, part in logits._asdict().items()})
+print(f"loss before training: {supervised_loss(logits, labels).item():.2f}")
 
 # %%
 # A few epochs
@@ -107,11 +107,11 @@ right.set(ylabel="val accuracy (orange)", ylim=(0, 1))
 model.eval()
 video, audio, labels, *_ = next(iter(evaluation_loader(data, "test", accelerator)))
 with torch.no_grad():
-    localization = model(video, audio)
+    logits = model(video, audio)
 background = len(data.categories)
-print("said:", localize(localization, background=background)[0].tolist())
+print("said:", localize(logits, background=background)[0].tolist())
 print("true:", labels.argmax(-1)[0].tolist())
-for event in find_events(localization, background=background)[0]:
+for event in find_events(logits, background=background)[0]:
     print(f"{event.start}-{event.end} s: {data.categories[event.category]}, score {event.score:.2f}")
 
 # %%

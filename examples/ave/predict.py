@@ -25,7 +25,7 @@ from ave.data.dataset import AVE_CATEGORIES, Rows, Split
 from ave.data.prepared import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
-from ave.networks.cmran import CMRAN, Localization, localize
+from ave.networks.cmran import CMRAN, Logits, localize
 from ave.reading import check_regular, expecting
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
@@ -156,15 +156,13 @@ class Prediction(NamedTuple):
     events: list[Event]
 
 
-def find_events(
-    localization: Localization, *, background: int = 28, padding_mask: Tensor | None = None
-) -> list[list[Event]]:
+def find_events(logits: Logits, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
     """Return the runs of consecutive seconds that are not background; all events of a video have its best category.
 
     If background is the best category, as it can be in the weak setting, there is no event.
 
     Args:
-        localization: the logits of either setting.
+        logits: the logits of either setting.
         background: the index of background, which is the number of categories.
         padding_mask: bool (B, T), True = padding, in which there are no events.
 
@@ -174,15 +172,15 @@ def find_events(
     Examples:
         >>> event_logits = torch.tensor([[-5.0, 5.0, 5.0, -5.0, 5.0]])
         >>> category_logits = torch.tensor([[0.0, 9.0, 0.0]])
-        >>> events = find_events(Localization(event_logits, category_logits), background=3)
+        >>> events = find_events(Logits(event_logits, category_logits), background=3)
         >>> [(event.start, event.end, event.category, round(event.score, 2)) for event in events[0]]
         [(1, 3, 1, 0.99), (4, 5, 1, 0.99)]
     """
-    eventful = localize(localization, background=background) != background
+    eventful = localize(logits, background=background) != background
     if padding_mask is not None:
         eventful &= ~padding_mask
-    event_score = localization.event_logits.float().sigmoid()
-    probability, category = localization.category_logits.float().softmax(-1).max(-1)
+    event_score = logits.event.float().sigmoid()
+    probability, category = logits.category.float().softmax(-1).max(-1)
     # A run begins where a second differs from the one before, and ends where it differs from the one after.
     steps = F.pad(eventful.int(), (1, 1)).diff(dim=1)
     events: list[list[Event]] = [[] for _ in range(len(eventful))]
@@ -208,7 +206,7 @@ class FeatureBatch(NamedTuple):
 
 @torch.no_grad()
 def predict(
-    model: Callable[..., Localization], batches: Iterable[FeatureBatch], background: int, device: torch.device
+    model: Callable[..., Logits], batches: Iterable[FeatureBatch], background: int, device: torch.device
 ) -> list[Prediction]:
     """Run a network over videos, and return their predictions in order.
 
@@ -224,13 +222,13 @@ def predict(
     predictions: list[Prediction] = []
     for batch in batches:
         mask = None if batch.padding_mask is None else batch.padding_mask.to(device)
-        localization = model(batch.visual.to(device), batch.audio.to(device), padding_mask=mask)
-        localization = Localization(*(logits.float().cpu() for logits in localization))
-        if not all(logits.isfinite().all() for logits in localization):
+        logits = model(batch.visual.to(device), batch.audio.to(device), padding_mask=mask)
+        logits = Logits(*(part.float().cpu() for part in logits))
+        if not all(part.isfinite().all() for part in logits):
             raise FloatingPointError("the scores are not finite: try --precision fp32")
-        labels = localize(localization, background=background)
-        scores = localization.event_logits.sigmoid()
-        events = find_events(localization, background=background, padding_mask=batch.padding_mask)
+        labels = localize(logits, background=background)
+        scores = logits.event.sigmoid()
+        events = find_events(logits, background=background, padding_mask=batch.padding_mask)
         for video, length in enumerate(batch.lengths):
             predictions.append(Prediction(labels[video, :length], scores[video, :length], events[video]))
     return predictions

@@ -16,24 +16,24 @@ from ave.networks.pretrained import Pretrained
 from crossmodal_attn import AGSCA, AVInteraction, RelationAware
 from crossmodal_attn.dropout import ReLUDropout
 
-__all__ = ["CMRAN", "Localization", "localize", "supervised_loss", "video_scores", "weak_loss"]
+__all__ = ["CMRAN", "Logits", "localize", "supervised_loss", "video_scores", "weak_loss"]
 
 Setting = Literal["supervised", "weak"]
 Senses = Literal["both", "sight", "hearing"]
 
 
-class Localization(NamedTuple):
+class Logits(NamedTuple):
     """The logits of a batch of videos."""
 
-    event_logits: Tensor
+    event: Tensor
     """(B, T): whether the segment shows an event that is both seen and heard."""
-    category_logits: Tensor
+    category: Tensor
     """(B, K) supervised, (B, K + 1) weak, background last: which event the video shows."""
 
 
 # Named, so that torch.export.save and AOTInductor can write what returns it; import this module before loading.
 if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
-    _register(Localization, serialized_type_name="ave.Localization")
+    _register(Logits, serialized_type_name="ave.Logits")
 
 
 class CMRAN(Pretrained):
@@ -111,7 +111,7 @@ class CMRAN(Pretrained):
         self.event_head = nn.Linear(embed_dim, 1)
         self.category_head = nn.Linear(embed_dim, num_categories + weak)
 
-    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Localization:
+    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Logits:
         """Localize the event of each video.
 
         Args:
@@ -120,7 +120,7 @@ class CMRAN(Pretrained):
             padding_mask: bool (B, T), True = padding.
 
         Returns:
-            Localization: the logits, finite but meaningless at padding.
+            Logits: the logits, finite but meaningless at padding.
 
         Raises:
             TypeError: if an argument has the wrong type or dtype.
@@ -141,7 +141,7 @@ class CMRAN(Pretrained):
         related_audio = self.audio_relation(audio, video, **masks)
         fused = self.interaction(related_video, related_audio, padding_mask=padding_mask)  # Eq. 9
         event_logits = self.event_head(fused).squeeze(-1)
-        return Localization(event_logits, self.category_head(_pool(fused, padding_mask)))
+        return Logits(event_logits, self.category_head(_pool(fused, padding_mask)))
 
     def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
         """Check what the layers inside would report under other names, or only after some work."""
@@ -189,22 +189,22 @@ def _pool(fused: Tensor, padding_mask: Tensor | None) -> Tensor:
     return pooled.masked_fill(padding_mask.all(1, keepdim=True), 0)
 
 
-def localize(localization: Localization, *, background: int = 28) -> Tensor:
+def localize(logits: Logits, *, background: int = 28) -> Tensor:
     """Decide every segment: the video's best category where the event score is at least 0.5, else background.
 
     Args:
-        localization: the logits of either setting.
+        logits: the logits of either setting.
         background: the index of background, which is the number of categories.
 
     Returns:
         Tensor: int64 (B, T), in 0 ... background.
     """
-    category = localization.category_logits.argmax(-1, keepdim=True)
-    return torch.where(localization.event_logits >= 0, category, background)
+    category = logits.category.argmax(-1, keepdim=True)
+    return torch.where(logits.event >= 0, category, background)
 
 
 def supervised_loss(
-    localization: Localization,
+    logits: Logits,
     labels: Tensor,
     *,
     padding_mask: Tensor | None = None,
@@ -216,7 +216,7 @@ def supervised_loss(
     label, and a video without a labeled segment, weigh nothing.
 
     Args:
-        localization: of the supervised setting.
+        logits: of the supervised setting.
         labels: one-hot (B, T, K + 1), background last; all zero where a segment has no label.
         padding_mask: bool (B, T), True = padding, whose labels are ignored.
         eventless_category: what a video that is all background counts as: category 0 in the authors' code; with None it
@@ -225,48 +225,48 @@ def supervised_loss(
     Raises:
         ValueError: if ``labels`` has another shape.
     """
-    _check_labels("labels", labels, (*localization.event_logits.shape, localization.category_logits.shape[-1] + 1))
+    _check_labels("labels", labels, (*logits.event.shape, logits.category.shape[-1] + 1))
     if padding_mask is not None:
         labels = labels.masked_fill(padding_mask.unsqueeze(-1), 0)
     labeled = labels.any(-1)
     event, category = labels[..., :-1].max(-1)
-    logits, weight = localization.event_logits, labeled.to(localization.event_logits.dtype)
-    event_loss = F.binary_cross_entropy_with_logits(logits, event.to(logits.dtype), weight)
-    count = labeled.sum(dtype=torch.promote_types(logits.dtype, torch.float32)).clamp(min=1)
+    weight = labeled.to(logits.event.dtype)
+    event_loss = F.binary_cross_entropy_with_logits(logits.event, event.to(logits.event.dtype), weight)
+    count = labeled.sum(dtype=torch.promote_types(logits.event.dtype, torch.float32)).clamp(min=1)
     event_loss = event_loss * (labeled.numel() / count)  # the mean over labeled segments
     known = event.any(1) if eventless_category is None else labeled.any(1)
     video_category = torch.where(event.any(1), category.amax(1), eventless_category or 0).masked_fill(~known, -1)
-    category_loss = F.cross_entropy(localization.category_logits, video_category, ignore_index=-1, reduction="sum")
+    category_loss = F.cross_entropy(logits.category, video_category, ignore_index=-1, reduction="sum")
     return event_loss + category_loss / known.sum().clamp(min=1)
 
 
-def video_scores(localization: Localization, *, padding_mask: Tensor | None = None) -> Tensor:
+def video_scores(logits: Logits, *, padding_mask: Tensor | None = None) -> Tensor:
     """Return video-level scores of the weak setting: event score times category logits, max over time, softmax.
 
     Args:
-        localization: of the weak setting.
+        logits: of the weak setting.
         padding_mask: bool (B, T), True = padding, left out of the maximum.
 
     Returns:
         Tensor: (B, K + 1), each row sums to one.
     """
-    segments = localization.event_logits.sigmoid().unsqueeze(-1) * localization.category_logits.unsqueeze(1)
+    segments = logits.event.sigmoid().unsqueeze(-1) * logits.category.unsqueeze(1)
     return _pool(segments, padding_mask).softmax(-1)
 
 
-def weak_loss(localization: Localization, video_labels: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
+def weak_loss(logits: Logits, video_labels: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
     """Return the multi-label soft margin loss of the video scores against the video-level label.
 
     Args:
-        localization: of the weak setting.
+        logits: of the weak setting.
         video_labels: (B, K + 1), background last; each row sums to one.
         padding_mask: bool (B, T), True = padding.
 
     Raises:
         ValueError: if ``video_labels`` has another shape.
     """
-    _check_labels("video_labels", video_labels, tuple(localization.category_logits.shape))
-    scores = video_scores(localization, padding_mask=padding_mask)
+    _check_labels("video_labels", video_labels, tuple(logits.category.shape))
+    scores = video_scores(logits, padding_mask=padding_mask)
     return F.multilabel_soft_margin_loss(scores, video_labels.to(scores.dtype))
 
 

@@ -102,8 +102,8 @@ def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
     for video, audio, labels, _, mask in batches:
-        localization = model(video, audio, padding_mask=mask)
-        right = localize(localization, background=model.num_categories) == labels.argmax(-1)
+        logits = model(video, audio, padding_mask=mask)
+        right = localize(logits, background=model.num_categories) == labels.argmax(-1)
         labeled = labels.any(-1)
         counts[0] += (right & labeled).sum()
         counts[1] += labeled.sum()
@@ -127,13 +127,13 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
     parts: list[tuple[Tensor, ...]] = []
     with record_attention(model) as maps:
         for video, audio, labels, _, mask in batches:
-            localization = model(video, audio, padding_mask=mask)
+            logits = model(video, audio, padding_mask=mask)
             valid = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else ~mask
             parts.append(
                 (
                     labels.argmax(-1).masked_fill(~labels.any(-1), -1),
-                    localize(localization, background=model.num_categories),
-                    *(logits.float() for logits in localization),
+                    localize(logits, background=model.num_categories),
+                    *(part.float() for part in logits),
                     maps["spatial_channel_attention.spatial_map"].float(),
                     maps["video_relation.cross_relation.attention"].float().mean(1),
                     valid.sum(1),
