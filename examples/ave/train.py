@@ -329,8 +329,8 @@ def main(
                 watch.start()
                 for step, (video, audio, target, weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
                     watch.lap("data")
-                    localization = parallel(video, audio, padding_mask=mask)
-                    loss = loss_of(localization, target, padding_mask=mask) * weight
+                    logits = parallel(video, audio, padding_mask=mask)
+                    loss = loss_of(logits, target, padding_mask=mask) * weight
                     accelerator.backward(loss)  # loss.backward(), scaled for fp16
                     watch.lap("forward and backward")
                     accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
