@@ -44,10 +44,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 
 def cmra(
-    layer: CMRA, query: Tensor, contexts: Sequence[Tensor] = (), mask: Tensor | None = None
+    layer: CMRA, query: Tensor, contexts: Sequence[Tensor | None] = (), mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Eq. 6 with the weights of ``layer``: each memory projected by itself, each head cut out by itself."""
-    memory = [(context, layer.context_kv_proj or layer.kv_proj) for context in contexts]
+    memory = []
+    for index, context in enumerate(contexts):
+        own = layer.context_kv_projs[index] if layer.context_kv_projs else layer.context_kv_proj or layer.kv_proj
+        if context is not None:
+            memory.append((context, own))
     if layer.include_query:
         memory.append((query, layer.kv_proj))
     width = layer.embed_dim // layer.num_heads
@@ -64,17 +68,29 @@ def cmra(
     return _affine(layer.out_proj, torch.cat(heads, -1)), torch.stack(maps, 1)
 
 
-def cross_modal_relation(layer: CrossModalRelation, query: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
-    """Eq. 7-8 with the weights of ``layer``."""
-    hidden = _layer_norm(layer.norm1, cmra(layer.attention, query, contexts)[0] + query)
-    feedforward = _affine(layer.linear2, _affine(layer.linear1, hidden).clamp(min=0))
+def cross_modal_relation(
+    layer: CrossModalRelation,
+    query: Tensor,
+    contexts: Sequence[Tensor | None] = (),
+    mask: Tensor | None = None,
+    *,
+    norm_first: bool = False,
+    activate: Callable[[Tensor], Tensor] = lambda features: features.clamp(min=0),
+) -> Tensor:
+    """Eq. 7-8 with the weights of ``layer``; with ``norm_first`` each half is x + f(LayerNorm(x))."""
+    if norm_first:
+        hidden = query + cmra(layer.attention, _layer_norm(layer.norm1, query), contexts, mask)[0]
+        widened = _affine(layer.linear1, _layer_norm(layer.norm2, hidden))
+        return hidden + _affine(layer.linear2, activate(widened))
+    hidden = _layer_norm(layer.norm1, cmra(layer.attention, query, contexts, mask)[0] + query)
+    feedforward = _affine(layer.linear2, activate(_affine(layer.linear1, hidden)))
     return _layer_norm(layer.norm2, feedforward + hidden)
 
 
-def av_interaction(layer: AVInteraction, video: Tensor, audio: Tensor) -> Tensor:
+def av_interaction(layer: AVInteraction, video: Tensor, audio: Tensor, mask: Tensor | None = None) -> Tensor:
     """Eq. 9 with the weights of ``layer``."""
     fused = audio * video
-    return _layer_norm(layer.norm, fused + cmra(layer.attention, fused, [audio, video])[0])
+    return _layer_norm(layer.norm, fused + cmra(layer.attention, fused, [audio, video], mask)[0])
 
 
 def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,12 +120,24 @@ def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, T
     return torch.stack(outputs), torch.stack(channel_maps), torch.stack(spatial_maps)
 
 
-def relation_aware(layer: RelationAware, query: Tensor, context: Tensor) -> Tensor:
-    """Eq. 4 with the weights of ``layer``."""
-    related = _affine(layer.context_proj, context)
-    for block in layer.internal_relation.layers:
-        related = cross_modal_relation(block, related)
-    return cross_modal_relation(layer.cross_relation, _affine(layer.query_proj, query), [related])
+def relation_aware(
+    layer: RelationAware,
+    query: Tensor,
+    contexts: Tensor | Sequence[Tensor | None],
+    mask: Tensor | None = None,
+    context_masks: Paddings | None = None,
+) -> Tensor:
+    """Eq. 4 with the weights of ``layer``: one context, or several, each with an M_self and a mask of its own."""
+    projections = layer.context_projs or [layer.context_proj]
+    internals = layer.internal_relations or [layer.internal_relation]
+    related: list[Tensor | None] = []
+    for index, features in enumerate([contexts] if isinstance(contexts, Tensor) else contexts):
+        if features is not None:
+            features = _affine(projections[index], features)
+            for block in internals[index].layers:
+                features = cross_modal_relation(block, features, mask=context_masks and context_masks[index])
+        related.append(features)
+    return cross_modal_relation(layer.cross_relation, _affine(layer.query_proj, query), related, mask)
 
 
 def cmran(model: CMRAN, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,15 +251,35 @@ CASES: dict[str, Case] = {
     "cmra-without-query": Case(
         lambda **factory: CMRA(39, 3, context_dim=17, include_query=False, **factory), _call_with_one_context, (39, 17)
     ),
+    "cmra-own-projections": Case(
+        lambda **factory: CMRA(39, 3, context_dim=[17, 39], **factory), _call_with_contexts, (39, 17, 39)
+    ),
+    "cmra-own-without-query": Case(
+        lambda **factory: CMRA(39, 3, context_dim=[17, 23], include_query=False, **factory),
+        _call_with_contexts,
+        (39, 17, 23),
+    ),
     "cmra-without-bias": Case(lambda **factory: CMRA(39, 3, bias=False, **factory), _call_with_one_context, (39, 39)),
     "cross-relation": Case(
         lambda **factory: CrossModalRelation(39, 3, 29, **factory), _call_with_one_context, (39, 39)
+    ),
+    "pre-norm-relation": Case(
+        lambda **factory: CrossModalRelation(
+            39, 3, 29, context_dim=17, include_query=False, norm_first=True, activation="gelu", **factory
+        ),
+        _call_with_one_context,
+        (39, 17),
     ),
     "internal-relation": Case(
         lambda **factory: InternalTemporalRelation(39, 3, 2, 29, **factory), _call_aligned, (39,)
     ),
     "relation-aware": Case(
         lambda **factory: RelationAware(19, 17, 39, 3, 1, 29, **factory), _call_with_one_context, (19, 17)
+    ),
+    "relation-aware-2-contexts": Case(
+        lambda **factory: RelationAware(19, [17, 23], 39, 3, 1, 29, own_projections=True, **factory),
+        _call_with_contexts,
+        (19, 17, 23),
     ),
     "interaction": Case(lambda **factory: AVInteraction(39, 3, **factory), _call_aligned, (39, 39), aligned=True),
     "agsca": Case(

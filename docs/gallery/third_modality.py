@@ -3,12 +3,13 @@ Add a third modality
 ====================
 
 The context of :class:`~crossmodal_attn.CMRA` may be a list of any length. Video that relates to audio today relates to
-audio and text tomorrow, with the same layer, and one that is missing from some samples is a mask.
+audio and text tomorrow, with the same layer. One that is missing from some samples is a mask, one that is missing from
+a whole batch is None.
 """
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crossmodal_attn import CMRA, padding_mask, zero_padding
 
@@ -23,35 +24,11 @@ video, audio, text = torch.randn(2, 10, 256), torch.randn(2, 40, 128), torch.ran
 text_padding = padding_mask([7, 3])
 
 # %%
-# Contexts of one layer share their width and their key and value projection. Where the widths differ, project each to
-# one first. A learned vector for each modality tells them apart, as attention by itself sees a set.
-#
-# Nothing at padding reaches the output of the layer, NaN included. But a linear map in front of the layer sums its
-# gradients over all steps, padding too, where zero times NaN is NaN; so :func:`~crossmodal_attn.zero_padding` comes
-# before it.
+# A list of widths gives each modality a key and value projection of its own. They tell the modalities apart, as
+# attention by itself sees a set.
 
-
-class Trimodal(nn.Module):
-    """Video relates to audio, text and itself."""
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        self.audio_proj = nn.Linear(128, width)
-        self.text_proj = nn.Linear(300, width)
-        self.modality = nn.Parameter(torch.randn(2, width) * 0.02)
-        self.relation = CMRA(256, num_heads=4, context_dim=width)
-
-    def forward(
-        self, video: Tensor, audio: Tensor, text: Tensor, text_padding: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Give the related video, and the weights of all heads."""
-        text = zero_padding(text, text_padding)
-        contexts = [self.audio_proj(audio) + self.modality[0], self.text_proj(text) + self.modality[1]]
-        return self.relation(video, contexts, context_padding_mask=[None, text_padding], need_weights=True)
-
-
-model = Trimodal().eval()
-related, weights = model(video, audio, text, text_padding)
+relation = CMRA(256, num_heads=4, context_dim=[128, 300])
+related, weights = relation(video, [audio, text], context_padding_mask=[None, text_padding], need_weights=True)
 print(tuple(related.shape), tuple(weights.shape))
 
 # %%
@@ -65,8 +42,17 @@ assert (to_text[1, :, :, 3:] == 0).all()
 # In training, what padding holds makes no difference to any weight's gradient.
 
 text[1, 3:] = torch.nan
-model(video, audio, text, text_padding)[0].sum().backward()
-assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+relation(video, [audio, text], context_padding_mask=[None, text_padding]).sum().backward()
+assert all(parameter.grad.isfinite().all() for parameter in relation.parameters())
+
+# %%
+# A layer of your own in front needs care: a linear map sums its gradients over all steps, padding too, where zero times
+# NaN is NaN. So :func:`~crossmodal_attn.zero_padding` comes before it.
+
+project = nn.Linear(300, 300)
+projected = project(zero_padding(text, text_padding))
+relation(video, [audio, projected], context_padding_mask=[None, text_padding]).sum().backward()
+assert project.weight.grad.isfinite().all()
 
 # %%
 # Where each second of video gets its information from, as a sum over each part of the memory. The weights are
@@ -84,17 +70,17 @@ axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 # %%
 # A modality that is missing
 # --------------------------
-# A sample without text has all of its words padded. That is exactly as if the layer had not been given any.
+# A sample without text has all of its words padded. A batch without any text may have None in its place, which is the
+# same, and takes no place in the memory.
 
-without_text = padding_mask([0, 0], max_length=7)
-masked, _ = model(video, audio, text, without_text)
-left_out = model.relation(video, model.audio_proj(audio) + model.modality[0])
-print("largest difference:", (masked - left_out).abs().max().item())
+masked = relation(video, [audio, text], context_padding_mask=[None, padding_mask([0, 0], max_length=7)])
+left_out, weights = relation(video, [audio, None], need_weights=True)
+print(tuple(weights.shape), "largest difference:", (masked - left_out).abs().max().item())
 assert torch.allclose(masked, left_out, atol=1e-5)
 
 # %%
 # So batches may mix samples with and without a modality, and dropping one at random in training is one line:
 
 text_padding = text_padding | (torch.rand(2, 1) < 0.3)
-related, _ = model(video, audio, text, text_padding)
+related = relation(video, [audio, text], context_padding_mask=[None, text_padding])
 assert related.isfinite().all()
