@@ -415,7 +415,7 @@ def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, cap
 def test_bad_input_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path)])
-    assert "must hold results such as cmra.json, got none" in capsys.readouterr().err
+    assert "must contain results such as cmra.json, got none" in capsys.readouterr().err
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             command.main(["--device", "cuda", "--output", str(tmp_path)])

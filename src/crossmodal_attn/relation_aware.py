@@ -1,6 +1,6 @@
-"""The blocks around relation attention: cross-modal relation, internal temporal relation, the relation-aware module.
+"""Blocks of relation attention: cross-modal relation, internal temporal relation, and the relation-aware module.
 
-All are one post-norm block, attention and feed-forward network, that differs in the memory its attention reads.
+All are made of one post-norm block, attention and then a feed-forward network. They differ in the attention's memory.
 Axes: B batch, T query length, S context length.
 """
 
@@ -19,27 +19,24 @@ __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
 
 
 class CrossModalRelation(nn.Module):
-    r"""CMRA, then a feed-forward network, each with a residual connection and layer normalisation: M_cmra.
+    r"""Cross-modal relation M_cmra: CMRA and a feed-forward network, each with residual connection and layer norm.
 
     .. math::
         H_r &= \operatorname{LayerNorm}(\operatorname{CMRA}(F_v, F_a) + F_v) \\
         v_o &= \operatorname{LayerNorm}(\operatorname{ReLU}(H_r W_3) W_4 + H_r)
 
-    Eq. 7-8 of Xu et al., ACM MM 2020. Dropout follows the attention, the ReLU and the feed-forward network, as in
-    :class:`torch.nn.TransformerEncoderLayer`, whose argument order this is. Without a context it is self-attention.
+    Eq. 7-8 of Xu et al., ACM MM 2020. Argument order and dropout are those of
+    :class:`torch.nn.TransformerEncoderLayer`: dropout follows the attention, the ReLU and the feed-forward network.
+    Without a context, this is a block of self-attention.
 
     Args:
         embed_dim: width of query, contexts and output.
-        num_heads: number of attention heads; divides ``embed_dim``.
+        num_heads: number of attention heads; must divide ``embed_dim``.
         dim_feedforward: hidden width of the feed-forward network.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> layer = CrossModalRelation(256, num_heads=4)
@@ -86,19 +83,16 @@ class CrossModalRelation(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, embed_dim), a sequence of such, or None.
-            query_padding_mask: as for :meth:`CMRA.forward`, and so are the other arguments.
-            context_padding_mask: see there.
-            attn_mask: see there.
-            need_weights: see there.
+            context: (B, S, embed_dim), a list or tuple of such tensors, or None.
+            query_padding_mask: bool (B, T), True = padding.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            attn_mask: as in :meth:`CMRA.forward`.
+            need_weights: whether to return the attention weights too.
 
         Returns:
-            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding; with
+            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the attention weights (B, H, T, M).
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         result = self.attention(
             query,
@@ -116,24 +110,19 @@ class CrossModalRelation(nn.Module):
 
 
 class InternalTemporalRelation(nn.Module):
-    """Self-attention blocks over the segments of one modality: M_self.
+    """Internal temporal relation M_self: self-attention blocks over the segments of one modality.
 
-    The paper's internal temporal relation block is :class:`CrossModalRelation` with self-attention in place of CMRA;
-    here it is that block, called without a context. Xu et al., ACM MM 2020, section 3.4.
+    Xu et al., ACM MM 2020, section 3.4. Each block is a :class:`CrossModalRelation`, called without a context.
 
     Args:
         embed_dim: width of the features.
-        num_heads: number of attention heads; divides ``embed_dim``.
+        num_heads: number of attention heads; must divide ``embed_dim``.
         num_layers: number of blocks.
         dim_feedforward: hidden width of the feed-forward networks.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> layer = InternalTemporalRelation(256, num_heads=4)
@@ -168,15 +157,11 @@ class InternalTemporalRelation(nn.Module):
         Args:
             features: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding.
-            attn_mask: as for :meth:`CMRA.forward`, where the memory is the features themselves, M = T.
+            attn_mask: as in :meth:`CMRA.forward`. The memory is the features themselves, so M = T.
 
         Returns:
-            Tensor: (B, T, embed_dim), finite but meaningless at padding. For the attention weights of every block
-            use :func:`record_attention`.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
+            Tensor: (B, T, embed_dim), finite but meaningless at padding. Use :func:`record_attention` for the attention
+            weights of every block.
         """
         attention = cast("CrossModalRelation", self.layers[0]).attention
         check_features("features", features, attention.embed_dim, "embed_dim", self, attention.q_proj)
@@ -188,29 +173,25 @@ class InternalTemporalRelation(nn.Module):
 
 
 class RelationAware(nn.Module):
-    r"""The relation-aware module: a query modality, related to itself and to the segments of a context modality.
+    r"""Relation-aware module: relate a query modality to itself and to a context modality.
 
     .. math::
         F_a^s = M_{self}(F_a), \qquad v_o = M_{cmra}(F_v, F_a^s)
 
-    Eq. 4 of Xu et al., ACM MM 2020, here with video as the query; both modalities are first projected to
-    ``embed_dim``. CMRAN has two of these, one with video and one with audio as the query, with separate weights.
+    Eq. 4 of Xu et al., ACM MM 2020, here with video as the query. Both modalities are first projected to ``embed_dim``.
+    CMRAN has two such modules with separate weights: the query of one is video, that of the other audio.
 
     Args:
         query_dim: width of the query modality.
         context_dim: width of the context modality.
-        embed_dim: width of the output, d_m.
-        num_heads: number of attention heads; divides ``embed_dim``.
+        embed_dim: d_m, the width of the output.
+        num_heads: number of attention heads; must divide ``embed_dim``.
         num_layers: number of blocks in M_self.
         dim_feedforward: hidden width of the feed-forward networks.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> video_relation = RelationAware(query_dim=512, context_dim=128)
@@ -264,12 +245,8 @@ class RelationAware(nn.Module):
             context_padding_mask: bool (B, S), True = padding.
 
         Returns:
-            Tensor: (B, T, embed_dim), finite but meaningless at padding. For the attention weights of every block
-            use :func:`record_attention`.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
+            Tensor: (B, T, embed_dim), finite but meaningless at padding. Use :func:`record_attention` for the attention
+            weights of every block.
         """
         check_features("query", query, self.query_dim, "query_dim", self, self.query_proj)
         check_features("context", context, self.context_dim, "context_dim", self, self.context_proj)
