@@ -449,7 +449,7 @@ def test_bad_features_that_came_later_leave_the_finished_set(release, tmp_path):
         prepare_release(directory, output)
     assert whole.items() <= contents(output).items()
     read_set(output)
-    with pytest.raises(FileNotFoundError, match="audio_feature_noisy.npy is missing"):
+    with pytest.raises(FileNotFoundError, match=r"audio_feature_noisy\.npy is missing"):
         read_set(output, "weak")
     (directory / "audio_feature_noisy.h5").unlink()
     prepare_release(directory, output)
