@@ -240,8 +240,8 @@ class DecoderLayer(nn.Module):
 class LiteralAGSCA(nn.Module):
     """Eq. 1-3 of the paper as they are printed: both products of maps and the gated map are built.
 
-    Parameters are named as in the authors' code, so that ``agsca_from_official`` reads them; as there, the two guidance
-    layers are built and never used.
+    Parameters are named as in the authors' code, so that ``load_official_state_dict`` reads them; as there, the two
+    guidance layers are built and never used.
     """
 
     def __init__(self, video_dim: int, audio_dim: int, hidden_dim: int = 256) -> None:
