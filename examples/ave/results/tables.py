@@ -17,7 +17,7 @@ __all__ = ["category_table", "files_table", "format_table", "results_table"]
 
 MOST_COLUMNS = 4
 """The most runs that have a column each; of more, the table shows the least and the greatest."""
-LONGEST_NAME, LONGEST_CELL = 40, 120
+LONGEST_NAME, LONGEST_CELL = 40, 300
 """Characters; of longer text the middle is left out."""
 
 
