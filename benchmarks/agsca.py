@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.networks.authors_weights import agsca_from_official
+from ave.networks.authors_weights import load_official_state_dict
 from benchmarks.measuring import SEED, Form, Session, compare
 from benchmarks.passes import TASKS, make_pass
 from benchmarks.rivals import LiteralAGSCA
@@ -55,7 +55,7 @@ def _measure(
     torch.manual_seed(SEED)
     torch.compiler.reset()
     literal = LiteralAGSCA(channels, AUDIO_DIM, HIDDEN_DIM)
-    layer = agsca_from_official(literal.state_dict(), AGSCA(channels, AUDIO_DIM, HIDDEN_DIM))
+    layer = load_official_state_dict(AGSCA(channels, AUDIO_DIM, HIDDEN_DIM), literal.state_dict())
     video = torch.randn(batch, LENGTH, GRID, GRID, channels, device=session.device, dtype=dtype)
     audio = torch.randn(batch, LENGTH, AUDIO_DIM, device=session.device, dtype=dtype)
 

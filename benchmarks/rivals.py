@@ -240,8 +240,8 @@ class DecoderLayer(nn.Module):
 class LiteralAGSCA(nn.Module):
     """Eq. 1-3 written out: both products of maps and the gated map are built.
 
-    Parameters have the names of the authors' code, so that ``agsca_from_official`` can read them. As in that code, the
-    two guidance layers exist but are never used.
+    Parameters are named as in the authors' code, so that ``load_official_state_dict`` reads them; as there, the two
+    guidance layers exist but are never used.
     """
 
     def __init__(self, video_dim: int, audio_dim: int, hidden_dim: int = 256) -> None:
