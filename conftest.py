@@ -1,4 +1,4 @@
-"""The state in which every test begins, whatever ran before it: that of torch, of Accelerate and of the process."""
+"""Give every test the same initial state of torch, Accelerate and the process, whatever ran before it."""
 
 import logging
 import os
@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-# The processes of pytest-xdist, and those that tests start, inherit both.
+# Processes of pytest-xdist, and those that tests start, inherit these variables.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Inductor does not tell apart what it compiled for another capability of the same CPU.
-    _cache = tempfile.TemporaryDirectory(prefix="crossmodal-attn-tests-")  # is removed where this process ends
+    # The cache of Inductor does not distinguish code for different capabilities of the same CPU.
+    _cache = tempfile.TemporaryDirectory(prefix="crossmodal-attn-tests-")  # removed at the end of this process
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = _cache.name
     os.environ["MPLBACKEND"] = "agg"
 
 import torch
 
-# The tensors are tiny: threads would only wait for one another.
+# The tensors are tiny, so threads would only make them slower.
 torch.set_num_threads(1)
-# Else a warning that torch gives once in a process is an error in the first test that meets it, and in no other.
+# Otherwise a warning that torch gives once per process would be an error in one test only.
 torch.set_warn_always(True)
 
 SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
@@ -44,12 +44,12 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         for device in ("cpu", "cuda")
     ),
 ]
-"""How each of them is read, and how it is set."""
+"""The functions that read and write each setting."""
 
 
 @pytest.fixture(autouse=True)
 def _clean_state() -> Iterator[None]:
-    """Begin with nothing drawn, compiled or started, and leave every setting as it was."""
+    """Reset global state before and after each test, and restore every setting."""
     settings = [(write, read()) for read, write in SETTINGS]
     environment, handlers = dict(os.environ), logging.root.handlers[:]
     styles = dict.copy(sys.modules["matplotlib"].rcParams) if "matplotlib" in sys.modules else None
@@ -68,7 +68,7 @@ def _clean_state() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Seed all generators, and drop what modules hold for the whole process, those only that were imported."""
+    """Seed all random generators, and clear the global state of the modules that were imported."""
     random.seed(0)
     torch.manual_seed(0)
     if "numpy" in sys.modules:

@@ -1,7 +1,7 @@
-"""Measure the layers and the network beside what a user would pick instead; write JSON, tables and pictures.
+"""Measure the layers and the network against their alternatives, and write JSON, tables and charts.
 
-Every row group has a JSON file of its own, which grows by each case that is measured; a run of some rows leaves the
-files of the others alone; the tables and pictures are made from all the files that are there.
+Each row group has its own JSON file, which is written after every case. A run of some row groups does not change the
+files of the others. The tables and charts are made from all JSON files of the directory.
 """
 
 from __future__ import annotations
@@ -24,26 +24,30 @@ ROWS = {"cmra": cmra, "agsca": agsca, "network": network, "growth": growth, "epo
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the rows that are asked for, one after another, and report all that are there."""
+    """Measure the chosen row groups one after another, and write the report."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    option("--device", choices=("cpu", "cuda"), default="cpu", help="what is measured (default: cpu)")
-    option("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="row groups (default: all)")
-    option("--quick", action="store_true", help="few rounds, and only what is small: shows that it works, no more")
+    option("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure (default: cpu)")
+    option("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="row groups to measure (default: all)")
+    option(
+        "--quick",
+        action="store_true",
+        help="few rounds of small cases: a check that everything runs, not a measurement",
+    )
     option(
         "--brief",
         type=float,
         metavar="SECONDS",
-        help="measure what tells most, begin no case of a row after so many seconds, and make no report",
+        help="measure the most important cases, start no case of a row group after SECONDS, and write no report",
     )
     option(
-        "--output", type=Path, metavar="DIR", help="where results are written (default: benchmarks/results/<device>)"
+        "--output", type=Path, metavar="DIR", help="directory for the results (default: benchmarks/results/<device>)"
     )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a GPU that torch can use, and there is none")
+        parser.error("--device cuda needs a GPU that torch can use, found none")
     output = options.output or Path(__file__).parent / "results" / options.device
     output.mkdir(parents=True, exist_ok=True)
     for name in options.rows:
@@ -67,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.brief is not None:
         return
     write_report(output)
-    print(f"written to {output}; the tables are in {output / 'report.md'}", file=sys.stderr)
+    print(f"wrote the results to {output}; the tables are in {output / 'report.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

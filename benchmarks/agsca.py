@@ -1,7 +1,7 @@
-"""Row 2: AGSCA against Eq. 1-3 as they are printed, and against its floor.
+"""Row group "agsca": AGSCA against Eq. 1-3 written out, and against its floor.
 
-The floor is the matrix products of the layer over the map, without which none of its forms can do: two forward; in
-training six, since each has a product for the gradient of its input and one for that of its weight.
+The floor is the layer's matrix products over the map, which every form has to compute. There are two in the forward
+pass. In training there are six, since each needs one more for the gradient of its input and one for that of its weight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.networks.authors_weights import agsca_from_official
+from ave.networks.authors_weights import load_official_state_dict
 from benchmarks.measuring import SEED, Form, Session, compare
 from benchmarks.passes import TASKS, make_pass
 from benchmarks.rivals import LiteralAGSCA
@@ -32,7 +32,7 @@ WRITTEN_OUT, FLOOR = "Eq. 1-3 written out", "matrix products alone"
 def run(session: Session) -> Iterator[dict[str, Any]]:
     """Measure every size in every dtype, forward and in training, eager and compiled.
 
-    In brief, the narrow map alone, large batches in bf16 first, and nothing written out is compiled.
+    A brief session measures only the narrow map, large batches in bf16 first. It does not compile Eq. 1-3 written out.
     """
     cases = list(itertools.product(CHANNELS, BATCHES, DTYPES, TASKS))
     if session.brief:
@@ -41,7 +41,7 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
         operations = 2.0 * batch * LENGTH * GRID**2 * channels * (channels + HIDDEN_DIM)
         shape = f"{batch} x {LENGTH} x {GRID} x {GRID} x {channels}"
         case = {"map": shape, "dtype": str(dtype).removeprefix("torch."), "task": task}
-        # Backward, each product has two more.
+        # In the backward pass, each product needs two more.
         reason = session.late or session.skips(dtype, operations * (1 if task == TASKS[0] else 3))
         if reason is None:
             yield _measure(session, case, batch, channels, dtype, task)
@@ -55,7 +55,7 @@ def _measure(
     torch.manual_seed(SEED)
     torch.compiler.reset()
     literal = LiteralAGSCA(channels, AUDIO_DIM, HIDDEN_DIM)
-    layer = agsca_from_official(literal.state_dict(), AGSCA(channels, AUDIO_DIM, HIDDEN_DIM))
+    layer = load_official_state_dict(AGSCA(channels, AUDIO_DIM, HIDDEN_DIM), literal.state_dict())
     video = torch.randn(batch, LENGTH, GRID, GRID, channels, device=session.device, dtype=dtype)
     audio = torch.randn(batch, LENGTH, AUDIO_DIM, device=session.device, dtype=dtype)
 
@@ -73,16 +73,16 @@ def _measure(
     }
     left_out = {}
     if session.brief:
-        left_out[f"{WRITTEN_OUT}, compiled"] = "left out in brief"
+        left_out[f"{WRITTEN_OUT}, compiled"] = "not measured in a brief session"
     if session.brief and session.quick:
-        left_out["AGSCA, compiled"] = "left out in brief"
+        left_out["AGSCA, compiled"] = "not measured in a brief session"
     measured = [Form(name, call) for name, call in forms.items() if name not in left_out]
     ratios = [(WRITTEN_OUT, "AGSCA"), (f"{WRITTEN_OUT}, compiled", "AGSCA, compiled")]
     return compare(session, case, measured, [*ratios, ("AGSCA", FLOOR), ("AGSCA, compiled", FLOOR)], left_out)
 
 
 def make_floor(layer: AGSCA, video: Tensor, task: str) -> Callable[[], object]:
-    """Make a call of the matrix products over the map (*, C) alone."""
+    """Return a function that computes only the matrix products over the map (*, C)."""
     positions = video.detach().flatten(0, -2)
     weights = [projection.weight.detach() for projection in (layer.channel_video_proj, layer.spatial_video_proj)]
 
@@ -90,7 +90,7 @@ def make_floor(layer: AGSCA, video: Tensor, task: str) -> Callable[[], object]:
         return [F.linear(positions, weight) for weight in weights]
 
     def forward_and_backward() -> list[Tensor]:
-        # The products stand in for their gradients: the shapes are what counts.
+        # The products take the place of their gradients, which have the same shapes.
         gradients: list[Tensor] = []
         for product, weight in zip(forward(), weights, strict=True):
             gradients += [product.T @ positions, product @ weight]

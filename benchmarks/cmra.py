@@ -1,6 +1,6 @@
-"""Row 1: CMRA against other attention on the joined memory, and its block against ``nn.TransformerDecoderLayer``.
+"""Row group "cmra": CMRA against other attention layers, and its block against ``nn.TransformerDecoderLayer``.
 
-The query and the context have T steps each, so the memory has 2 T. With padding, a quarter of each is padding.
+Query and context have T steps each, so the memory has 2 T. In cases with padding, a quarter of each is padding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TITLE = "CMRA, and the block around it"
 SIZES = ((32, 10, 256, 4), (8, 128, 256, 4), (2, 1024, 256, 8), (1, 4096, 512, 8), (1, 16384, 512, 8))
 """Batch, length T, width D, heads."""
 GPU_LENGTH = 16384
-"""What is left to a GPU from this length on: forms that build the weights need more memory than most hosts have."""
+"""From this length on, only a GPU is measured: forms that build the attention weights need tens of gigabytes."""
 DTYPES = (torch.float32, torch.bfloat16)
 DECODER = "nn.TransformerDecoderLayer"
 
@@ -32,10 +32,10 @@ DECODER = "nn.TransformerDecoderLayer"
 def run(session: Session) -> Iterator[dict[str, Any]]:
     """Measure every size, with and without padding, in every dtype, forward and in training.
 
-    In brief, training in bf16 without padding first.
+    A brief session measures bf16, training without padding first.
     """
     sizes = list(itertools.product(SIZES, DTYPES, (False, True), TASKS))
-    if session.brief:  # by task, then by padding; sizes run fastest
+    if session.brief:  # by padding, then by task, then by size
         narrow = [case for case in sizes if case[1] == torch.bfloat16 and case[0][1] < GPU_LENGTH]
         sizes = sorted(narrow, key=lambda case: (case[2], -TASKS.index(case[3])))
     told: list[dict[str, Any]] = []
@@ -46,12 +46,12 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
         case = {**of_size, "padding": "a quarter" if padded else "none", "task": task}
         reason = session.skips(dtype, operations)
         if length >= GPU_LENGTH and session.device.type != "cuda":
-            reason = "left to a GPU: the forms that build the attention weights need tens of gigabytes"
+            reason = "left to a GPU: forms that build the attention weights need tens of gigabytes"
         if reason is None and session.late is None:
             yield _measure(session, case, size, dtype, padded, task)
         elif reason is None:
             yield {"case": case, "skipped": session.late}
-        elif of_size not in told:  # once for all its passes
+        elif of_size not in told:  # one entry for all passes of this size
             told.append(of_size)
             yield {"case": of_size, "skipped": reason}
 
@@ -70,7 +70,7 @@ def _measure(
         padding[:, -size["length"] // 4 :] = True
     skipped = {} if find_spec("x_transformers") else {X_TRANSFORMERS: "x-transformers is not installed"}
     if session.device.type != "cuda":
-        skipped[FLEX_ATTENTION] = "left to a GPU, for which it is compiled"
+        skipped[FLEX_ATTENTION] = "left to a GPU: on a CPU it is not compiled"
     else:
         torch.compiler.reset()
     modules = {name: build(layer) for name, build in ATTENTION_RIVALS.items() if name not in skipped}

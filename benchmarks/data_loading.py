@@ -1,16 +1,17 @@
-"""Samples per second of the AVE release read row by row, as it usually is, against the same set prepared.
+"""Measure how fast the AVE release is read: row by row, as is usual, against the same dataset after `prepare`.
 
-Makes a set of the release's true shape in a temporary directory (TMPDIR says where, on a disk; 4.6 MB a video in all),
-prepares it with the example's own `prepare`, and reads every video once, shuffled, in float32 batches on the host:
+The script writes a random dataset of the release's shapes to a temporary directory, which needs 4.6 MB per video. Set
+TMPDIR to a directory on a disk. It prepares the dataset with the example's `prepare`, and reads every video once,
+shuffled, in float32 batches on the host:
 
 - "row by row": a loop over the rows of a batch, each read from HDF5 into a float32 array;
 - "release": the example's dataset class on the HDF5 files;
-- "prepared": the same class on the float16 files that are mapped into memory; once more without the conversion to
-  float32, as training takes it, which converts on the device.
+- "prepared": the same class on the memory-mapped float16 files, with conversion to float32 and without. Training uses
+  the latter and converts on the device.
 
-HDF5 comes in two layouts: contiguous, as all files are that the release's repository holds, and a chunk a video.
-Cold is with nothing of the files in the page cache, which mincore confirms (the host of a virtual disk may still have
-them); warm is right after it. There is one process and no prefetch: it is the storage and the conversion that count.
+The HDF5 files have two layouts: contiguous, as in the release, and one chunk per video. A cold reading starts with no
+file in the page cache, which mincore checks. (The host of a virtual disk may still cache them.) A warm reading follows.
+There is one process and no prefetching, so that only storage and conversion are measured.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from benchmarks.measuring import median_and_quartiles
 
 SEGMENTS, GRID, VIDEO_DIM, AUDIO_DIM, LABELS = 10, 7, 512, 128, 29
 LAYOUTS = ("contiguous", "chunked")
-VISUAL_ZEROS, AUDIO_ZEROS = 0.75, 0.65  # the shares of zeros after the ReLUs
+VISUAL_ZEROS, AUDIO_ZEROS = 0.75, 0.65  # the shares of zeros in the features
 
 
 def write_set(directory: Path, videos: int, layout: str) -> None:
-    """Write what the supervised setting needs, of the release's shapes and dtypes, with random values after a ReLU."""
+    """Write the files of the supervised setting, with random features in the release's shapes and dtypes."""
     rng = np.random.default_rng(0)
 
     def write(name: str, shape: tuple[int, ...], zeros: float) -> None:
@@ -67,7 +68,7 @@ def write_set(directory: Path, videos: int, layout: str) -> None:
 
 
 def resident_share(path: Path) -> float:
-    """The share of a file's pages that are in the page cache."""
+    """Return the share of a file's pages that are in the page cache."""
     libc = ctypes.CDLL(None, use_errno=True)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE) as mapped:
         pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
@@ -90,13 +91,13 @@ def forget(path: Path) -> None:
 
 
 class RowByRow:
-    """The usual loop: every row of a batch is read from HDF5, and put in a float32 array."""
+    """Reader that copies each row of a batch from HDF5 into a float32 array."""
 
     def __init__(self, directory: Path) -> None:
         self.visual, self.audio = (h5py.File(path)["avadataset"] for path in feature_files(directory))
 
     def __call__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The features of a batch."""
+        """Return the features of a batch."""
         visual = np.zeros((len(rows), *self.visual.shape[1:]), np.float32)
         audio = np.zeros((len(rows), *self.audio.shape[1:]), np.float32)
         for place, row in enumerate(rows):
@@ -106,23 +107,23 @@ class RowByRow:
 
 
 class ByDataset:
-    """The dataset class of the example, on either form of the set, in float32."""
+    """Reader that uses the dataset class of the example, and converts to float32."""
 
     def __init__(self, directory: Path) -> None:
         data = read_set(directory, "supervised")
         self.videos = Videos((data.visual, data.audio, data.labels, torch.arange(len(data.labels))))
 
     def __call__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The features of a batch."""
+        """Return the features of a batch."""
         batch = self.videos[Share(rows, 1.0)]
         return batch.video.float(), batch.audio.float()
 
 
 class AsStored(ByDataset):
-    """The same, in the dtype that training takes from it."""
+    """Reader that uses the dataset class of the example, without conversion, as training does."""
 
     def __call__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The features of a batch."""
+        """Return the features of a batch."""
         batch = self.videos[Share(rows, 1.0)]
         return batch.video, batch.audio
 
@@ -131,19 +132,19 @@ Way = tuple[type[RowByRow] | type[ByDataset], Path]
 
 
 def feature_files(directory: Path) -> list[Path]:
-    """The files that the ways read, of either form."""
+    """Return the feature files of a dataset, HDF5 or prepared."""
     return [path for name in ("visual", "audio") for path in directory.glob(f"{name}_feature.*")]
 
 
 def measure(way: Way, batches: list[list[int]]) -> dict[str, float]:
-    """Samples per second, cold and then warm; opening the files, and verifying prepared ones, are not counted."""
+    """Return the samples per second of a cold and a warm reading. Opening and verifying files does not count."""
     reader, directory = way
     read = reader(directory)
     for path in feature_files(directory):
         forget(path)
         if (share := resident_share(path)) > 0.01:
             raise RuntimeError(
-                f"{path} must be out of the page cache, got {share:.0%} of it there: set TMPDIR to a disk"
+                f"{path} must not be in the page cache, got {share:.0%} of it there: set TMPDIR to a disk"
             )
     speeds = {}
     for state in ("cold", "warm"):
@@ -154,7 +155,7 @@ def measure(way: Way, batches: list[list[int]]) -> dict[str, float]:
 
 
 def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, Any]:
-    """Make the set in both layouts, prepare it, and measure every way, interleaved."""
+    """Write the dataset in both layouts, prepare it, and measure all ways in turn."""
     ways: dict[str, Way] = {}
     for layout in LAYOUTS:
         (place / layout).mkdir()
@@ -162,7 +163,7 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         ways[f"row by row, {layout} HDF5"] = (RowByRow, place / layout)
         ways[f"release, {layout} HDF5"] = (ByDataset, place / layout)
     start = time.perf_counter()
-    files = prepare_release(place / LAYOUTS[0], place / "prepared")["files"]
+    files = prepare_release(place / LAYOUTS[0], place / "prepared").files
     seconds = time.perf_counter() - start
     ways["prepared"] = (ByDataset, place / "prepared")
     ways["prepared, float16 batches"] = (AsStored, place / "prepared")
@@ -178,8 +179,8 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         "videos": videos,
         "batch_size": batch_size,
         "repeats": repeats,
-        "bytes_before": files["visual_feature"]["source"]["bytes"],
-        "bytes_after": files["visual_feature"]["bytes"],
+        "bytes_before": files["visual_feature"].source.bytes,
+        "bytes_after": files["visual_feature"].bytes,
         "prepare_seconds": seconds,
         "machine": {**describe_machine(), "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
         "samples_per_second": {
@@ -190,7 +191,7 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
 
 
 def format_results(results: dict[str, Any]) -> str:
-    """The speeds, and how many times that of the row-by-row loop in the same layout as the release they are."""
+    """Return a table of the speeds, and of their ratios to reading the release row by row."""
     speeds = results["samples_per_second"]
     usual = speeds[f"row by row, {LAYOUTS[0]} HDF5"]
     rows = []
@@ -207,14 +208,22 @@ def format_results(results: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--videos", type=int, default=416, metavar="N", help="(default: %(default)s, 0.8 GB in float64)"
+        "--videos",
+        type=int,
+        default=416,
+        metavar="N",
+        help="number of videos (default: %(default)s, 0.8 GB in float64)",
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="at least 2 (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON of the figures")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="videos per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, metavar="N", help="number of readings, at least 2 (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file for the results")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         results = run(Path(place), options.videos, options.batch_size, options.repeats)

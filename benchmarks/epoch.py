@@ -1,7 +1,7 @@
-"""Row 5: an epoch of the example's training from end to end, on random features in the release's shapes and in float16.
+"""Row group "epoch": an epoch of the example's training, on random features of the release's shapes in float16.
 
-Where its time goes is what the training itself has measured: data, forward and backward, optimizer, evaluation. The
-checkpoint that it writes after every epoch is left out.
+The training itself measures the parts of an epoch: data, forward and backward, optimizer, evaluation. Writing the
+checkpoint after an epoch does not count.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = ["TITLE", "make_set", "run"]
 
 TITLE = "An epoch of the example"
 SPLITS = {"cpu": (256, 32, 32), "cuda": (3339, 402, 402)}
-"""Videos of train, val and test; on a GPU as many as AVE has."""
+"""The number of videos in train, val and test. On a GPU it is that of AVE."""
 EPOCHS = {"cpu": 5, "cuda": 200}
 QUICK_SPLITS, QUICK_EPOCHS, BRIEF_EPOCHS = (64, 16, 16), 3, 5
 LEAST_EPOCHS = 3
-"""Of a training that is not finished: the first warms up, and two are a spread."""
+"""The fewest epochs of a training that is reported although it ran out of time: a warm-up and two more."""
 BATCH, LEARNING_RATE = 32, 5e-4
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(session: Session) -> Iterator[dict[str, Any]]:
-    """Train in every precision, eager and, on a GPU, compiled; the first epoch, which warms up, is told apart.
+    """Train in every precision, eager and, on a GPU, compiled. The first epoch, a warm-up, is reported separately.
 
-    In brief, all epochs are trained once, in the way that should be fastest, and the other ways a few epochs.
+    A brief session trains all epochs only in the way that should be fastest, and a few epochs in the other ways.
     """
     on_gpu = session.device.type == "cuda"
     sizes = QUICK_SPLITS if session.quick else SPLITS[session.device.type]
@@ -65,11 +65,11 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
 
 
 class _OutOfTimeError(Exception):
-    """Ends a training."""
+    """Raised to stop a training that has no time left."""
 
 
 def _build(session: Session, *arguments: Any, **options: Any) -> CMRAN:
-    """Build a network that begins no further epoch, and so ends its training, when there is no time left."""
+    """Build a network that stops its training before the next epoch if no time is left."""
     model = CMRAN(*arguments, **options)
     begin = model.train
 
@@ -85,7 +85,7 @@ def _build(session: Session, *arguments: Any, **options: Any) -> CMRAN:
 def _train(session: Session, data: AVEData, epochs: int, precision: str, compiled: bool) -> dict[str, Any]:
     gc.collect()
     torch.compiler.reset()
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the training before
+    AcceleratorState._reset_state(reset_partial_state=True)  # it would keep the precision of the previous training
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as output, redirect_stdout(io.StringIO()) as printed:
         config = TrainConfig(
@@ -104,14 +104,14 @@ def _train(session: Session, data: AVEData, epochs: int, precision: str, compile
         except _OutOfTimeError:
             found = Checkpoints(Path(output) / f"seed-{SEED}" / "checkpoints").load()
             history = [] if found is None else found[1]["history"]
-        except RuntimeError as error:  # as of the compiler; the other ways are still measured
+        except RuntimeError as error:  # an error of the compiler, for example, must not stop the others
             traceback.print_exc()
             return {"skipped": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
     if len(history) < LEAST_EPOCHS:
         total = time.perf_counter() - start
-        return {"skipped": f"no time was left for it: {len(history)} epochs took {total:.0f} s"}
+        return {"skipped": f"no time was left: {len(history)} epochs took {total:.0f} s"}
     place = next(line for line in printed.getvalue().splitlines() if "features" in line).rpartition("; ")[2]
-    parts = list(history[0]["seconds"])  # without the checkpoints, the first of which is written after it
+    parts = list(history[0]["seconds"])  # the first epoch has no checkpoint yet, so this leaves it out
     seconds = [sum(line["seconds"][part] for part in parts) for line in history]
     return {
         "features": place,
@@ -131,20 +131,20 @@ def make_set(
     audio_dim: int = 128,
     device: torch.device | str = "cpu",
 ) -> AVEData:
-    """Make a random set in the release's shapes, its features in float16 and after a ReLU.
+    """Return a random dataset of the release's shapes, with non-negative features in float16.
 
     Args:
-        sizes: how many videos train, val and test have.
+        sizes: the number of videos in train, val and test.
         grid: H and W.
         video_dim: C.
         audio_dim: A.
-        device: what draws the visual features, which a CPU takes long for; they are kept in its memory.
+        device: the device that draws and keeps the visual features. A CPU takes long for it.
     """
     drawing = torch.Generator(device).manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     videos, segments, labels = sum(sizes), 10, len(AVE_CATEGORIES) + 1
     visual = torch.empty(videos, segments, grid, grid, video_dim, dtype=torch.float16, device=device)
-    for video in visual:  # one at a time, since random float32 numbers take twice the memory
+    for video in visual:  # one video at a time, since float32 takes twice the memory
         video.copy_(torch.randn(video.shape, generator=drawing, device=device).relu_())
     audio = torch.randn(videos, segments, audio_dim, generator=generator).relu_().half()
     truth = torch.randint(labels, (videos, segments), generator=generator)

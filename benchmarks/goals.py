@@ -1,6 +1,6 @@
-"""The table of a run on a GPU: how its steps ended, the goals beside what was measured, and the figures in brief.
+"""Write the summary of a run on a GPU: how its steps ended, the goals and whether they were met, and short tables.
 
-Made from the files of the run alone, whichever of them are there: ``python -m benchmarks.goals DIR`` makes it anew.
+It is made from the files of the run. Missing files are left out. ``python -m benchmarks.goals DIR`` writes it again.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ AGSCA = {"map": "256 x 10 x 7 x 7 x 512", "dtype": "bfloat16"}
 EPOCHS = 200
 MISSING = "-"
 MANY = 4
-"""Of so many cases, the number is told in place of their names."""
+"""From this many cases on, their number is shown and not their names."""
 
 
 def write_table(directory: Path) -> str:
-    """Write ``gpu.md`` into a directory of results, and return it.
+    """Write ``gpu.md``, and return its text.
 
     Args:
-        directory: of a run, with those of its files that were written.
+        directory: the directory of a run. Some of its files may be missing.
     """
     rows = {name: json.loads(path.read_text()) for name in ROWS if (path := directory / f"{name}.json").is_file()}
     steps = json.loads((directory / STEPS).read_text())["steps"] if (directory / STEPS).is_file() else []
-    parts = ["# What was measured\n"]
+    parts = ["# Results on a GPU\n"]
     if rows:
         parts.append(_machine(next(iter(rows.values()))))
     parts.append(
@@ -65,18 +65,18 @@ def _machine(results: dict[str, Any]) -> str:
     place = machine["processor"]
     if "gpu" in machine:
         place = f"{machine['gpu']}, compute capability {machine['compute_capability']}, CUDA {machine['cuda']}; {place}"
-    quick = " **A quick run: it shows that all works, no more.**" if results["quick"] else ""
+    quick = " **A quick run: a check that everything runs, not a measurement.**" if results["quick"] else ""
     return f"{place}, {machine['cores']} cores; Python {machine['python']}, {versions}.{quick}\n"
 
 
 def _cases(rows: dict[str, Any], name: str, **wanted: Any) -> list[dict[str, Any]]:
-    """The cases of a row that were measured, and of those the ones that are so."""
+    """Return the measured cases of a row group that have the ``wanted`` settings."""
     cases = rows.get(name, {}).get("cases", ())
     return [case for case in cases if "skipped" not in case and wanted.items() <= case["case"].items()]
 
 
 def _goals(rows: dict[str, Any]) -> Iterator[list[str]]:
-    """A line for every goal: what, its target, what was measured, whether that meets it."""
+    """Return a table row for each goal: its name, the target, the measured value, and whether the target is met."""
     steps = _cases(rows, "network", **STEP)
     for published, target in (("float64", 15.0), ("float32", 4.0)):
         goal = f"training step of 32 videos, as published in {published} / CMRAN"
@@ -94,12 +94,12 @@ def _goals(rows: dict[str, Any]) -> Iterator[list[str]]:
         (_seconds(case), ", ".join([*map(str, case["case"].values()), f"{case['epochs_done']} epochs done"]))
         for case in _cases(rows, "epoch", epochs=EPOCHS)
     ]
-    goal = f"{EPOCHS} epochs over a set of AVE's size, seconds"
+    goal = f"{EPOCHS} epochs on a dataset of AVE's size, seconds"
     yield _goal(goal, "under 60", min(trainings, default=None), partial(gt, 60.0))
 
 
 def _goal(goal: str, target: str, best: tuple[float, str] | None, meets: Callable[[float], bool] | None) -> list[str]:
-    """The line of a goal: the best that was measured, in brackets what it is of."""
+    """Return the table row of a goal. The measured value is the best one, with its form in brackets."""
     if best is None:
         return [goal, target, "not measured", MISSING]
     met = MISSING if meets is None else "yes" if meets(best[0]) else "no"
@@ -107,7 +107,14 @@ def _goal(goal: str, target: str, best: tuple[float, str] | None, meets: Callabl
 
 
 def _medians(cases: Sequence[dict[str, Any]], end: str, other: str, kind: str) -> list[tuple[float, str]]:
-    """The time ratios between one form and those whose names begin so, which are at the end "of" or "to"."""
+    """Return the median time ratios between a form and the forms of a kind, with the names of the latter.
+
+    Args:
+        cases: the measured cases.
+        end: the place of the forms of that kind in the ratios, "of" or "to".
+        other: the name of the form.
+        kind: the beginning of the names of the other forms.
+    """
     opposite = "of" if end == "to" else "to"
     return [
         (ratio["time"]["median"], ratio[end])
@@ -118,13 +125,13 @@ def _medians(cases: Sequence[dict[str, Any]], end: str, other: str, kind: str) -
 
 
 def _seconds(case: dict[str, Any]) -> float:
-    """The seconds of all epochs of a training, reckoned from those it had if it ran out of time."""
+    """Return the seconds of all epochs of a training, extrapolated if it ran out of time."""
     wanted, done = case["case"]["epochs"], case["epochs_done"]
     return float(case["seconds_in_all"] + (wanted - done) * case["epoch_seconds"]["median"])
 
 
 def _network(cases: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds of every form, and in brackets how many times it is faster than the published one in float64."""
+    """Return a table of the milliseconds of each form, with its speedup over the published network in float64."""
     columns: dict[tuple[int, str], dict[str, str]] = {}
     for case in cases:
         column = columns.setdefault((case["case"]["videos"], case["case"]["task"]), {})
@@ -136,14 +143,14 @@ def _network(cases: Sequence[dict[str, Any]]) -> str:
                 times = f" ({faster[name]:.3g})" if name in faster else ""
                 column.setdefault(name, f"{form['seconds']['median'] * 1e3:.3g}{times}")
     names = dict.fromkeys(name for column in columns.values() for name in column)
-    header = ["ms (times faster than as published, float64)", *(f"{task}, {videos} videos" for videos, task in columns)]
+    header = ["ms (speedup over as published, float64)", *(f"{task}, {videos} videos" for videos, task in columns)]
     return markdown_table(
         header, [[name, *(column.get(name, MISSING) for column in columns.values())] for name in sorted(names)]
     )
 
 
 def _ratios(cases: Sequence[dict[str, Any]]) -> str:
-    """The ratios of every case."""
+    """Return a table of the time ratios of each case."""
     pairs = dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"])
     lines = []
     for case in cases:
@@ -154,7 +161,7 @@ def _ratios(cases: Sequence[dict[str, Any]]) -> str:
 
 
 def _epochs(cases: Sequence[dict[str, Any]]) -> str:
-    """The seconds of every training."""
+    """Return a table of the seconds of each training."""
     lines = [
         [
             *map(str, case["case"].values()),
@@ -166,11 +173,11 @@ def _epochs(cases: Sequence[dict[str, Any]]) -> str:
         for case in cases
     ]
     keys = cases[0]["case"] if cases else {}
-    return markdown_table([*keys, "done", "first epoch, s", "an epoch after, s", "in all, s"], lines)
+    return markdown_table([*keys, "done", "first epoch, s", "a later epoch, s", "all epochs, s"], lines)
 
 
 def _skipped(rows: dict[str, Any]) -> list[str]:
-    """What was not measured, and why; of many cases that share a reason, how many they are."""
+    """List the cases that were not measured, by reason. Of many cases only the number is shown."""
     reasons: dict[str, list[str]] = {}
     for row, results in rows.items():
         for case in results["cases"]:
@@ -188,9 +195,9 @@ def _skipped(rows: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the table of a directory anew, and print it."""
+    """Write the summary of a directory again, and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="holds the files of a run")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory with the files of a run")
     print(write_table(parser.parse_args(arguments).directory))
 
 

@@ -1,8 +1,7 @@
-"""One command for a GPU: its tests, then what tells most of its speed, then a table; at most 8 minutes in all.
+"""Test and measure on a GPU: the GPU tests, then the most important benchmarks, then a summary, in at most 8 minutes.
 
-Every step is a process of its own with a limit of its own; what one leaves of its time goes to the next ones. A step
-that fails or is stopped at its limit does not keep the next ones from running. Results are written as they come: a run
-that is cut off leaves what it has measured.
+Each step is a process with a time limit. The time that a step does not use goes to the next ones. If a step fails or
+reaches its limit, the next ones still run. Results are written at once, so an interrupted run keeps them.
 """
 
 from __future__ import annotations
@@ -27,33 +26,33 @@ __all__ = ["Step", "main", "make_steps", "run_steps"]
 ROOT = Path(__file__).parents[1]
 LOG = "log.txt"
 SECONDS = {"tests": 90.0, "network": 150.0, "agsca": 40.0, "cmra": 40.0, "epoch": 140.0}
-"""What each step may take, 460 in all; the start and the table take a few more."""
+"""The time limit of each step, 460 seconds in all. Start and summary take a few seconds more."""
 QUICK_SECONDS = 90.0
 QUICK_BRIEF = 20.0
 GRACE = 3.0
-"""Seconds between asking a process to end and ending it."""
+"""Seconds between the interrupt and the kill of a process."""
 TAIL = 25
-"""Lines of a step that failed that are printed."""
+"""The number of last lines that are printed of a failed step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A process of the run."""
+    """A step of the run, which is a process."""
 
     name: str
     seconds: float
-    """What it may take, beyond what the steps before it leave."""
+    """Its time limit, without the time that earlier steps did not use."""
     command: Callable[[float], Sequence[str]]
-    """What to run, given how many seconds it has."""
+    """Returns the command for a time limit in seconds."""
 
 
 def make_steps(device: str, quick: bool, output: Path) -> list[Step]:
-    """Return the tests marked ``cuda``, then the rows of the benchmarks, the whole network first.
+    """Return the steps: the tests marked ``cuda``, then the row groups of the benchmarks, the whole network first.
 
     Args:
-        device: "cuda" or, to try it, "cpu".
-        quick: whether to measure only what shows that it works.
-        output: the directory of the rows' results.
+        device: "cuda", or "cpu" for a trial.
+        quick: whether to run small cases only, to check that everything runs.
+        output: the directory for the results.
     """
 
     def test(_: float) -> list[str]:
@@ -62,7 +61,7 @@ def make_steps(device: str, quick: bool, output: Path) -> list[Step]:
 
     def measure(row: str) -> Callable[[float], list[str]]:
         def command(seconds: float) -> list[str]:
-            # Import comes before a row's own clock starts, and the case that is begun last is still to end.
+            # Importing takes time before the row group starts its clock, and the last case ends after the limit.
             brief = QUICK_BRIEF if quick else 0.9 * seconds - 15
             options = ["--device", device, "--rows", row, "--output", str(output), "--brief", f"{max(1, brief):.0f}"]
             return [sys.executable, "-m", "benchmarks", *options, *(["--quick"] if quick else [])]
@@ -76,14 +75,14 @@ def make_steps(device: str, quick: bool, output: Path) -> list[Step]:
 
 
 def run_steps(steps: Sequence[Step], output: Path) -> list[dict[str, Any]]:
-    """Run steps one after another and write how each of them ended, as soon as it has.
+    """Run steps one after another, and write the result of each at once.
 
     Args:
-        steps: what to run.
-        output: an existing directory, which gets ``steps.json`` and, in ``log.txt``, all that the steps print.
+        steps: the steps to run.
+        output: an existing directory for ``steps.json`` and for ``log.txt``, which gets the output of all steps.
 
     Returns:
-        list: of every step its name, how it ended ("passed", "failed" or "stopped"), in words, and its seconds.
+        list: for each step its name, its status ("passed", "failed" or "stopped"), a description, and its seconds.
     """
     ended: list[dict[str, Any]] = []
     start = time.monotonic()
@@ -109,7 +108,7 @@ def run_steps(steps: Sequence[Step], output: Path) -> list[dict[str, Any]]:
 
 
 def _run(command: Sequence[str], limit: float, log: TextIO) -> dict[str, str]:
-    """Run a command; it and its children are gone when this returns."""
+    """Run a command with a time limit, and end it with all of its children."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     paths = [str(ROOT / "src"), str(ROOT / "examples"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -134,10 +133,10 @@ def _run(command: Sequence[str], limit: float, log: TextIO) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a session, and all that it started there."""
+    """End a process that leads a session, and all processes of that session."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)  # pytest then tells what has failed so far
+            os.killpg(process.pid, signal.SIGINT)  # pytest then reports its failures so far
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
     with suppress(ProcessLookupError):
@@ -146,7 +145,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tail(log: Path, place: int) -> str:
-    """Return the last lines of a log from a place in it on."""
+    """Return the last lines of a log after a position."""
     with log.open("rb") as file:
         file.seek(place)
         lines = file.read().decode("utf-8", "replace").splitlines()
@@ -154,35 +153,39 @@ def _tail(log: Path, place: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all steps, then write and print the table; the exit status is 1 if a step did not pass."""
+    """Run all steps, and write and print the summary. The exit status is 1 if a step did not pass."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    option("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only shows that it runs (default: cuda)")
-    option("--quick", action="store_true", help="few rounds, and only what is small: shows that it works, no more")
+    option("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is only for a trial (default: cuda)")
+    option(
+        "--quick",
+        action="store_true",
+        help="few rounds of small cases: a check that everything runs, not a measurement",
+    )
     option(
         "--output",
         type=Path,
         metavar="DIR",
-        help="where results are written (default: benchmarks/results/cuda on cuda)",
+        help="directory for the results (default: benchmarks/results/cuda for --device cuda)",
     )
     options = parser.parse_args(arguments)
     if options.output is None and options.device == "cpu":
-        parser.error("--device cpu needs --output DIR, as its figures are not those of a GPU")
+        parser.error("--device cpu needs --output DIR, as its results are not those of a GPU")
     if options.device == "cuda" and not _finds_gpu():
-        parser.error("torch finds no GPU: use one, or try the command with --device cpu --quick --output DIR")
+        parser.error("torch finds no GPU: for a trial without one use --device cpu --quick --output DIR")
     output = (options.output or ROOT / "benchmarks" / "results" / "cuda").resolve()
     output.mkdir(parents=True, exist_ok=True)
-    for name in (STEPS, TABLE, *(f"{row}.json" for row in SECONDS)):  # of an earlier run
+    for name in (STEPS, TABLE, *(f"{row}.json" for row in SECONDS)):  # results of an earlier run
         (output / name).unlink(missing_ok=True)
-    # A run that is told to end still ends its step, and writes the table of what it has.
+    # On SIGTERM, the run ends its step and writes the summary of what it has measured.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         ended = run_steps(make_steps(options.device, options.quick, output), output)
     finally:
         signal.signal(signal.SIGTERM, before)
-        print(f"\n{write_table(output)}\nwritten to {output}", flush=True)
+        print(f"\n{write_table(output)}\nwrote the results to {output}", flush=True)
     return int(any(step["status"] != "passed" for step in ended))
 
 

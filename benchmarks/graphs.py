@@ -1,4 +1,4 @@
-"""CUDA graphs: all that a call launches, recorded once and launched again as a whole."""
+"""Replay a call as a CUDA graph: its kernels are recorded once and then launched together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ WARM_UPS = 3
 
 
 def in_graph(call: Callable[[], object]) -> Callable[[], object]:
-    """Make a call that replays a CUDA graph of another, which is recorded when it is first called.
+    """Return a function that replays the CUDA graph of a call. The graph is recorded at the first use.
 
     Args:
-        call: neither reads values back from the GPU nor takes tensors that change between calls. What it allocates in
-            the graph is kept for as long as the graph is.
+        call: the call to record. It must not read values back from the GPU, and its tensors must stay the same. Memory
+            allocated in the graph lives as long as the graph.
     """
     graphs: list[torch.cuda.CUDAGraph] = []
 
@@ -31,7 +31,7 @@ def in_graph(call: Callable[[], object]) -> Callable[[], object]:
 def _record(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is made in the first calls, as compiled code or Adam's moments, is no part
+    with torch.cuda.stream(stream):  # first calls compile code or make Adam's moments
         for _ in range(WARM_UPS):
             call()
     torch.cuda.current_stream().wait_stream(stream)

@@ -1,4 +1,4 @@
-"""Row 4: how time and memory of CMRA grow with the length T and the number N of contexts, as powers of them."""
+"""Row group "growth": how time and memory of CMRA grow with the length T and the number N of contexts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BATCH, WIDTH, HEADS = 1, 64, 4
 LENGTHS = tuple(2**power for power in range(4, 15))
 QUICK_LENGTH = 2048
 FITTED_FROM = 512
-"""The fit over T starts here: below, what does not grow outweighs what does."""
+"""The fit over T starts at this length. For shorter ones, constant costs dominate."""
 CONTEXTS = (1, 2, 3, 4)
 CONTEXT_LENGTH = 1024
 
 
 def run(session: Session) -> Iterator[dict[str, Any]]:
-    """Measure all lengths with one context, then all numbers of contexts at one length, and fit."""
+    """Measure all lengths with one context and all numbers of contexts at one length, and fit the exponents."""
     lengths = [length for length in LENGTHS if not session.quick or length <= QUICK_LENGTH]
     sweeps: dict[str, list[tuple[int, int]]] = {
         "length T": [(length, 1) for length in lengths],
@@ -50,7 +50,7 @@ def _form(session: Session, task: str, length: int, contexts: int) -> Form:
 
 
 def _fit(case: Mapping[str, Any], least: int) -> dict[str, Any]:
-    """The exponents of time, round by round, and of peak memory, over the points from ``least`` on."""
+    """Fit the exponents of time, for each round, and of peak memory, to the points from ``least`` on."""
     names = [name for name, value in case["points"].items() if value >= least and "seconds" in case["forms"][name]]
     values = [case["points"][name] for name in names]
     if len(names) < 2:
@@ -67,7 +67,7 @@ def _fit(case: Mapping[str, Any], least: int) -> dict[str, Any]:
 
 
 def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The p of the power law size^p that is closest to the costs, by least squares of their logarithms.
+    """Return the exponent p of the power law size^p that fits the costs best, by least squares of the logarithms.
 
     Examples:
         >>> round(fit_exponent([1, 2, 4], [3, 12, 48]), 6)

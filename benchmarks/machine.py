@@ -1,4 +1,4 @@
-"""The machine that figures are of: what it is, and how fast it multiplies, which tells what is out of its reach."""
+"""Describe the machine that runs a benchmark, and find the cases that are too slow to measure on it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["describe_machine", "out_of_reach", "product_rate"]
 PACKAGES = ("torch", "numpy", "einops", "accelerate", "x-transformers")
 PROBE_SIZES = {"cpu": 512, "cuda": 4096}
 SLOWEST = 4.0
-"""A narrow dtype that is this many times slower than float32 has no hardware here: nobody would use it."""
+"""A half-precision dtype that is this many times slower than float32 has no hardware support here."""
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What figures depend on: processor, threads, memory, versions; and the GPU, if it is one."""
+    """Return what results depend on: processor, threads, memory, versions, and the GPU if it is measured."""
     device = torch.device(device)
     machine: dict[str, Any] = {
         "device": device.type,
@@ -63,7 +63,7 @@ def _version(package: str) -> str | None:
 
 @functools.cache
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in a square matrix product."""
+    """Measure the operations per second of a square matrix product."""
     size = PROBE_SIZES[device.type]
     matrix = torch.randn(size, size, device=device).to(dtype)
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
@@ -71,13 +71,13 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def out_of_reach(device: torch.device, dtype: torch.dtype, operations: float, limit: float) -> str | None:
-    """Why a forward pass is not worth measuring here, or None if it is.
+    """Return why a pass is too slow to measure on a device, or None if it is not.
 
     Args:
-        device: what would run it.
-        dtype: of its matrix products.
-        operations: of these, a multiplication and an addition being two.
-        limit: seconds that the products may take.
+        device: the device to measure.
+        dtype: dtype of the matrix products.
+        operations: number of operations in the matrix products. A multiplication and an addition are two.
+        limit: seconds that the matrix products may take.
     """
     rate = product_rate(device, dtype)
     slower = product_rate(device, torch.float32) / rate
@@ -86,7 +86,7 @@ def out_of_reach(device: torch.device, dtype: torch.dtype, operations: float, li
         return f"matrix products in {name} are {slower:.0f} times slower than in float32 on this {device.type}"
     if operations > limit * rate:
         return (
-            f"its matrix products in {name} alone take about {operations / rate:.1f} s on this {device.type}, "
-            f"at most {limit:g} s are measured"
+            f"its matrix products alone take about {operations / rate:.1f} s in {name} on this {device.type}; "
+            f"the limit is {limit:g} s"
         )
     return None

@@ -1,7 +1,7 @@
-"""Forms of one computation, timed in turn in one process, so that what drifts on the machine hits all of them alike.
+"""Measure several forms of one computation in turn, so that changes of the machine's speed affect all of them.
 
-A round measures every form once, and the next one starts with another form. The result is the ratio of two forms
-within a round, of which median and quartiles over the rounds are told.
+A round measures every form once. The next round starts with another form. The result is the ratio of two forms within
+one round: its median and quartiles over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["SEED", "Form", "Session", "compare", "median_and_quartiles"]
 
 SEED = 0
 WARM_UPS = {"cpu": 1, "cuda": 4}
-"""Calls before anything is measured; CUDA graphs are recorded in the third."""
+"""Warm-up calls before a form is measured."""
 LONGEST = 10.0
-"""Seconds that the matrix products of a pass may take; what takes longer is skipped."""
+"""Seconds that the matrix products of a pass may take. Slower passes are skipped."""
 QUICK_OPERATIONS = 3e10
-"""The most multiplications and additions in those of a quick run."""
+"""The largest number of operations in the matrix products of a quick run."""
 SLOW = 1.0
-"""From so many seconds on, a form needs no block of calls and no further warm-up in a round."""
+"""A form that takes more seconds than this is timed call by call, and not in blocks of calls."""
 
 
 @dataclass(frozen=True)
@@ -41,47 +41,47 @@ class Form:
     name: str
     call: Callable[[], object]
     unrecorded: Callable[[], object] | None = None
-    """What a CUDA graph was recorded from: its peak memory, which is not seen when the graph replays, is told."""
+    """The call that a CUDA graph was recorded from. Peak memory is measured on it, since a replay allocates nothing."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where it is measured, and how much time that may take."""
+    """The device and the time limits of a run."""
 
     device: torch.device
     quick: bool = False
     until: float | None = None
-    """By ``time.perf_counter``, when to begin no further case. Rows then measure what tells most, and that first."""
+    """The time, by ``time.perf_counter``, after which no case starts. If set, the most important cases come first."""
 
     @property
     def brief(self) -> bool:
-        """Whether only the most telling cases are measured."""
+        """Return whether only the most important cases are measured."""
         return self.until is not None
 
     @property
     def late(self) -> str | None:
-        """Why no further case is begun, or None if there is time."""
-        return "no time was left for it" if self.until is not None and time.perf_counter() > self.until else None
+        """Return why no further case starts, or None if there is time left."""
+        return "no time was left" if self.until is not None and time.perf_counter() > self.until else None
 
     @property
     def rounds(self) -> tuple[int, int]:
-        """The least and the most rounds."""
+        """Return the smallest and the largest number of rounds."""
         return (2, 2) if self.quick else (3, 25)
 
     @property
     def case_seconds(self) -> float:
-        """How long the rounds of a case go on beyond the least of them."""
+        """Return the seconds after which a case that has the smallest number of rounds ends."""
         return 2.0 if self.brief else 5.0 if self.device.type == "cuda" else 15.0
 
     @property
     def block_seconds(self) -> float:
-        """How long one form is measured in one round."""
+        """Return the seconds for which a form is measured in a round."""
         return 0.02 if self.quick or self.brief else 0.1
 
     def skips(self, dtype: torch.dtype, operations: float = 0.0) -> str | None:
-        """Why this is not measured here, or None if it is; arguments as of :func:`~benchmarks.machine.out_of_reach`."""
+        """Return why a case is skipped, or None. For the arguments see :func:`~benchmarks.machine.out_of_reach`."""
         if self.quick and operations > QUICK_OPERATIONS:
-            return "left out of a quick run"
+            return "too large for a quick run"
         return out_of_reach(self.device, dtype, operations, LONGEST)
 
 
@@ -95,16 +95,16 @@ def compare(
     """Measure the time and the peak memory of every form, and their ratios.
 
     Args:
-        session: where and how long.
-        case: what is computed, by name.
-        forms: the ways to compute it. One that fails, as out of memory, is told as skipped, with the reason.
-        ratios: pairs of names: the cost of the first is divided by that of the second.
-        skipped: reasons, by name, why other forms are not measured.
+        session: the device and the time limits.
+        case: the settings of the computation.
+        forms: the forms to measure. One that fails, for example out of memory, is skipped with its error as the reason.
+        ratios: pairs of names; the cost of the first form is divided by that of the second.
+        skipped: the names of forms that are not measured, with the reasons.
     """
     print("  " + ", ".join(f"{name} {value}" for name, value in case.items()), file=sys.stderr, flush=True)
     results: dict[str, dict[str, Any]] = {name: {"skipped": reason} for name, reason in (skipped or {}).items()}
     clocks: dict[str, Callable[[], float]] = {}
-    gc.collect()  # of the case before
+    gc.collect()  # free the memory of the case before
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
     for form in forms:
@@ -112,7 +112,7 @@ def compare(
             for _ in range(WARM_UPS[session.device.type]):
                 seconds_of_warm_up = _time_once(form.call)
             results[form.name] = {"peak_bytes": measure_peak_bytes(form.unrecorded or form.call, session.device)}
-        except Exception as error:  # a rival or the compiler may raise anything, and the other forms are still measured
+        except Exception as error:  # any error of one form must not stop the others
             reason = str(error).strip().splitlines() or ["no message"]
             results[form.name] = {"skipped": f"{type(error).__name__}: {reason[0]}"}
             if session.device.type == "cuda":
@@ -136,20 +136,20 @@ def compare(
 
 
 def _time_once(call: Callable[[], object]) -> float:
-    """The seconds of one call, by the clock that waits for the device."""
+    """Return the seconds of one call, including the device's work."""
     start = timer()
     call()
     return timer() - start
 
 
 def _time_block(seconds: float, call: Callable[[], object]) -> float:
-    """The seconds of a call, from a block of them that takes about so long."""
+    """Return the seconds of a call, measured over a block of calls that takes about ``seconds``."""
     block = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return block.blocked_autorange(min_run_time=seconds).median
 
 
 def _take_turns(session: Session, clocks: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """The seconds of a call of every form, round by round."""
+    """Return the seconds of a call of each form in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
     names = list(clocks)
     least, most = session.rounds
@@ -167,7 +167,7 @@ def _take_turns(session: Session, clocks: Mapping[str, Callable[[], float]]) -> 
 def _divide(
     of: Sequence[float], to: Sequence[float], of_result: Mapping[str, Any], to_result: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The ratios of time, round by round, and of peak memory."""
+    """Return the ratio of time, over all rounds, and the ratio of peak memory."""
     time_ratio = median_and_quartiles([above / below for above, below in zip(of, to, strict=True)])
     below = to_result["peak_bytes"]
     return {
@@ -177,7 +177,7 @@ def _divide(
 
 
 def median_and_quartiles(values: Sequence[float]) -> dict[str, Any]:
-    """The median, the quartiles, and all of at least two values, each to six digits."""
+    """Return the median, the quartiles and all of at least two values, rounded to six digits."""
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return {
         "median": _round(median),

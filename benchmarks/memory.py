@@ -1,4 +1,4 @@
-"""Peak memory of a call, by the allocator: what it holds at once beyond what was there before."""
+"""Measure the peak memory of a call: the most bytes allocated at one time, beyond those allocated before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ __all__ = ["measure_peak_bytes"]
 
 
 def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that ``call`` holds at once, its result included, what existed before it left out.
+    """Return the most bytes that ``call`` allocates at one time, including its result.
+
+    Memory that was allocated before the call does not count.
 
     Args:
-        call: run once; warm it up before, so that what it keeps for good is not counted.
-        device: whose allocator is asked. Libraries' own scratch space on a CPU does not come from it.
+        call: runs once. Run it before, so that memory that it keeps forever does not count.
+        device: the device of the allocator. On a CPU, libraries may use memory that does not come from it.
 
     Examples:
         >>> zeros = torch.zeros(1000)

@@ -1,8 +1,8 @@
-"""Row 3: the whole CMRAN against the network as its authors built it and against its floor, in training and inference.
+"""Row group "network": the whole CMRAN against the network as published and against its floor.
 
-A training step is what the example does: forward, loss, backward, clipped gradients, Adam; dropout is on. The published
-form steps with Adam as torch makes it by default, ours with the fused one, as the example. "Forward and backward" is
-the same without the clipping and without Adam. The floor is the matrix products of ours alone, SDPA's included.
+A training step is that of the example: forward, loss, backward, gradient clipping, Adam, with dropout. The published
+network uses torch's default Adam, ours the fused one, as the example does. "Forward and backward" has neither clipping
+nor Adam. The floor is only the matrix products of our network, including those of attention.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ BATCHES, QUICK_BATCHES = (32, 256), (2,)
 LENGTH, GRID, VIDEO_DIM, AUDIO_DIM, LABELS = 10, 7, 512, 128, 29
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bf16 autocast": torch.bfloat16}
 FLOORS = ("float32", "bf16 autocast")
-"""The precisions whose floor is measured."""
+"""The precisions for which the floor is measured."""
 COMPILED = ("bf16 autocast", "float32")
-"""The precisions that are compiled in brief, and their order."""
+"""The precisions that a brief session compiles, in this order."""
 QUICK_COMPILED = ("float32",)
 LEARNING_RATE, CLIP_NORM = 5e-4, 0.1
 
@@ -41,7 +41,7 @@ LEARNING_RATE, CLIP_NORM = 5e-4, 0.1
 def run(session: Session) -> Iterator[dict[str, Any]]:
     """Measure every task at the paper's batch size and a large one, in every precision.
 
-    In brief, first all that need not be compiled, then what is compiled, one precision at a time.
+    A brief session first measures what is not compiled, then compiles one precision at a time.
     """
     batches = QUICK_BATCHES if session.quick else BATCHES
     if session.brief:
@@ -65,7 +65,7 @@ def _run_briefly(session: Session, batches: tuple[int, ...]) -> Iterator[dict[st
 def _measure(
     session: Session, case: dict[str, Any], shown: tuple[str, ...], compiled: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Measure the published network in every precision, and ours and the floor in those that are shown."""
+    """Measure the published network in every precision, and ours and the floor in the ``shown`` precisions."""
     batch, task = case["videos"], case["task"]
     maps = 2.0 * batch * LENGTH * GRID**2 * VIDEO_DIM * (2 * VIDEO_DIM + 256)
     if reason := session.late or session.skips(torch.float32, maps):
@@ -107,7 +107,10 @@ def _measure(
 
 
 def pair(names: list[str]) -> list[tuple[str, str]]:
-    """Published against ours, in no narrower precision than it, and then each of them against its floor."""
+    """Return the pairs of forms to compare.
+
+    They are the published network and ours in equal or lower precision, then each of the two and its floor.
+    """
     order = list(PRECISIONS)
     ranks = {name: order.index(name.split(", ")[1]) for name in names}
     published, ours, floors = (
@@ -119,9 +122,9 @@ def pair(names: list[str]) -> list[tuple[str, str]]:
 
 
 def record_floor(task: str, video: Tensor, audio: Tensor, labels: Tensor) -> list[Product]:
-    """Return the matrix products of a task of CMRAN; the published network has as many, of the same sizes.
+    """Return the matrix products of a task of CMRAN. The published network has the same number, of the same sizes.
 
-    Arguments are those of :func:`make_call`.
+    The arguments are those of :func:`make_call`.
     """
     model = CMRAN(video_dim=video.shape[-1], audio_dim=audio.shape[-1], num_categories=labels.shape[-1] - 1)
     inputs = (tensor.to("meta") for tensor in (video, audio, labels))
@@ -131,13 +134,13 @@ def record_floor(task: str, video: Tensor, audio: Tensor, labels: Tensor) -> lis
 def make_call(
     task: str, model: nn.Module, precision: str, compiled: bool, video: Tensor, audio: Tensor, labels: Tensor
 ) -> Callable[[], object]:
-    """Make one step, or one pass without gradients, of a network in a precision, compiled or eager.
+    """Return a function that runs one task of a network in a precision, compiled or eager.
 
     Args:
         task: one of ``TASKS``.
-        model: ours or the published one.
+        model: our network or the published one.
         precision: one of ``PRECISIONS``.
-        compiled: whether by ``torch.compile``.
+        compiled: whether to use ``torch.compile``.
         video: float32 (B, T, H, W, C).
         audio: float32 (B, T, A).
         labels: one-hot (B, T, K + 1).
@@ -170,7 +173,7 @@ def make_call(
 
     if task != STEP:
         return infer if task == INFERENCE else drop_gradients
-    # Adam in a CUDA graph must be capturable, which the fused one is at no cost.
+    # In a CUDA graph, Adam must be capturable, which costs nothing for the fused one.
     options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"} if isinstance(model, CMRAN) else {}
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, **options)
 

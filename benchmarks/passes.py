@@ -1,4 +1,4 @@
-"""The passes that layers are timed in: forward as in inference, or forward and backward as in training."""
+"""Build the passes that are timed: forward as in inference, or forward and backward as in training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TASKS = ("forward", "forward and backward")
 def make_pass(
     task: str, module: nn.Module, call: Callable[[], Tensor], inputs: Sequence[Tensor]
 ) -> Callable[[], object]:
-    """Make what is timed, and put the module in evaluation or training mode for it.
+    """Return the function to time, and set the module to evaluation or training mode.
 
     Args:
-        task: one of ``TASKS``. Gradients of training are those of all weights and of ``inputs``, given anew each time,
-            as of a layer in the midst of a network.
+        task: one of ``TASKS``. The backward pass computes the gradients of all weights and of ``inputs``, as for a
+            layer in the middle of a network. They are returned, not accumulated.
         module: the layer.
-        call: its forward pass, which gives its output.
-        inputs: its floating-point inputs.
+        call: runs the forward pass and returns its output.
+        inputs: the floating-point inputs of the layer.
     """
     training = task == TASKS[1]
     module.train(training)

@@ -1,4 +1,4 @@
-"""Pictures of what was measured: ratios with their quartiles, growth on logarithmic axes, the parts of an epoch."""
+"""Draw the charts of the report: time ratios, growth on logarithmic axes, and the parts of an epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 __all__ = ["draw_epochs", "draw_growth", "draw_ratios"]
 
-# Colours that are told apart with any colour vision (Okabe and Ito).
+# Colors that people with any color vision can distinguish (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 FILLS = ("full", "none", "left")
@@ -18,7 +18,7 @@ MOST_RATIOS = len(COLORS) * len(FILLS)
 
 
 def draw_ratios(results: dict[str, Any]) -> Figure:
-    """A line for every case; a mark for the time ratio of every pair, with its quartiles."""
+    """Draw the time ratios of each case, with a marker and the quartiles for each pair of forms."""
     cases = [case for case in results["cases"] if case.get("ratios")]
     pairs = list(dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"]))[:MOST_RATIOS]
     line = 0.34 * max(1.0, len(pairs) / len(COLORS))
@@ -49,6 +49,7 @@ def draw_ratios(results: dict[str, Any]) -> Figure:
         )
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlabel("time of the first form / time of the second (right of 1: the first takes longer)")
     _plain_ticks(axes)
     axes.set_yticks(range(len(cases)), [_name(case["case"]) for case in cases], fontsize=8)
     axes.invert_yaxis()
@@ -66,14 +67,14 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def _name(case: dict[str, Any]) -> str:
-    """A case in a few words: with what its values are of, where they do not say so themselves."""
+    """Return the label of a case: its values, with their names where these are needed."""
     return ", ".join(
         str(value) if key in ("dtype", "task") else f"{key} {value}" for key, value in case.items() if value != "none"
     )
 
 
 def draw_growth(results: dict[str, Any]) -> Figure:
-    """Time and peak memory against each axis, on logarithmic axes, with the fitted exponents."""
+    """Draw time and peak memory against each size on logarithmic axes, with the fitted exponents."""
     cases = results["cases"]
     axes_names = list(dict.fromkeys(case["case"]["against"] for case in cases))
     figure = Figure(figsize=(10, 3.6 * len(axes_names)), layout="constrained")
@@ -100,8 +101,8 @@ def draw_growth(results: dict[str, Any]) -> Figure:
 
 
 def draw_epochs(results: dict[str, Any]) -> Figure:
-    """A bar for every training, of the parts of its epoch."""
-    cases = [case for case in results["cases"] if case.get("parts")]  # one that ran out of time has none
+    """Draw a bar for each training, divided into the parts of an epoch."""
+    cases = [case for case in results["cases"] if case.get("parts")]  # a training that ran out of time may have none
     figure = Figure(figsize=(10, 1.8 + 0.4 * max(1, len(cases))), layout="constrained")
     figure.suptitle(f"{results['title']}: seconds")
     axes = figure.subplots()

@@ -1,7 +1,7 @@
-"""The floor of a computation: its matrix products alone, recorded from one run of it and replayed without the rest.
+"""Measure the floor of a computation: record its matrix products in one run, and compute only these.
 
-The run is on the meta device, which computes nothing: what is recorded are the shapes and the strides of the operands,
-and which of them share memory.
+The run is on the meta device, which computes nothing. The shapes and strides of the operands are recorded, and which
+operands share memory.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Operand", "Product", "count_operations", "make_replay", "record_prod
 
 aten = torch.ops.aten
 OPERANDS = {aten.mm: (0, 1), aten.addmm: (1, 2), aten.bmm: (0, 1), aten.baddbmm: (1, 2)}
-"""Which arguments of torch's matrix products are multiplied; what is added to them is not part of the floor."""
+"""The arguments of torch's matrix products that are multiplied. A term that is added is not part of the floor."""
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix, or a batch of them, and how it lies in memory."""
+    """A matrix or a batch of matrices, and its layout in memory."""
 
     storage: int
-    """Equal for operands that share memory."""
+    """The id of the storage. Operands that share memory have the same."""
     elements: int
-    """Of the storage."""
+    """The number of elements in the storage."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
@@ -38,14 +38,14 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product, or a batch of them."""
+    """A matrix product, or a batch of matrix products."""
 
     left: Operand
     right: Operand
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions."""
+        """Return the number of multiplications and additions."""
         *batch, rows, inner = self.left.shape
         return 2 * (batch[0] if batch else 1) * rows * inner * self.right.shape[-1]
 
@@ -56,7 +56,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
-        self._tensors: list[Tensor] = []  # held, so that no storage gets the address of one that is gone
+        self._tensors: list[Tensor] = []  # kept alive, so that no storage reuses an address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         places = OPERANDS.get(func.overloadpacket)
@@ -78,15 +78,15 @@ class _Recorder(TorchDispatchMode):
 
 
 def record_products(call: Callable[[], object]) -> list[Product]:
-    """Return the matrix products of a call, in order; those inside ``scaled_dot_product_attention`` included.
+    """Return the matrix products of a call in order, including those inside ``scaled_dot_product_attention``.
 
-    Outer products, which sum nothing, are left out: a fused pass has them for free.
+    Outer products are left out, since they sum nothing.
 
     Args:
-        call: computes on the meta device, in one dtype; with its backward pass, if that is to be recorded.
+        call: computes on the meta device in one dtype, with or without a backward pass.
 
     Raises:
-        NotImplementedError: if it multiplies by other operations than ``mm``, ``bmm`` and the like.
+        NotImplementedError: if the call multiplies matrices by an operator that is not in ``OPERANDS``.
 
     Examples:
         >>> layer = torch.nn.Linear(3, 5, device="meta")
@@ -94,7 +94,7 @@ def record_products(call: Callable[[], object]) -> list[Product]:
         >>> [(product.left.shape, product.right.shape, product.operations) for product in products]
         [((7, 3), (3, 5), 210)]
     """
-    # Backward runs on this thread, as it does for everything that is not on an accelerator, and so is recorded.
+    # Without an accelerator, the backward pass runs on this thread, so it is recorded too.
     recorder = _Recorder()
     with sdpa_kernel(SDPBackend.MATH), recorder:
         call()
@@ -102,19 +102,19 @@ def record_products(call: Callable[[], object]) -> list[Product]:
 
 
 def count_operations(products: Sequence[Product]) -> int:
-    """Return the multiplications and additions of all products."""
+    """Return the number of multiplications and additions of all products."""
     return sum(product.operations for product in products)
 
 
 def make_replay(products: Sequence[Product], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """Make a call that computes the products anew from random operands, and nothing else.
+    """Return a function that computes the recorded products from random operands, and nothing else.
 
-    Operands lie in memory as they were recorded, in storages of their own, and results are allocated and dropped.
+    Operands have the recorded layout in memory. Results are allocated and dropped.
 
     Args:
-        products: of one recording.
-        device: where to multiply.
-        dtype: of operands and results.
+        products: the products of one recording.
+        device: the device to compute on.
+        dtype: dtype of operands and results.
     """
     operands = [operand for product in products for operand in (product.left, product.right)]
     elements = {operand.storage: operand.elements for operand in operands}

@@ -1,9 +1,9 @@
-"""CMRAN as its authors built it.
+"""CMRAN as published: the structure of the authors' network, written from the paper and from facts about their code.
 
-It goes time first, through ``nn.MultiheadAttention`` that returns its weights; all products and concatenations are
-built, and so are parameters that are never used. Written from the paper's equations and from facts about the released
-code: its structure, and the names and shapes of its parameters, so that ``load_official_state_dict`` copies them into
-the network of the example. Axes: B videos, T segments, C visual channels, A audio channels, D = 256.
+Tensors are time first, and ``nn.MultiheadAttention`` returns its weights. All products and concatenations are built,
+and some parameters are never used. Parameters have the names and shapes of the authors' code, so that
+``load_official_state_dict`` can copy them into the network of the example.
+Axes: B videos, T segments, C visual channels, A audio channels, D = 256.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WIDTH, HEADS, FEEDFORWARD, LAYERS = 256, 4, 2048, 2
 
 
 class _Block(nn.Module):
-    """The feed-forward network that follows an attention, with both residual connections and norms."""
+    """Base of both layers: the feed-forward network after an attention, with residual connections and layer norms."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _EncoderLayer(_Block):
 
 
 class _DecoderLayer(_Block):
-    """Attention of (T, B, D) to the memory and itself; its self-attention is never used."""
+    """Attention of (T, B, D) to the memory and itself. Its self-attention is never used."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__(dropout)
@@ -75,7 +75,7 @@ class _Stack(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """M_self: a projection, then two layers of self-attention; the template stays, unused."""
+    """M_self: a projection, then two layers of self-attention. The template layer is never used."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """M_cmra: a projection of the query, then one layer of attention; the template stays, unused."""
+    """M_cmra: a projection of the query, then one layer of attention. The template layer is never used."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -137,14 +137,14 @@ class _Localization(nn.Module):
 
 
 class PublishedCMRAN(nn.Module):
-    """The supervised network, in float32 until ``double`` makes it what the authors trained.
+    """CMRAN for the supervised setting. The authors trained it in float64: call ``double()`` for that.
 
     Args:
         video_dim: C.
         audio_dim: A.
-        num_categories: without background.
-        dropout: in attention, blocks and interaction.
-        input_dropout: after the projection of the visual map.
+        num_categories: the number of categories, without background.
+        dropout: dropout probability in attention, blocks and interaction.
+        input_dropout: dropout probability after the projection of the visual map.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class PublishedCMRAN(nn.Module):
         self.localize_module = _Localization(num_categories)
 
     def forward(self, video: Tensor, audio: Tensor) -> Logits:
-        """Localise the event of each video: maps (B, T, H, W, C) and audio (B, T, A) to logits."""
+        """Return the logits of each video, from visual maps (B, T, H, W, C) and audio (B, T, A)."""
         projected = self.input_dropout(F.relu(self.v_fc(video)))
         seen = self.spatial_channel_att(projected, audio).transpose(0, 1).contiguous()
         heard = audio.transpose(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Tables and pictures, made from the JSON files of a run alone: ``python -m benchmarks.report DIR`` makes them anew."""
+"""Write the report of a run, with tables and charts, from its JSON files: ``python -m benchmarks.report DIR``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ MISSING = "-"
 
 
 def write_report(directory: Path) -> None:
-    """Write ``report.md`` and the pictures that it shows from ``cmra.json`` and its like.
+    """Write ``report.md`` and its charts from ``cmra.json`` and the other JSON files of a directory.
 
     Args:
-        directory: holds them, and gets the report.
+        directory: the directory of the JSON files and of the report.
 
     Raises:
-        ValueError: if there is none of them.
+        ValueError: if the directory has none of these files.
     """
     paths = [path for name in ROWS if (path := directory / f"{name}.json").is_file()]
     if not paths:
-        raise ValueError(f"{directory} must hold results such as {ROWS[0]}.json, got none: run python -m benchmarks")
-    parts = ["# Results\n", "Made by `python -m benchmarks.report` from the JSON files beside it.\n"]
+        raise ValueError(
+            f"{directory} must contain results such as {ROWS[0]}.json, got none: run python -m benchmarks first"
+        )
+    parts = ["# Results\n", "Written by `python -m benchmarks.report` from the JSON files in this directory.\n"]
     for path in paths:
         results = json.loads(path.read_text())
         describe, draw = SECTIONS.get(results["row"], (_comparison, draw_ratios))
@@ -45,11 +47,11 @@ def write_report(directory: Path) -> None:
 
 
 def _origin(results: dict[str, Any]) -> str:
-    """The machine and the settings, in words."""
+    """Return a line about the machine and the settings."""
     machine = results["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     where = f"{machine['gpu']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
-    quick = " **A quick run: it shows that all works, no more.**" if results["quick"] else ""
+    quick = " **A quick run: a check that everything runs, not a measurement.**" if results["quick"] else ""
     return (
         f"{where}{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
         f"{machine['threads']} threads, {machine['memory_bytes'] / 1e9:.0f} GB; {machine['system']}, "
@@ -67,18 +69,18 @@ def _cells(case: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all of those before the point."""
+    """Format a number with three digits, or with all digits before the point."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _spread(summary: dict[str, Any], scale: float = 1.0) -> str:
-    """The median, and the quartiles in brackets."""
+    """Format a median, with the quartiles in brackets."""
     median, lower, upper = (_number(value * scale) for value in (summary["median"], *summary["quartiles"]))
     return f"{median} ({lower}-{upper})"
 
 
 def _comparison(results: dict[str, Any]) -> list[str]:
-    """The ratios, and then what they are made of: a column for each ratio or, if those are many, for each case."""
+    """Return the sections of a comparison: ratios of time, ratios of memory, then the measured values."""
     cases = list(_measured(results))
     if not cases:
         return []
@@ -103,7 +105,7 @@ def _comparison(results: dict[str, Any]) -> list[str]:
     columns = [*keys, "form", "time, ms", "peak memory, MB", *(["videos/s"] if with_speed else []), "rounds"]
     return [
         "### Time, as ratios\n",
-        "Median of the ratios within a round, quartiles in brackets.\n",
+        "Median over the rounds, with the quartiles in brackets. Above 1, the first form takes longer.\n",
         _grid(cases, names, times),
         "### Peak memory, as ratios\n",
         _grid(cases, names, memories),
@@ -113,7 +115,7 @@ def _comparison(results: dict[str, Any]) -> list[str]:
 
 
 def _grid(cases: Sequence[dict[str, Any]], names: Sequence[str], figures: Sequence[Sequence[str]]) -> str:
-    """Figures of every case, by name; the shorter of the two lists runs across."""
+    """Return a table of values by case and by name. The shorter of the two lists becomes the columns."""
     if len(names) <= len(cases):
         rows = [[*_cells(case), *line] for case, line in zip(cases, figures, strict=True)]
         return markdown_table([*cases[0]["case"], *names], rows)
@@ -122,7 +124,7 @@ def _grid(cases: Sequence[dict[str, Any]], names: Sequence[str], figures: Sequen
 
 
 def _growth(results: dict[str, Any]) -> list[str]:
-    """The fitted exponents, and the points."""
+    """Return the sections of the growth: fitted exponents, then the measured values."""
     fits, points = [], []
     for case in _measured(results):
         fit = case["fits"]
@@ -141,7 +143,7 @@ def _growth(results: dict[str, Any]) -> list[str]:
 
 
 def _epoch(results: dict[str, Any]) -> list[str]:
-    """Where the time of an epoch goes."""
+    """Return the table of the parts of an epoch."""
     cases = list(_measured(results))
     if not cases:
         return []
@@ -157,19 +159,19 @@ def _epoch(results: dict[str, Any]) -> list[str]:
         for case in cases
     ]
     return [
-        "Seconds of an epoch after the first, which warms up.\n",
+        "Seconds of an epoch, without the first, which is a warm-up.\n",
         markdown_table([*cases[0]["case"], *parts, "an epoch", "the first", "all epochs"], rows),
     ]
 
 
 def _unfinished(case: dict[str, Any]) -> str:
-    """How many epochs a training had that ran out of time."""
+    """Return a note on the number of epochs if a training ran out of time."""
     done = case.get("epochs_done", case["case"]["epochs"])
     return "" if done == case["case"]["epochs"] else f" (ended after {done} epochs)"
 
 
 def _skipped(results: dict[str, Any]) -> list[str]:
-    """What was not measured, and why; what all of one case's neighbours share is told once."""
+    """List the cases and forms that were not measured, by reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for case in results["cases"]:
         name = ", ".join(f"{key} {value}" for key, value in case["case"].items())
@@ -190,13 +192,13 @@ SECTIONS: dict[str, tuple[Callable[[dict[str, Any]], list[str]], Callable[[dict[
     "growth": (_growth, draw_growth),
     "epoch": (_epoch, draw_epochs),
 }
-"""By row: what describes it and what draws it; the other rows are comparisons."""
+"""The functions that describe and draw a row group. All other row groups are comparisons."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the tables and pictures of a directory anew."""
+    """Write the report of a directory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="holds the JSON files")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory with the JSON files")
     try:
         write_report(parser.parse_args(arguments).directory)
     except ValueError as error:

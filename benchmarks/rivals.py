@@ -1,6 +1,6 @@
-"""What users would pick instead of the layers, and what the paper's equations say literally; each a plain module.
+"""Alternatives to the layers, and the paper's equations written out, as plain modules.
 
-The rivals of CMRA are built from one, whose weights they copy where they compute the same function.
+The alternatives to CMRA are built from a CMRA, and copy its weights if they compute the same function.
 Axes: B batch, T query length, S context length, M = S + T memory length, D width, N positions of a map, C its channels.
 """
 
@@ -31,7 +31,7 @@ __all__ = [
 def join_memory(
     query: Tensor, context: Tensor, query_padding: Tensor | None, context_padding: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The memory [context, query] (B, M, D) and its padding (B, M), if there is any."""
+    """Return the memory [context, query] (B, M, D), and its padding mask (B, M) or None."""
     memory = torch.cat([context, query], 1)
     if query_padding is None or context_padding is None:
         return memory, None
@@ -48,7 +48,7 @@ def _factory(layer: CMRA) -> dict[str, Any]:
 
 
 class MultiheadAttention(nn.Module):
-    """``nn.MultiheadAttention`` on the joined memory; by default it returns the weights too, averaged over heads."""
+    """``nn.MultiheadAttention`` on the joined memory. By default it also computes the weights, averaged over heads."""
 
     def __init__(self, layer: CMRA, need_weights: bool = True) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class MultiheadAttention(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Four projections, and softmax(Q K^T / sqrt(width)) V written out."""
+    """Attention written out: four projections, and softmax(Q K^T / sqrt(width)) V."""
 
     def __init__(self, layer: CMRA) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class PlainAttention(nn.Module):
             _copy(linear.bias, bias)
 
     def project(self, query: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project to queries (B, H, T, D / H), and keys and values (B, H, M, D / H)."""
+        """Return the queries (B, H, T, D / H), and the keys and values (B, H, M, D / H)."""
         queries, keys, values = (
             projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projected in (self.query(query), self.key(memory), self.value(memory))
@@ -120,7 +120,7 @@ class PlainAttention(nn.Module):
 
 
 class XTransformersAttention(nn.Module):
-    """``Attention`` of x-transformers with a context, on its fused path. It has no biases.
+    """``Attention`` of x-transformers with a context and its fused kernel. It has no biases.
 
     Raises:
         ImportError: if x-transformers is not installed.
@@ -152,9 +152,9 @@ class XTransformersAttention(nn.Module):
 
 
 class FlexAttention(nn.Module):
-    """Four projections, and torch's ``flex_attention``, compiled on a GPU; on a CPU it has no backward pass.
+    """Four projections and torch's ``flex_attention``, compiled on a GPU. On a CPU it has no backward pass.
 
-    Its block mask, which leaves padded keys out, is made anew for another padding only, and so is not in what is timed.
+    The block mask of padded keys is made once per padding mask, and is not part of the measured time.
     """
 
     def __init__(self, layer: CMRA) -> None:
@@ -202,13 +202,13 @@ ATTENTION_RIVALS: dict[str, Callable[[CMRA], nn.Module]] = {
     FLEX_ATTENTION: FlexAttention,
     "attention written out": PlainAttention,
 }
-"""By name: what makes it from the CMRA that it is measured against."""
+"""For each form, by its name in results, a function that builds it from the CMRA that it is compared with."""
 
 
 class DecoderLayer(nn.Module):
-    """``nn.TransformerDecoderLayer`` as cross-modal blocks are built with it: self-attention, then the context.
+    """``nn.TransformerDecoderLayer``: self-attention, then attention to the context.
 
-    Another function than the block it is built from, with one more attention, for the same use.
+    It serves the same purpose as :class:`CrossModalRelation`, but computes another function, with one more attention.
     """
 
     def __init__(self, block: CrossModalRelation) -> None:
@@ -238,10 +238,10 @@ class DecoderLayer(nn.Module):
 
 
 class LiteralAGSCA(nn.Module):
-    """Eq. 1-3 of the paper as they are printed: both products of maps and the gated map are built.
+    """Eq. 1-3 written out: both products of maps and the gated map are built.
 
-    Parameters are named as in the authors' code, so that ``agsca_from_official`` reads them; as there, the two guidance
-    layers are built and never used.
+    Parameters are named as in the authors' code, so that ``load_official_state_dict`` reads them; as there, the two
+    guidance layers exist but are never used.
     """
 
     def __init__(self, video_dim: int, audio_dim: int, hidden_dim: int = 256) -> None:
@@ -257,7 +257,7 @@ class LiteralAGSCA(nn.Module):
         self.affine_video_guided_2 = nn.Linear(64, 128)
 
     def forward(self, video: Tensor, audio: Tensor) -> Tensor:
-        """Sum maps (B, T, H, W, C) over space, weighted by what is heard, (B, T, A): (B, T, C)."""
+        """Sum maps (B, T, H, W, C) over space, weighted by the audio (B, T, A), and return (B, T, C)."""
         batch, time = audio.shape[:2]
         maps = video.reshape(batch * time, -1, video.shape[-1])
         heard = audio.reshape(batch * time, 1, -1)

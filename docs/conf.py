@@ -1,4 +1,4 @@
-"""Configuration of the site: ``make docs`` builds it, with warnings as errors, and without the network."""
+"""Configure Sphinx. ``make docs`` builds the site, with warnings as errors. The build needs no network."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 from docutils import nodes
 
 ROOT = Path(__file__).parent.parent
-# The extensions of this site, the examples that guides run, and `benchmarks`, whose report makes a page.
+# For the extensions of this site, the examples that the guides run, and the report of `benchmarks`.
 sys.path[:0] = [str(ROOT / "docs" / "_extensions"), str(ROOT / "examples"), str(ROOT)]
 
 from crossmodal_attn import __version__  # noqa: E402
@@ -20,7 +20,7 @@ author = "The crossmodal-attn developers"
 copyright = "the crossmodal-attn developers, under the MIT licence"
 version = release = __version__
 
-# The quick start is one of the examples, and the first of the guides.
+# The quick start is an example, and also the first guide.
 shutil.copy(ROOT / "examples" / "quickstart.py", ROOT / "docs" / "gallery")
 
 extensions = [
@@ -41,7 +41,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions", "gallery", "**/*.ipynb", "guides/*.py", "guides/sg_execution_times.rst"]
 root_doc = "index"
-# References outside the project: links where the network is there, plain text where it is not.
+# References to other projects are links if the network is available, and plain text otherwise.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|collections|typing|typing_extensions|matplotlib|numpy|np)\..*"),
     (r"py:(class|exc|obj)", r"(bool|int|float|str|object|tuple|list|dict|type|None|[A-Za-z]+Error)(\[.*)?"),
@@ -89,7 +89,7 @@ python_use_unqualified_type_names = True
 
 
 def reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:
-    """The documentation sites for intersphinx, if they answer now; without the network there are none."""
+    """Return the documentation sites for intersphinx, or none if the network is not available."""
     try:
         for address in inventories.values():
             urllib.request.urlopen(f"{address}/objects.inv", timeout=5).close()  # noqa: S310
@@ -109,10 +109,10 @@ intersphinx_mapping = reachable(
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery"],
     "gallery_dirs": ["guides"],
-    "filename_pattern": r"\.py$",  # all of them are run
+    "filename_pattern": r"\.py$",  # run all of them
     "within_subsection_order": "gallery_order.ReadingOrder",
     "abort_on_example_error": True,
-    "capture_repr": (),  # they print what they show
+    "capture_repr": (),  # show only what they print
     "default_thumb_file": str(ROOT / "docs" / "images" / "attention.png"),
     "download_all_examples": False,
     "min_reported_time": 3600,
@@ -123,12 +123,12 @@ sphinx_gallery_conf = {
 
 
 def escape_stars(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Leading dimensions are written ``*`` in docstrings, as torch does; to reStructuredText that begins emphasis."""
+    """Escape the ``*`` of leading dimensions in docstrings, which reStructuredText reads as emphasis."""
     lines[:] = [re.sub(r"(?<=[(, ])\*(?=,|spatial)", r"\\*", line) for line in lines]
 
 
 def trim_code(app: object, doctree: nodes.document) -> None:
-    """Leave out the blank line that ends a doctest in Markdown, where it parts output from the fence."""
+    """Remove the blank line at the end of a doctest in Markdown, which separates output and fence."""
     for block in doctree.findall(nodes.literal_block):
         if block.rawsource == block.astext():
             block.rawsource = block.astext().rstrip()
@@ -136,6 +136,6 @@ def trim_code(app: object, doctree: nodes.document) -> None:
 
 
 def setup(app: Any) -> None:
-    """Connect."""
+    """Register the event handlers."""
     app.connect("autodoc-process-docstring", escape_stars)
     app.connect("doctree-read", trim_code)

@@ -1,4 +1,4 @@
-"""The pages are doctests; the scripts are run where the site is built."""
+"""Collect the pages as doctests. The scripts run when the site is built."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ collect_ignore_glob = ["*.py", "*/*.py", "_build/*", "guides/*"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Allow for doctest emptying the globals of a page before torch has removed its own names from them."""
+    """Ignore a warning of torch at the end of a page, when doctest clears the globals before torch does."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore:Exception ignored in.*ExactWeakKeyDictionary"))

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ave.networks.authors_weights import agsca_from_official, load_official_state_dict
+from ave.networks.authors_weights import load_official_state_dict
 from ave.networks.cmran import CMRAN, supervised_loss
 from benchmarks import __main__ as command
 from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report
@@ -92,7 +92,7 @@ def test_decoder_layer_is_torch_s(draw, assert_close):
 
 def test_literal_agsca_computes_agsca(draw, assert_close):
     literal = fill_parameters(LiteralAGSCA(19, 17, 23).double())
-    layer = agsca_from_official(literal.state_dict(), AGSCA(19, 17, 23, dtype=torch.float64))
+    layer = load_official_state_dict(AGSCA(19, 17, 23, dtype=torch.float64), literal.state_dict())
     video, audio = draw(2, 3, 5, 4, 19).requires_grad_(), draw(2, 3, 17).requires_grad_()
     ours, theirs = layer(video, audio), literal(video, audio)
     assert_close(theirs, ours)
@@ -415,7 +415,7 @@ def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, cap
 def test_bad_input_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path)])
-    assert "must hold results such as cmra.json, got none" in capsys.readouterr().err
+    assert "must contain results such as cmra.json, got none" in capsys.readouterr().err
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             command.main(["--device", "cuda", "--output", str(tmp_path)])

@@ -1,6 +1,8 @@
 """Checkpoints: what is read is what was written, the damaged is named and left out, the old goes."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ def load(checkpoints):
 
 
 def test_round_trip(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "new")
+    checkpoints = Checkpoints(tmp_path / "seed" / "new")
+    checkpoints.start(0)
     tensors = {"a": torch.randn(2, 3), "b": torch.arange(5), "c": torch.tensor(1.0), "d": torch.randn(5, 3).T}
     groups = {"model": tensors, "optimizer": {"0.exp_avg": torch.ones(3)}}
     checkpoints.save(7, groups, {"history": [{"loss": 0.1}], "scaler": None})
@@ -99,6 +102,36 @@ def test_what_a_kill_between_two_removals_left_goes(tmp_path):
     (tmp_path / "epoch-0001.json").unlink()
     save(checkpoints, 3, 4)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("left", ["epoch-0001.json epoch-0001.safetensors", "epoch-0001.safetensors"])
+def test_what_a_kill_before_the_last_removals_left_goes_when_the_run_goes_on(tmp_path, left):
+    checkpoints = Checkpoints(tmp_path / "seed" / "checkpoints", keep=1)
+    checkpoints.start(0)
+    save(checkpoints, 2)
+    for name in left.split():
+        shutil.copy(checkpoints.directory / f"epoch-0002{Path(name).suffix}", checkpoints.directory / name)
+    (checkpoints.directory / "epoch-0003.safetensors").touch()
+    checkpoints.start(2)
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == [
+        "epoch-0002.json",
+        "epoch-0002.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("gone", ["run", "run/seed", "run/seed/checkpoints"])
+def test_a_directory_that_is_gone_is_not_created_anew(tmp_path, gone):
+    (tmp_path / "run").mkdir()
+    checkpoints = Checkpoints(tmp_path / "run" / "seed" / "checkpoints")
+    checkpoints.start(0)
+    save(checkpoints, 1)
+    (tmp_path / gone).rename(tmp_path / "renamed")
+    with pytest.raises(FileNotFoundError, match=rf"{gone} is gone: deleted or renamed"):
+        save(checkpoints, 2)
+    assert not (tmp_path / gone).exists()
+    if gone == "run":
+        with pytest.raises(FileNotFoundError, match=rf"{gone} is gone: deleted or renamed"):
+            checkpoints.start(1)
 
 
 def test_nothing_is_pickled(tmp_path):

@@ -112,12 +112,12 @@ CONSTRUCTORS = {
     "from add_bias_kv": (
         lambda: CMRA.from_multihead_attention(nn.MultiheadAttention(8, 2, add_bias_kv=True)),
         V,
-        "attention has add_bias_kv=True.*expected False",
+        "attention must have add_bias_kv=False.*got True",
     ),
     "from add_zero_attn": (
         lambda: CMRA.from_multihead_attention(nn.MultiheadAttention(8, 2, add_zero_attn=True)),
         V,
-        "attention has add_zero_attn=True.*expected False",
+        "attention must have add_zero_attn=False.*got True",
     ),
     "from kdim other than vdim": (
         lambda: CMRA.from_multihead_attention(nn.MultiheadAttention(8, 2, kdim=3, vdim=5)),
@@ -208,7 +208,7 @@ CMRA_CALLS = {
     "a mask without its modality": (
         lambda: SELF(X, [None, Y], context_padding_mask=[mask(3, 7), None]),
         V,
-        r"context_padding_mask\[0\] was given without context\[0\]: expected None",
+        r"context_padding_mask\[0\] must be None where context\[0\] is None, got Tensor",
     ),
     "columns of a lacking modality": (
         lambda: SELF(X, [None, Y], attn_mask=mask(5, 19)),
@@ -218,7 +218,7 @@ CMRA_CALLS = {
     "mask without context": (
         lambda: SELF(X, context_padding_mask=mask(3, 7)),
         V,
-        "context_padding_mask was given without context: expected None",
+        "context_padding_mask must be None where no context is given, got Tensor",
     ),
     "a mask for a list": (
         lambda: SELF(X, [Y], context_padding_mask=mask(3, 7)),
@@ -328,7 +328,7 @@ LAYER_CALLS = {
         "video has 7 channels in its last dimension, but this AGSCA was built with video_dim=16",
     ),
     "no space": (lambda: GUIDED(ones(3, 5, 16), SOUND), V, r"video must have the leading .* got \(3, 5, 16\)"),
-    "empty space": (lambda: GUIDED(ones(3, 5, 0, 16), SOUND), V, r"one or more non-empty dimensions of space.*0, 16"),
+    "empty space": (lambda: GUIDED(ones(3, 5, 0, 16), SOUND), V, r"one or more non-empty spatial dimensions.*0, 16"),
     "other batch": (
         lambda: GUIDED(MAP[:2], SOUND),
         V,
@@ -548,7 +548,7 @@ FUNCTION_CALLS = {
     "lengths on meta": (
         lambda: padding_mask(torch.tensor([3], device="meta")),
         V,
-        "max_length must be given where lengths are on the meta device, got None",
+        "max_length must be given if lengths are on the meta device, got None",
     ),
     "spatial width": (
         lambda: spatial_attention(PLACES, HEARD[:, :5], ones(5)),
@@ -645,9 +645,9 @@ RECORDINGS = {
     "nothing inside": (
         lambda: record(nn.Linear(3, 3)),
         V,
-        r"model must hold a layer of crossmodal_attn \(CMRA, AGSCA or one built of them\), got Linear",
+        r"model must contain a layer of crossmodal_attn \(CMRA, AGSCA or a block of them\), got Linear without one",
     ),
-    "torch's attention": (lambda: record(nn.MultiheadAttention(8, 2)), V, "model must hold .* got MultiheadAttention"),
+    "torch's attention": (lambda: record(nn.MultiheadAttention(8, 2)), V, "model must contain .*MultiheadAttention"),
 }
 
 TABLES = {

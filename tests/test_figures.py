@@ -8,15 +8,18 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
-from ave.data.dataset import AVE_CATEGORIES
+from ave.data.dataset import AVE_CATEGORIES, AVEData
 from ave.results.figures import (
     LEAST_PRINTED,
     choose_videos,
     draw_attention,
     draw_confusion,
+    draw_examples,
     draw_learning_curves,
     draw_timelines,
+    save_figures,
 )
 from ave.results.metrics import Epoch, Outcomes
 
@@ -80,12 +83,6 @@ def test_chosen_epoch_is_the_first_of_the_best():
     assert drawn["test_accuracy"][1] == [(2, 0.5)]
 
 
-@pytest.mark.parametrize("histories", [{}, {3: []}, {3: draw_history(2), 5: []}])
-def test_curves_need_an_epoch(histories):
-    with pytest.raises(ValueError, match="histories must hold runs of at least one epoch, got seeds"):
-        draw_learning_curves(histories, "Some title")
-
-
 def draw_counts(categories, seed=0):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 7, (categories + 1, categories + 1))
@@ -131,11 +128,6 @@ def test_confusion_names_rows_and_columns_without_overlap():
         assert all(axes.figure.bbox.containsy(y) for box in boxes for y in (box.y0, box.y1))
 
 
-def test_confusion_needs_a_row_and_column_for_every_label():
-    with pytest.raises(ValueError, match=r"confusion must have shape \(4, 4\), .*, got \(3, 3\)"):
-        draw_confusion([[1, 0, 0], [0, 1, 0], [0, 0, 1]], AVE_CATEGORIES[:3], "Some title")
-
-
 CATEGORIES = ["Bark", "Clock"]
 PREDICTION = torch.tensor([[2, 0, 0, 2, 2], [1, 1, 2, 2, 1], [2, 2, 2, 2, 2]])
 SCORE = torch.tensor([[0.1, 0.9, 0.8, 0.2, 0.1], [0.7, 0.6, 0.0, 0.1, 1.0], [0.0, 0.1, 0.0, 0.1, 0.2]])
@@ -150,10 +142,9 @@ def legend(figure):
 
 
 def test_without_truth():
-    """A strip of each video, under its name; one that looks like a formula is not taken for one."""
-    names = ["a", "b_{", "$c$"]
-    figure = draw_timelines(PREDICTION, SCORE, CATEGORIES, "$title", names=names)
-    figure.draw_without_rendering()
+    """A strip of each video, under its name."""
+    names = ["a", "b", "c"]
+    figure = rendered(draw_timelines(PREDICTION, SCORE, CATEGORIES, "title", names=names))
     assert [axes.get_title(loc="left") for axes in figure.axes] == names
     assert [texts(axes) for axes in figure.axes] == [
         ["background", "Bark", "background"],
@@ -220,6 +211,7 @@ def test_attention_of_one_video(segments):
         prediction=torch.zeros(2, segments, dtype=torch.long),
         event_logits=torch.zeros(2, segments),
         category_logits=torch.zeros(2, 2),
+        lengths=torch.tensor([segments, segments]),
         spatial_map=spatial_map,
         relations=torch.rand(2, segments, 2 * segments, generator=generator).softmax(-1),
     )
@@ -247,6 +239,48 @@ def test_attention_of_one_video(segments):
     sentence = figure.subfigs[1].get_supxlabel()
     assert f"{audio:.0%} of the attention goes to audio" in sentence
     assert f"give {first[0] + first[segments]:.0%} of theirs to event seconds (uniform: {1 / segments:.0%})" in sentence
+
+
+HOSTILE = ["$a_{$ $b$", "\x1b[31mred\n\udcff", 50_000 * "long", "\N{BUG}\N{HANGUL SYLLABLE HAN}"]
+"""Names as no formula, control characters, a byte that is not UTF-8, and glyphs that matplotlib's font lacks."""
+
+
+def test_names_out_of_files_are_drawn_plain(tmp_path, capfd):
+    """Every text of every figure; filterwarnings makes an error of what would be printed."""
+    labels = torch.arange(4).unsqueeze(1).expand(4, 5)
+    outcomes = Outcomes(
+        labels,
+        labels,
+        torch.zeros(4, 5),
+        torch.eye(4),
+        torch.full((4,), 5),
+        torch.rand(4, 5, 2, 3),
+        torch.rand(4, 5, 10),
+    )
+    data = AVEData(
+        torch.zeros(4, 5, 2, 3, 1),
+        torch.zeros(4, 5, 1),
+        torch.zeros(4, 5, 5),
+        {"test": torch.arange(4)},
+        tuple(HOSTILE),
+        tuple(HOSTILE),
+    )
+    figures = {}
+    for number, title in enumerate(HOSTILE):
+        figures |= {f"{number}-{name}": figure for name, figure in draw_examples(outcomes, data, "test", title).items()}
+    figures["confusion.png"] = draw_confusion(np.eye(5, dtype=int), HOSTILE, HOSTILE[0])
+    figures["curves.png"] = draw_learning_curves({0: draw_history(3)}, HOSTILE[0])
+    save_figures(tmp_path, figures)
+    assert {path.name for path in tmp_path.iterdir()} == set(figures)
+    assert capfd.readouterr() == ("", "")
+    for figure in figures.values():
+        for text in figure.findobj(Text):
+            assert not text.get_parse_math()
+            assert text.get_text().replace("\n", "").isprintable()
+            assert len(text.get_text()) < 250
+    names = [label.get_text() for label in figures["confusion.png"].axes[0].get_xticklabels()]
+    assert names[:2] == ["$a_{$ $b$", r"\x1b[31mred\n\udcff"]
+    assert (names[2][:4], len(names[2])) == ("long", 40)
 
 
 def test_caption_names_the_runs_that_still_climb():

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import pytest
 
 import ave
+from ave import InputError
 from ave.reading import read_json
 from ave.results import files
-from ave.results.files import check_output, clearing, write_csv, write_json, writing
+from ave.results.files import check_output, clearing, make_directory, write_csv, write_json, writing, writing_directory
 
 
 def test_output_is_made_or_refused(tmp_path):
@@ -28,6 +29,62 @@ def test_output_is_made_or_refused(tmp_path):
             path.touch()
         with pytest.raises(ValueError, match=f"--output must be a new or empty directory, got {path}, which is not"):
             check_output(path)
+
+
+@pytest.mark.parametrize("existing", [".", "new", "new/run"])
+def test_output_that_nothing_was_written_to_goes_again(tmp_path, existing):
+    (tmp_path / existing).mkdir(parents=True, exist_ok=True)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="wrong"), clearing(tmp_path / "new" / "run"):
+        raise ValueError("wrong")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_output_that_was_written_to_stays(tmp_path):
+    def write_half():
+        with clearing(tmp_path / "new"):
+            (tmp_path / "new" / "file").touch()
+            raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        write_half()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_output_is_for_one_process(tmp_path):
+    """Also one that began while another was at work, and got the lock after its end."""
+    output = tmp_path / "run"
+    with clearing(output):
+        check_output(output)  # as another process would, that has not come far
+        for new in (True, False):
+            with pytest.raises(InputError, match=f"^{output} is in use by another process: .*another directory$"):
+                clearing(output, new=new).__enter__()
+        with clearing(output, main=False):
+            (output / "file").touch()
+    assert [path.name for path in output.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="--output must be a new or empty directory"):
+        clearing(output).__enter__()
+    with clearing(output, new=False):
+        pass
+    assert [path.name for path in output.iterdir()] == ["file"]
+
+
+def test_another_process_of_a_launcher_leaves_the_output_to_the_first(tmp_path):
+    with clearing(tmp_path / "run", main=False):
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_was_left_half_written_goes_at_the_end(tmp_path):
+    with clearing(tmp_path / "run"):
+        (tmp_path / "target").mkdir()
+        (tmp_path / "target" / "file").touch()
+        (tmp_path / "run" / ".model.partial" / "inner").mkdir(parents=True)
+        (tmp_path / "run" / "seed" / ".a.csv.partial.csv").mkdir(parents=True)
+        (tmp_path / "run" / "seed" / ".b.csv.partial.csv").touch()
+        (tmp_path / "run" / "seed" / ".model.partial").symlink_to(tmp_path / "target")
+        (tmp_path / "run" / "seed" / "partial").touch()
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert names == {"run", "run/seed", "run/seed/partial", "target", "target/file"}
 
 
 def failing(error):
@@ -98,6 +155,90 @@ def test_killed_process_leaves_what_was_and_is_tidied_up_after(tmp_path, signal)
     with writing(path) as temporary, temporary.open("a") as file:
         file.write("new")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "new"}
+
+
+HOLDING = """
+import os, signal, sys
+from pathlib import Path
+from ave.results.files import clearing
+with clearing(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="this signal is one of POSIX")
+def test_killed_process_leaves_no_lock(tmp_path):
+    output = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(Path(ave.__file__).parents[1])}
+    process = subprocess.run([sys.executable, "-c", HOLDING, str(output)], env=environment, check=False)  # noqa: S603
+    assert process.returncode < 0
+    check_output(output)
+    with clearing(output):
+        pass
+    assert list(output.iterdir()) == []
+
+
+def write_two(path, text):
+    with writing_directory(path) as temporary:
+        for name in ("one", "two"):
+            (temporary / name).write_text(text)
+
+
+def test_directory_is_replaced_as_a_whole(tmp_path):
+    """And a link is replaced, not followed."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "file").touch()
+    for left in (".model.partial", ".model.partial.old", "model"):
+        (tmp_path / left).symlink_to(tmp_path / "target")
+    for text in ("first", "second"):
+        write_two(tmp_path / "model", text)
+        assert {path.name: path.read_text() for path in (tmp_path / "model").iterdir()} == {"one": text, "two": text}
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "target"]
+    with pytest.raises(UnicodeEncodeError):
+        write_two(tmp_path / "model", "\udcff")  # which fails after the first file was opened
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "target"]
+    assert (tmp_path / "model" / "one").read_text() == "second"
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: write_json(run / "seed" / "a.json", {}),
+        lambda run: write_two(run / "seed" / "model", ""),
+        lambda run: make_directory(run / "seed" / "checkpoints"),
+    ],
+)
+@pytest.mark.parametrize("gone", ["run", "run/seed"])
+def test_a_directory_that_is_gone_is_not_created_anew(tmp_path, write, gone):
+    (tmp_path / "run" / "seed").mkdir(parents=True)
+    (tmp_path / gone).rename(tmp_path / "renamed")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(FileNotFoundError, match=rf"{gone} is gone: deleted or renamed while this ran$"):
+        write(tmp_path / "run")
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_directory_that_goes_while_it_is_written_to(tmp_path, steps):
+    (tmp_path / "run").mkdir()
+
+    def write():
+        with writing(tmp_path / "run" / "a.txt") as temporary:
+            if steps > 1:
+                temporary.touch()
+            (tmp_path / "run").rename(tmp_path / "renamed")
+            if steps > 2:
+                temporary.write_text("")
+
+    with pytest.raises(FileNotFoundError, match=r"run is gone"):
+        write()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_not_found_is_another_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other"), writing(tmp_path / "a.txt"):
+        (tmp_path / "other").read_text()
 
 
 def test_json_is_plain_or_refused(tmp_path):

@@ -150,7 +150,7 @@ def test_table_sets_goals_beside_what_was_measured(tmp_path):
             {"case": {**step, "compiled": "nothing"}, "forms": forms, "ratios": make_ratios(**eager)},
             {"case": {**step, "compiled": "bf16 autocast"}, "forms": {}, "ratios": make_ratios(**fast)},
             {"case": {**step, "videos": 256}, "forms": {}, "ratios": make_ratios(**{next(iter(fast)): 99.0})},
-            {"case": {**step, "compiled": "float32"}, "skipped": "no time was left for it"},
+            {"case": {**step, "compiled": "float32"}, "skipped": "no time was left"},
         ],
     )
     floors = {
@@ -173,7 +173,7 @@ def test_table_sets_goals_beside_what_was_measured(tmp_path):
         "a GPU, compute capability 9.0, CUDA 13.0; a processor, 7 cores; Python 3.12, torch 2.11.",
         "| as published, float64 | 30 |",
         "- network: CMRAN, float32, eager: why (32, training step, nothing)",
-        "- network: no time was left for it (32, training step, float32)",
+        "- network: no time was left (32, training step, float32)",
     ):
         assert line in table
     assert (tmp_path / goals.TABLE).read_text() == table
@@ -189,7 +189,7 @@ def test_rows_begin_nothing_when_time_is_over(tmp_path, monkeypatch, row):
     command.main(["--quick", "--brief", "0", "--rows", row, "--output", str(tmp_path)])
     cases = json.loads((tmp_path / f"{row}.json").read_text())["cases"]
     reasons = {case["skipped"] for case in cases}
-    assert "no time was left for it" in reasons
+    assert "no time was left" in reasons
     assert not any(
         "quick run" not in reason and "no time" not in reason and "slower" not in reason for reason in reasons
     )
@@ -206,7 +206,7 @@ class LateSession(Session):
     @property
     def late(self):
         self.asked.append(1)
-        return "no time was left for it" if len(self.asked) > self.answers else None
+        return "no time was left" if len(self.asked) > self.answers else None
 
     def skips(self, *_):
         """Measure every precision, however slow it is here."""
@@ -222,7 +222,7 @@ def test_a_training_that_runs_out_of_time_tells_its_epochs(monkeypatch, done):
     first = next(epoch.run(session))
     assert first["case"]["epochs"] == 7
     if done == 2:
-        assert first["skipped"].startswith("no time was left for it: 2 epochs took")
+        assert first["skipped"].startswith("no time was left: 2 epochs took")
     else:
         assert first["epochs_done"] == 4
         assert len(first["epoch_seconds"]["all"]) == 3

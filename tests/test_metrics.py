@@ -6,11 +6,16 @@ import math
 import h5py
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ave.data.batches import evaluation_loader
 from ave.data.dataset import AVEData
-from ave.results.metrics import score, seen_in_training, summarize
+from ave.data.procedural import make_procedural_set
+from ave.networks.cmran import CMRAN, Logits
+from ave.results.figures import draw_examples
+from ave.results.metrics import measure, observe, score, seen_in_training, summarize
 
 CATEGORIES = ("Bark", "Clock", "Goat", "Truck")
 BACKGROUND = len(CATEGORIES)
@@ -116,6 +121,7 @@ def test_share_of_nothing_is_none():
     assert [nothing[f"event_{name}"] for name in ("precision", "recall", "f1")] == [None, None, None]
     assert nothing["category_accuracy"] == {**dict.fromkeys(CATEGORIES), "background": 1}
     assert (silent["seen_videos"], silent["accuracy_without_seen"]) == (2, None)
+    assert score(torch.full((2, 3), -1), quiet, CATEGORIES)["accuracy"] is None
 
 
 def test_event_is_right_whatever_its_category():
@@ -125,27 +131,47 @@ def test_event_is_right_whatever_its_category():
     assert (result["event_precision"], result["event_recall"]) == (2 / 3, 1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prediction": torch.zeros(3, 4).long()}, r"prediction must have the shape of truth, \(3, 5\), got \(3, 4\)"),
-        ({"truth": torch.zeros(15).long()}, r"truth must have shape \(videos, segments\), none of them 0, got \(15,\)"),
-        ({"truth": torch.zeros(0, 5).long()}, r"truth must have shape .*, got \(0, 5\)"),
-        ({"truth": torch.full((3, 5), 5)}, "truth must hold labels from -1 to 4, which is background, got 5"),
-        ({"truth": torch.full((3, 5), -1)}, "truth must hold a label of at least one second, got none"),
-        ({"prediction": torch.full((3, 5), -1)}, "prediction must hold labels from 0 to 4, .*, got -1"),
-        ({"prediction": torch.zeros(3, 5)}, r"prediction must hold labels as torch\.int64, got torch\.float32"),
-        ({"seen": torch.zeros(3)}, r"seen must be torch\.bool of shape \(3,\), one a video, got torch\.float32 \(3,\)"),
-        ({"seen": torch.zeros(5).bool()}, r"seen must be .*, got torch\.bool \(5,\)"),
-        ({"categories": ("Bark", "Bark", "Goat", "Truck")}, "categories must be distinct names .*, got .*Bark.*Bark"),
-        ({"categories": ("Bark", "background")}, 'categories must be distinct names other than "background"'),
-    ],
-)
-def test_bad_arguments_are_named(changes, message):
-    labels = torch.zeros(3, 5, dtype=torch.int64)
-    with pytest.raises(ValueError, match=message) as error:
-        score(**{"truth": labels, "prediction": labels, "categories": CATEGORIES, **changes})
-    assert "\n" not in str(error.value)
+def test_truth_and_prediction_have_one_shape():
+    with pytest.raises(ValueError, match="same shape"):
+        score(torch.zeros(3, 5).long(), torch.zeros(3, 4).long(), CATEGORIES)
+
+
+class MeanMap(torch.nn.Module):
+    """In the place of AGSCA: the map's mean, whatever is heard."""
+
+    def forward(self, video, _audio):
+        return video.mean((2, 3))
+
+
+class Silence(torch.nn.Module):
+    """A network without a layer of the library."""
+
+    num_categories = 28
+
+    def forward(self, video, _audio, **_):
+        return Logits(video.sum((2, 3, 4)) * 0, torch.eye(28)[: len(video)])
+
+
+def test_a_network_without_attention_is_measured():
+    """Pictures and metrics of the attention that it lacks are left out."""
+    data = make_procedural_set(num_train=3, num_val=2, num_test=3, num_background=1)
+    accelerator = Accelerator(cpu=True)
+    batches = evaluation_loader(data, "test", accelerator)
+    without_map, whole = CMRAN(), CMRAN()
+    without_map.spatial_channel_attention = MeanMap()
+    drawn = {}
+    for model, lacking in ((whole, set()), (without_map, {"spatial_map"}), (Silence(), {"spatial_map", "relations"})):
+        outcomes = observe(model, batches, accelerator)
+        assert {name for name in ("spatial_map", "relations") if getattr(outcomes, name) is None} == lacking
+        assert ("object_attention" in measure(outcomes, data, "test")) == ("spatial_map" not in lacking)
+        drawn[len(lacking)] = draw_examples(outcomes, data, "test", "title")
+    assert [list(figures) for figures in drawn.values()] == [["timelines.png", "attention.png"]] * 2 + [
+        ["timelines.png"]
+    ]
+    titles = [
+        {part.get_suptitle().partition(" of AGSCA")[0] for part in drawn[n]["attention.png"].subfigs} for n in (0, 1)
+    ]
+    assert titles[0] - titles[1] == {"Spatial attention"}
 
 
 def make_set(names, splits):
@@ -255,8 +281,3 @@ def test_equal_runs_have_their_value_as_mean_and_no_spread(value, number):
     truth, prediction = draw_labels(videos=2, segments=3)
     runs = [{**score(truth, prediction, CATEGORIES), "best_test_accuracy": value}] * number
     assert summarize(runs)["best_test_accuracy"] == {"mean": value, "std": 0}
-
-
-def test_summary_needs_a_run():
-    with pytest.raises(ValueError, match="runs must hold at least one run, got none"):
-        summarize([])

@@ -16,13 +16,7 @@ import pytest
 import torch
 
 from ave.data.dataset import AVE_CATEGORIES
-from ave.networks.authors_weights import (
-    agsca_from_official,
-    interaction_from_official,
-    load_official_state_dict,
-    read_official,
-    relation_from_official,
-)
+from ave.networks.authors_weights import load_official_state_dict, read_official
 from ave.networks.cmran import CMRAN, supervised_loss, video_scores, weak_loss
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
@@ -73,23 +67,23 @@ def assert_golden(actual, name, tolerance=1e-10):
 
 
 def test_agsca():
-    layer = agsca_from_official(draw_weights("agsca"), AGSCA(512, 128).double())
+    layer = load_official_state_dict(AGSCA(512, 128).double(), draw_weights("agsca"))
     assert_golden(layer(*draw_inputs()), "agsca/output")
 
 
 def test_decoder_layer():
-    layer = relation_from_official(draw_weights("relation_layer"), CrossModalRelation(256, 4).double().eval())
+    layer = load_official_state_dict(CrossModalRelation(256, 4).double().eval(), draw_weights("relation_layer"))
     assert_golden(layer(*draw_sequences()), "relation_layer/output")
 
 
 def test_encoder_layer():
-    layer = relation_from_official(draw_weights("self_layer"), CrossModalRelation(256, 4).double().eval())
+    layer = load_official_state_dict(CrossModalRelation(256, 4).double().eval(), draw_weights("self_layer"))
     assert_golden(layer(draw_sequences()[0]), "self_layer/output")
 
 
 @pytest.mark.parametrize("heads", [2, 4])
 def test_interaction(heads):
-    layer = interaction_from_official(draw_weights("interaction"), AVInteraction(256, heads).double().eval())
+    layer = load_official_state_dict(AVInteraction(256, heads).double().eval(), draw_weights("interaction"))
     assert_golden(layer(*draw_sequences()), f"interaction_{heads}heads/output")
 
 
@@ -156,7 +150,8 @@ def test_faults_are_listed_and_nothing_is_filled():
 @pytest.mark.parametrize(
     ("model", "state_dict", "message"),
     [
-        (AGSCA(512, 128), {}, "model must be a CMRAN, got AGSCA"),
+        (torch.nn.Linear(2, 3), {}, "layer must be a CMRAN, AGSCA, CrossModalRelation or AVInteraction, got Linear"),
+        (AGSCA(512, 128), None, "state_dict must map names to tensors, got NoneType"),
         (CMRAN(), None, "state_dict must map names to tensors, got NoneType"),
         (CMRAN(), {"epoch": 3}, "state_dict must map names to tensors, got int at 'epoch'"),
         (CMRAN(), {"state_dict": {}}, "state_dict must map names to tensors, got dict at 'state_dict'"),
@@ -167,27 +162,10 @@ def test_what_is_no_state_dict(model, state_dict, message):
         load_official_state_dict(model, state_dict)
 
 
-@pytest.mark.parametrize(
-    ("convert", "layer"),
-    [
-        (agsca_from_official, CrossModalRelation(256, 4)),
-        (relation_from_official, AVInteraction(256, 4)),
-        (interaction_from_official, AGSCA(512, 128)),
-    ],
-)
-def test_layer_of_another_kind(convert, layer):
-    with pytest.raises(
-        TypeError, match=f"layer must be the one of ours that state_dict is for, got {type(layer).__name__}"
-    ):
-        convert({}, layer)
-    with pytest.raises(TypeError, match="state_dict must map names to tensors, got NoneType"):
-        convert(None, layer)
-
-
 def test_tensor_without_dimensions_is_misshapen():
     weights = draw_weights("interaction") | {"video_multihead.in_proj_weight": torch.tensor(1.0)}
     with pytest.raises(ValueError, match=r"misshapen: video_multihead\.in_proj_weight \(gives attention.* shape \(\)"):
-        interaction_from_official(weights, AVInteraction(256, 4))
+        load_official_state_dict(AVInteraction(256, 4), weights)
 
 
 def test_weights_of_the_other_setting_are_misshapen():
@@ -198,19 +176,24 @@ def test_weights_of_the_other_setting_are_misshapen():
 
 
 @pytest.mark.parametrize(
-    ("convert", "layer", "module"),
+    ("layer", "module"),
     [
-        (agsca_from_official, AGSCA(512, 128), "agsca"),
-        (relation_from_official, CrossModalRelation(256, 4), "relation_layer"),
-        (relation_from_official, CrossModalRelation(256, 4), "self_layer"),
-        (interaction_from_official, AVInteraction(256, 4), "interaction"),
+        (AGSCA(512, 128), "agsca"),
+        (CrossModalRelation(256, 4), "relation_layer"),
+        (CrossModalRelation(256, 4), "self_layer"),
+        (AVInteraction(256, 4), "interaction"),
     ],
 )
-def test_faults_of_one_module(convert, layer, module):
+def test_faults_of_one_module(layer, module):
     weights = draw_weights(module)
     weights["typo.weight"] = weights.pop(next(iter(weights)))
     with pytest.raises(ValueError, match=rf"does not fit this {type(layer).__name__}.*unexpected: typo\.weight"):
-        convert(weights, layer)
+        load_official_state_dict(layer, weights)
+
+
+def test_weights_of_another_layer():
+    with pytest.raises(ValueError, match=r"does not fit this AGSCA\. missing: affine_audio_1\.bias, .*unexpected: "):
+        load_official_state_dict(AGSCA(512, 128), draw_weights("interaction"))
 
 
 def save(path, content):

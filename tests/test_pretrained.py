@@ -189,9 +189,9 @@ DAMAGES = [
     (partial(cut, name="model.safetensors", size=-97), "model.safetensors must be a complete safetensors file"),
     (partial(cut, name="model.safetensors", size=5), "model.safetensors must be a complete safetensors file"),
     (partial(cut, name="model.safetensors", size=0), "model.safetensors must be a complete safetensors file"),
-    (partial(cut, name="config.json", size=30), "config.json must be JSON, got: "),
-    (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), "config.json must be JSON, got: "),
-    (lambda path: (path / "config.json").write_text("[1]"), "config.json must hold a JSON object, got list"),
+    (partial(cut, name="config.json", size=30), "config.json must hold a JSON object, got: "),
+    (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), "config.json must hold a JSON object, got: "),
+    (lambda path: (path / "config.json").write_text("[1]"), "config.json must hold a JSON object, got: 'list'"),
     (partial(configure, width=3), "config.json must hold the arguments of the network, got unknown ones: width"),
     (
         partial(configure, setting="strong"),
@@ -202,11 +202,14 @@ DAMAGES = [
     (partial(configure, categories=["Bark", "Bark"]), "got: categories must be 2 different names"),
     (partial(configure, num_layers=10**9), "must hold the weights of its config.json, got less than num_layers=10"),
     (partial(configure, embed_dim=12_000), "must hold the weights of its config.json, got less than embed_dim=12000"),
-    (partial(configure, embed_dim=27), "must hold the weights of its config.json, got: size mismatch for"),
-    (lambda path: (path / "config.json").write_text("[" * 200_000), "config.json must be JSON, got: .*nested too deep"),
+    (partial(configure, embed_dim=27), "must hold the weights of its config.json, got: .*size mismatch for"),
+    (
+        lambda path: (path / "config.json").write_text("[" * 200_000),
+        "config.json must hold a JSON object, got: .*nested too deep",
+    ),
     (partial(configure, audio_dim=13), "must hold the weights of its config.json, got: .*size mismatch"),
-    (edit(lambda weights: weights.pop("event_head.bias")), "got: .*Missing event_head.bias"),
-    (edit(lambda weights: weights.update(extra=torch.ones(3))), "got: .*Unexpected extra"),
+    (edit(lambda weights: weights.pop("event_head.bias")), 'got: .*Missing key.* "event_head.bias"'),
+    (edit(lambda weights: weights.update(extra=torch.ones(3))), 'got: .*Unexpected key.* "extra"'),
 ]
 
 

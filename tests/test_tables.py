@@ -78,12 +78,12 @@ def test_one_run_has_its_values():
     (run,), table = runs, results_table("Some title", runs, summarize(runs))
     for label, value in {
         "accuracy at the epoch chosen on val": f"{run['accuracy']:.1%}",
-        "best on test, as published figures are chosen": "87.5%",
+        "best test epoch (optimistic; the convention in papers)": "87.5%",
         "accuracy without the 5 test videos seen in train": f"{run['accuracy_without_seen']:.1%}",
         "event or not, by second: precision": f"{run['event_precision']:.1%}",
         "event or not, by second: recall": f"{run['event_recall']:.1%}",
         "event or not, by second: F1": f"{run['event_f1']:.1%}",
-        "accuracy of calling everything background": "17.8%",
+        "baseline: predict background everywhere": "17.8%",
         "AGSCA's attention on the true object in event seconds": "61.0%",
         "the same if attention were uniform": "5.0%",
     }.items():
@@ -166,3 +166,30 @@ def test_categories_stand_in_their_order(categories, number):
     assert found == expected
     assert [name for name, _ in found] == [*names, "background"]
     assert ("mean ± std" in table) == (number > 1)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_names_out_of_files_are_shown_not_obeyed(number):
+    """Control characters, a line that looks like an error, a byte that is not UTF-8, and a very long name."""
+    names = ("\x1b[31mred\nerror: forged", "\udcff", 50_000 * "long", "\u202eturned")
+    runs = make_runs(number, names, history=[{"val_accuracy": 0.5}])
+    summary = summarize(runs)
+    tables = [category_table(summary), results_table(names[0], runs, summary), results_table(names[2], runs, summary)]
+    tables.append(format_table(names[0], [names], names))
+    for table in tables:
+        table.encode()
+        lines = table.splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.startswith("error") for line in lines)
+        assert max(map(len, lines)) < 1000
+    assert r"\x1b[31mred\nerror: forged  " in tables[0]
+    assert r"\udcff  " in tables[0]
+
+
+def test_table_tells_how_the_epoch_was_chosen():
+    for accuracy, expected in (
+        (0.5, "at the epoch chosen on val"),
+        (None, "at the last epoch, as there is no val split"),
+    ):
+        runs = make_runs(1, history=[{"val_accuracy": accuracy}])
+        assert cells(results_table("Some title", runs, summarize(runs)), f"accuracy {expected}")

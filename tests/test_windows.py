@@ -230,13 +230,13 @@ T, V = TypeError, ValueError
         pytest.param(
             lambda: relation_mask(3, include_query=False),
             V,
-            r"context_lengths must name a context where include_query=False, got \(\)",
+            r"context_lengths must have at least one entry if include_query=False, got \(\)",
             id="no memory",
         ),
         pytest.param(
             lambda: relation_mask(3, window="all"),
             T,
-            r"window must be a number, None, or a pair \(back, ahead\) of such, got 'all'",
+            r"window must be a number, None, or a pair \(back, ahead\) of these, got 'all'",
             id="window of text",
         ),
         pytest.param(lambda: relation_mask(3, window=(1, 2, 3)), T, r"window must be .* got \(1, 2, 3\)", id="triple"),
@@ -276,7 +276,7 @@ T, V = TypeError, ValueError
         pytest.param(
             lambda: relation_mask(3, [5], context_rates=[None]),
             T,
-            r"context_rates\[0\] must be a number of segments to one of the query, got NoneType",
+            r"context_rates\[0\] must be a number of segments per query segment, got NoneType",
             id="rate of None",
         ),
     ],

@@ -1,4 +1,4 @@
-"""Fail the build where a page links to a page, place or file that is not there, or loads anything from elsewhere."""
+"""Fail the build if a page has a broken link, or loads a file from the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 
 LOADING = {"script": "src", "img": "src", "source": "src", "link": "href"}
-"""Attributes that a browser follows by itself; a page that needs the network for one is not whole offline."""
+"""The attributes of files that a browser loads with the page. They must not need the network."""
 METADATA = {"canonical", "next", "prev", "index", "search", "author", "copyright"}
 
 
 class Page(HTMLParser):
-    """The places in a page, and all that it refers to."""
+    """The anchors, links and loaded files of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what matters of a tag."""
+        """Collect the anchors, links and loaded files of a tag."""
         given = {name: value or "" for name, value in attrs}
         self.places |= {given[name] for name in ("id", "name") if given.get(name)}
         if tag == "a" and given.get("href"):
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
 
 def check(app: Sphinx, exception: Exception | None) -> None:
-    """Look at every page that was built."""
+    """Check every built page."""
     if exception is not None or app.builder.name != "html":
         return
     root = Path(app.outdir).resolve()
@@ -57,12 +57,12 @@ def check(app: Sphinx, exception: Exception | None) -> None:
             if target.is_dir():
                 target /= "index.html"
             if not target.is_file():
-                logger.warning("%s refers to %s, which is not there", place, address)
+                logger.warning("%s links to %s, which does not exist", place, address)
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places:
-                logger.warning("%s refers to %s, whose page has no such place", place, address)
+                logger.warning("%s links to %s, but that page has no such anchor", place, address)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect."""
+    """Register the event handler."""
     app.connect("build-finished", check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""The order in which the guides are read."""
+"""Order the guides of the gallery."""
 
 from pathlib import Path
 
@@ -21,16 +21,16 @@ GUIDES = (
 
 
 class ReadingOrder:
-    """Sort key of sphinx-gallery: the guides as listed here, others after them, by name."""
+    """Sort key of sphinx-gallery: the guides in the order of ``GUIDES``, then all others by name."""
 
     def __init__(self, src_dir: str) -> None:
         self.src_dir = src_dir
 
     def __call__(self, filename: str | Path) -> tuple[int, str]:
-        """Where a script stands."""
+        """Return the sort key of a script."""
         name = Path(filename).name
         return (GUIDES.index(name) if name in GUIDES else len(GUIDES), name)
 
     def __repr__(self) -> str:
-        """The same in every build, which would begin anew otherwise."""
+        """Return the same text in every build. Another text would make Sphinx build all pages again."""
         return "<ReadingOrder>"

@@ -1,7 +1,7 @@
-"""Fail the build where a public name of the package has no entry in the API pages.
+"""Fail the build if a public name of the package is missing from the API pages.
 
-Names are documented as they are imported: ``crossmodal_attn.CMRA``, and those that only a module has as
-``crossmodal_attn.dropout.Dropout``. References in docstrings, which are written short, are resolved to these.
+Names are documented as users import them: ``crossmodal_attn.CMRA``, or ``crossmodal_attn.dropout.Dropout`` if only a
+module exports them. Short references in docstrings are resolved to these names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def public_names() -> Iterator[tuple[str, ...]]:
-    """Every name of every ``__all__``, each with the full names that its entry may have."""
+    """Yield each name of each ``__all__``, as the full names that its entry may have."""
     package = importlib.import_module(PACKAGE)
     yield from ((f"{PACKAGE}.{name}",) for name in package.__all__ if not name.startswith("__"))
     for module in pkgutil.iter_modules(package.__path__, f"{PACKAGE}."):
@@ -33,7 +33,7 @@ def public_names() -> Iterator[tuple[str, ...]]:
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of what is missing; ``make docs`` makes an error of it."""
+    """Warn about missing names. ``make docs`` turns warnings into errors."""
     documented = env.get_domain("py").data["objects"]
     for names in public_names():
         if not any(name in documented for name in names):
@@ -50,7 +50,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextEl
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect."""
+    """Register the event handlers."""
     app.connect("env-check-consistency", check)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -89,7 +89,7 @@ for epoch in range(1, 6):
         losses.append(loss.item())
     history.append((sum(losses) / len(losses), segment_accuracy(model, val)))
     print(f"epoch {epoch}   loss {history[-1][0]:.2f}   val {history[-1][1]:.1%}")
-print(f"calling everything background would get {background_accuracy(data, 'val'):.1%}")
+print(f"baseline, predicting background everywhere: {background_accuracy(data, 'val'):.1%}")
 
 # %%
 figure, left = plt.subplots(figsize=(6, 2.8), layout="constrained")

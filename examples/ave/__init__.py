@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-__all__ = ["InputError", "checking_input"]
+__all__ = ["InputError", "Setting", "checking_input"]
+
+Setting = Literal["supervised", "weak"]
+"""Train on a label for every second, or on one label for the whole video."""
 
 
 class InputError(Exception):

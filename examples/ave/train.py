@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,15 @@ from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accele
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
 from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_learning_curves
-from ave.results.files import check_output, new_output, write_csv, write_json, write_predictions
+from ave.results.files import (
+    check_output,
+    clearing,
+    new_output,
+    write_csv,
+    write_json,
+    write_predictions,
+    writing_directory,
+)
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.report import report
 from ave.results.tables import files_table
@@ -259,9 +266,8 @@ def main(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
         f"if this is stopped, --resume {output} continues it"
     )
-    with _pointing_to_resume(output):
+    with clearing(output, new=saved is None, main=accelerator.is_main_process), _pointing_to_resume(output):
         if accelerator.is_main_process:
-            output.mkdir(parents=True, exist_ok=True)
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
         options = {"eventless_category": data.eventless_category} if config.setting == "supervised" else {}
@@ -302,6 +308,8 @@ def main(
             place = output / f"seed-{seed}"
             checkpoints = Checkpoints(place / "checkpoints", config.keep)
             history, best = _restore(checkpoints, model, adam, accelerator)
+            if accelerator.is_main_process:
+                checkpoints.start(len(history))
             logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides what comes after the checkpoint
             accelerator.init_trackers(place.name, init_kwargs=logging)
 
@@ -476,14 +484,8 @@ def _restore(
 
 def _save_network(model: CMRAN, directory: Path, card: dict[str, Any]) -> None:
     """Write the chosen weights with all that they need, whole or not at all."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial, model_card_kwargs=card)
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing_directory(directory) as temporary:
+        model.save_pretrained(temporary, model_card_kwargs=card)
 
 
 def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:

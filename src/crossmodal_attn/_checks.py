@@ -1,4 +1,4 @@
-"""Checks of arguments. Every message names the argument, what was expected and what came."""
+"""Check arguments. Every error message names the argument, what was expected, and what was given."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +25,8 @@ __all__ = [
 
 
 def check_size(name: str, value: int, minimum: int = 1) -> None:
-    """An integer option that counts something."""
-    # Under non-strict torch.export a size is a SymInt.
+    """Check that an option is an integer of at least ``minimum``."""
+    # In non-strict torch.export, a size is a SymInt.
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < minimum:
@@ -34,7 +34,7 @@ def check_size(name: str, value: int, minimum: int = 1) -> None:
 
 
 def check_widths(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]:
-    """Give back a width, or a list or tuple of at least one width as a tuple."""
+    """Check a width, or a list or tuple of at least one width, and return it, a list as a tuple."""
     if not isinstance(value, (list, tuple)):
         if not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{name} must be an int, or a list or tuple of them, got {type(value).__name__}")
@@ -48,7 +48,7 @@ def check_widths(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]
 
 
 def check_divisible(embed_dim: int, num_heads: int) -> None:
-    """Heads share the width evenly."""
+    """Check that ``num_heads`` divides ``embed_dim``."""
     check_size("embed_dim", embed_dim)
     check_size("num_heads", num_heads)
     if embed_dim % num_heads:
@@ -58,7 +58,7 @@ def check_divisible(embed_dim: int, num_heads: int) -> None:
 
 
 def check_probability(name: str, value: float) -> None:
-    """A dropout probability."""
+    """Check that a dropout probability lies in [0, 1]."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
     if not 0 <= value <= 1:
@@ -66,18 +66,18 @@ def check_probability(name: str, value: float) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """A tensor at all: lists and arrays are refused before torch sees them."""
+    """Check that a value is a tensor, and not a list or an array."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
 def check_dtype(name: str, value: Tensor, owner: str, dtype: torch.dtype) -> None:
-    """A floating-point dtype, and that of its ``owner``, unless autocast will make them one.
+    """Check that a tensor has the expected floating-point dtype, unless autocast will convert it.
 
     Args:
         name: the argument's name.
         value: the argument.
-        owner: what has ``dtype``, in words that end with the verb.
+        owner: the subject of the error message, with its verb: "query has".
         dtype: the expected dtype.
     """
     if not value.is_floating_point():
@@ -86,7 +86,7 @@ def check_dtype(name: str, value: Tensor, owner: str, dtype: torch.dtype) -> Non
         return
     device = value.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    # Autocast leaves float64 alone.
+    # Autocast does not convert float64.
     if not autocast or torch.float64 in (value.dtype, dtype):
         raise TypeError(
             f"{name} has dtype {value.dtype}, but {owner} {dtype}: "
@@ -97,16 +97,16 @@ def check_dtype(name: str, value: Tensor, owner: str, dtype: torch.dtype) -> Non
 def check_features(
     name: str, value: Tensor, size: int, option: str, layer: nn.Module, dtype_of: nn.Module, *, sequence: bool = True
 ) -> None:
-    """Features whose last dimension, and dtype, are those that ``layer`` was built for.
+    """Check the shape and the dtype of the features that enter a layer.
 
     Args:
         name: the argument's name.
         value: the features.
         size: the expected size of the last dimension.
         option: the constructor option that fixed ``size``.
-        layer: the layer that speaks.
-        dtype_of: the projection that the features enter.
-        sequence: whether the features are (batch, time, width), rather than (*, width).
+        layer: the layer that the error message names.
+        dtype_of: the projection that the features enter; its weight has the expected dtype.
+        sequence: True for features (batch, time, width), False for (*, width).
     """
     check_tensor(name, value)
     if sequence and value.dim() != 3:
@@ -116,16 +116,16 @@ def check_features(
     if value.dim() == 0 or value.shape[-1] != size:
         came = f"{value.shape[-1]} channels in its last dimension" if value.dim() else "no dimensions"
         raise ValueError(f"{name} has {came}, but this {layer_name} was built with {option}={size}")
-    # Wrapped or quantised projections may hold no floating-point weight to compare with.
+    # A wrapped or quantized projection may have no floating-point weight.
     weight = getattr(dtype_of, "weight", None)
     expected = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else value.dtype
     check_dtype(name, value, f"the weights of this {layer_name} have", expected)
 
 
 def check_projected(name: str, projected: Tensor, size: int, layer: nn.Module) -> None:
-    """What a projection gives, ``size`` channels, all of them.
+    """Check that a projection returns all of its ``size`` channels, and not one process's part of them.
 
-    Heads cut out of a part would attend, and be wrong: of keys and values in one projection, half are the keys alone.
+    A part would give wrong results without an error: the first half of the joint key and value projection is only keys.
     """
     if projected.shape[-1] != size:
         raise ValueError(
@@ -136,7 +136,7 @@ def check_projected(name: str, projected: Tensor, size: int, layer: nn.Module) -
 
 
 def check_match(name: str, value: Tensor, dims: dict[int, str], other_name: str, other: Tensor) -> None:
-    """The dimensions, and the device, that two arguments share."""
+    """Check that two arguments have the same sizes in ``dims`` and the same device."""
     for dim, meaning in dims.items():
         if value.shape[dim] != other.shape[dim]:
             raise ValueError(
@@ -147,13 +147,13 @@ def check_match(name: str, value: Tensor, dims: dict[int, str], other_name: str,
 
 
 def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """The device that two arguments share."""
+    """Check that two arguments are on the same device."""
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
 def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> None:
-    """A padding mask of ``shape``, on the device of the features ``like``."""
+    """Check that a padding mask is bool, has ``shape``, and is on the device of the features ``like``."""
     check_tensor(name, mask)
     if mask.dtype != torch.bool:
         added = ", mask < 0 if it is added to scores (0 and -inf)" if mask.is_floating_point() else ""
@@ -167,15 +167,15 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
 
 
 def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor, *, per_head: bool) -> None:
-    """A mask of scores of ``shape``, (B, H, T, M), on the device of the features ``like``.
+    """Check that an attention mask fits the scores (B, H, T, M) and is on the device of the features ``like``.
 
     Args:
         name: the argument's name.
         mask: the mask, bool or floating point.
-        shape: the shape to broadcast to.
+        shape: the shape of the scores, (B, H, T, M).
         like: the features that the mask belongs to.
-        per_head: whether to read three dimensions as (H, T, M), as broadcasting does, rather than as a layer's
-            (B, T, M) or (B * H, T, M).
+        per_head: whether three dimensions mean (H, T, M), as in broadcasting. If False they mean (B, T, M) or
+            (B * H, T, M), as in the layers.
     """
     check_tensor(name, mask)
     if mask.dtype != torch.bool and not mask.is_floating_point():
@@ -200,20 +200,20 @@ def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Te
 
 
 def list_contexts(context: object, **beside: object) -> tuple[list[str], list[Any], list[list[Any]]]:
-    """List the contexts of a layer, and what belongs to each of them.
+    """Return the contexts of a layer, and the masks of each, as lists of equal lengths.
 
     Args:
-        context: a tensor; a list or tuple of tensors and, for modalities that are lacking, None; or None.
-        beside: by name, what belongs to the contexts: to a tensor one thing, to a list as many in a list or tuple.
+        context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
+        beside: masks by argument name: one for a tensor, a list or tuple for a list of contexts, or None.
 
     Returns:
-        tuple[list[str], list[Any], list[list[Any]]]: what follows "context" in the name of each context; the contexts,
-        of which some may still be other than tensors; and for each of ``beside`` a list as long as the contexts.
+        tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as
+        "[0]"; the contexts; and for each argument in ``beside`` its masks.
     """
     if context is None:
         for name, value in beside.items():
             if value is not None:
-                raise ValueError(f"{name} was given without context: expected None")
+                raise ValueError(f"{name} must be None where no context is given, got {type(value).__name__}")
         return [], [], [[] for _ in beside]
     if isinstance(context, Tensor):
         return [""], [context], [[value] for value in beside.values()]
@@ -231,13 +231,15 @@ def list_contexts(context: object, **beside: object) -> tuple[list[str], list[An
             raise ValueError(f"{name} must be {expected}, got {len(own)}")
         for index, features in enumerate(context):
             if features is None and own[index] is not None:
-                raise ValueError(f"{name}[{index}] was given without context[{index}]: expected None")
+                raise ValueError(
+                    f"{name}[{index}] must be None where context[{index}] is None, got {type(own[index]).__name__}"
+                )
         listed.append(own)
     return [f"[{index}]" for index in range(len(context))], list(context), listed
 
 
 def check_contexts(contexts: Sequence[object], widths: Sequence[int], layer: nn.Module) -> None:
-    """As many contexts as ``layer`` was built for; a modality that is lacking keeps its place."""
+    """Check that ``layer`` is given as many contexts, tensors or None, as it was built for."""
     if len(contexts) != len(widths):
         raise ValueError(
             f"context must hold {len(widths)} in all, one for each width of context_dim={list(widths)} of this "

@@ -1,4 +1,4 @@
-"""Tell plain eager computation from code that is compiled, exported, traced or watched."""
+"""Detect whether torch runs eagerly: neither compiled, exported, traced nor under a dispatch mode."""
 
 import torch
 
@@ -6,9 +6,9 @@ __all__ = ["runs_eagerly"]
 
 
 def runs_eagerly() -> bool:
-    """Return whether operations are computed as they are called, and nobody compiles, traces or watches them.
+    """Return whether each operation runs when it is called, without compiler, tracer or dispatch mode.
 
-    A dispatch mode watches. That of selective checkpointing keeps results, which must then not be overwritten.
+    A dispatch mode may keep the results of operations, as selective checkpointing does. They must not be overwritten.
     """
     return (
         not torch.compiler.is_compiling()

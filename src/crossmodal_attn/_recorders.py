@@ -1,6 +1,6 @@
-"""Open recordings of attention maps: what a layer tells of a forward pass, and who listens.
+"""Pass the attention maps of each forward pass to the recorders that are open.
 
-A registry, not hooks: hooks live in a module's dictionary, and so they would go with every copy and every file of it.
+Recorders are in a registry of this module. Hooks would be part of the layer, and so of its copies and saved files.
 """
 
 import sys
@@ -13,34 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Recorder", "tell_maps"]
+__all__ = ["Recorder", "record_maps"]
 
 
 class Recorder:
-    """Keep the attention maps of some layers, from ``open`` to ``close``.
+    """Keep the attention maps of some layers between ``open`` and ``close``.
 
     Args:
-        layers: the layers, by path.
-        every_call: whether to keep the maps of every call, in lists, or only the latest.
+        layers: the layers, by module path.
+        every_call: whether to keep the maps of every call, in lists. If False, only those of the latest call are kept.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], every_call: bool) -> None:
         self.maps: dict[str, Any] = {}
-        # By identity, since a module may define equality; with the modules, lest another one get the identity.
+        # Keyed by id, since a module may define __eq__. The modules are kept alive, so that no id is used again.
         self._layers = {id(layer): (path, layer) for path, layer in layers.items()}
         self._every_call = every_call
         self._lock = Lock()
 
     def open(self) -> None:
-        """Listen to the layers, in all threads, and let compiled code run eagerly."""
+        """Start recording, in all threads, and make compiled code run eagerly."""
         global _opened, _eager
         with _registry_lock:
-            if not _eager and "torch._dynamo" in sys.modules:  # else nothing is compiled; to import it takes seconds
+            if not _eager and "torch._dynamo" in sys.modules:  # importing it takes seconds
                 _eager = torch.compiler.set_stance("force_eager")
             _opened = (*_opened, self)
 
     def close(self) -> None:
-        """Listen no more; what is kept by now stays as it is."""
+        """Stop recording. What was recorded does not change any more."""
         global _opened, _eager
         with _registry_lock:
             _opened = tuple(other for other in _opened if other is not self)
@@ -50,14 +50,14 @@ class Recorder:
         with self._lock:
             self._layers = {}
 
-    def listens_to(self, layer: nn.Module) -> bool:
-        """Whether the layer is one of those."""
+    def records(self, layer: nn.Module) -> bool:
+        """Return whether this recorder records the layer."""
         return id(layer) in self._layers
 
     def keep(self, layer: nn.Module, maps: Mapping[str, Tensor]) -> None:
-        """Keep the maps of one call, by name; those of one call together, whatever other threads do."""
+        """Keep the maps of one call, by name. A lock keeps calls of other threads apart."""
         with self._lock:
-            if not self.listens_to(layer):  # closed since this forward pass began
+            if not self.records(layer):  # the recorder was closed during this forward pass
                 return
             path, _ = self._layers[id(layer)]
             for name, kept in maps.items():
@@ -69,51 +69,52 @@ class Recorder:
 
 
 _opened: tuple[Recorder, ...] = ()
-"""Replaced and never changed, so that a layer may go over it while other threads open and close."""
+"""The open recorders. The tuple is replaced, never changed, so that other threads can iterate over it."""
 _eager: Any = None
-"""The compiler's stance, which is one for all threads, from the first opening to the last closing."""
+"""The compiler's stance, while any recorder is open. There is one stance for all threads."""
 _registry_lock = Lock()
 
 
-def tell_maps(layer: nn.Module, make: Callable[[], dict[str, Tensor]]) -> None:
-    """Leave the maps of a forward pass with the recorders that listen to ``layer``, if there are any.
+def record_maps(layer: nn.Module, make: Callable[[], dict[str, Tensor]]) -> None:
+    """Give the maps of a forward pass to the open recorders of ``layer``.
 
     Args:
-        layer: whose forward pass it is.
-        make: gives the maps, by name, in memory that nobody else has. It is called only if somebody listens, and
-            without a graph, so that the pass saves the same for its backward pass with and without a recording.
+        layer: the layer that runs its forward pass.
+        make: returns the maps, by name, in memory of their own. It is called only if a recorder is open for the layer.
+            It runs without gradients, so that recording does not change what the backward pass saves.
     """
-    # Compilation is asked for first: compiled and exported code then holds nothing of all this, not even a guard.
+    # is_compiling comes first: then compiled and exported code has no trace of recording, not even a guard.
     if not torch.compiler.is_compiling() and _opened:
-        listeners = [recorder for recorder in _opened if recorder.listens_to(layer)]
-        if listeners and not _repeats_or_traces():
-            _tell(layer, make, listeners)
+        recorders = [recorder for recorder in _opened if recorder.records(layer)]
+        if recorders and not _repeats_or_traces():
+            _record(layer, make, recorders)
 
 
 def _repeats_or_traces() -> bool:
-    """Whether this is no pass of its own.
+    """Return whether this pass must not be recorded: a repeated one of activation checkpointing, or a traced one.
 
-    In a backward pass activation checkpointing repeats one that was told of. A trace would keep the maps' operators.
+    Activation checkpointing repeats forward passes during the backward pass. A trace would contain the operations that
+    make the maps.
     """
     in_backward = getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1
     return in_backward or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _tell(layer: nn.Module, make: Callable[[], dict[str, Tensor]], listeners: list[Recorder]) -> None:
+def _record(layer: nn.Module, make: Callable[[], dict[str, Tensor]], recorders: list[Recorder]) -> None:
     kept: dict[str, Tensor] = {}
-    # Modes would count or, with selective checkpointing, save what is no part of the pass.
+    # Dispatch modes must not see the maps: counters would count them, selective checkpointing would save them.
     without_modes = getattr(torch.utils._python_dispatch, "_disable_current_modes", nullcontext)
     with torch.no_grad(), without_modes():
         for name, weights in make().items():
             _Bare.apply(weights, partial(kept.__setitem__, name))  # type: ignore[no-untyped-call]
-    for recorder in listeners:
+    for recorder in recorders:
         recorder.keep(layer, kept)
 
 
 class _Bare(torch.autograd.Function):
-    """Hand on a tensor as it is below all function transforms, whose own tensors are of no use outside of them.
+    """Pass on a plain tensor from inside function transforms, whose wrapped tensors are useless outside of them.
 
-    The dimensions that are mapped over come first, the outermost first of all.
+    Mapped dimensions come first, the outermost at the very front.
     """
 
     @staticmethod
@@ -123,7 +124,7 @@ class _Bare(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing: there is no way back."""
+        """Save nothing, as there is no backward pass."""
 
     @staticmethod
     def vmap(_info: Any, in_dims: tuple[int | None, None], weights: Tensor, receive: Any) -> tuple[Tensor, None]:

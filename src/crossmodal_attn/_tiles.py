@@ -1,8 +1,8 @@
-"""Compute AGSCA's two passes over the visual map in tiles on a CPU, so that no other map of its size is built.
+"""Compute AGSCA's two passes over the visual map in tiles that fit the cache of a CPU.
 
-Written out, the layer writes and reads a map as large as the video between any two of its steps. A tile of segments
-fits the cache: it is used up at once, and only what the backward pass needs is kept. The plain forms define the
-result. They run wherever tiles do not apply, and they compute all higher derivatives.
+Without tiles, each step of the layer writes a map as large as the video, and the next step reads it. With tiles, only
+the maps that the backward pass needs are built. The plain functions ``_pool`` and ``_attend`` define the results. They
+run where tiles do not apply, and they compute all higher derivatives.
 Axes: * any (batch, time), S segments, N positions, C channels, D hidden.
 """
 
@@ -22,7 +22,7 @@ from crossmodal_attn._eager import runs_eagerly
 __all__ = ["attend_map", "tiles_apply"]
 
 ROWS = 1024
-"""Positions in a tile: enough for fast matrix products, few enough for the cache."""
+"""The number of positions in a tile: large enough for fast matrix products, small enough for the cache."""
 
 LINEAR_FORWARD = nn.Linear.forward
 
@@ -35,7 +35,7 @@ def attend_map(
     compared: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weight the channels of a map, then its positions, and sum it over the positions.
+    r"""Weight the channels and then the positions of a visual map, and sum it over the positions.
 
     .. math::
         M_c &= \operatorname{excite}(\operatorname{avgpool}_N \operatorname{ReLU}(U v)), \qquad g = M_c + 1 \\
@@ -44,10 +44,10 @@ def attend_map(
 
     Args:
         video: v, (*, N, C).
-        channel_projection: U, maps C to C'.
+        channel_projection: U, which maps C to C'.
         excite: maps the pooled map (*, C') to the channel map M_c (*, C).
-        spatial_projection: U', maps C to D.
-        compared: w, the vector that each position is compared with, (*, D).
+        spatial_projection: U', which maps C to D.
+        compared: w, the vector that is multiplied with each position, (*, D).
         bias: b, (1,).
 
     Returns:
@@ -74,9 +74,9 @@ def attend_map(
 
 
 def tiles_apply(video: Tensor, *projections: nn.Module) -> bool:
-    """Return whether the map can be computed in tiles: eagerly, on a CPU, by linear layers that nothing else touches.
+    """Return whether tiles apply: torch runs eagerly on a CPU, and the projections are unmodified ``nn.Linear``.
 
-    A projection whose call is replaced, wrapped or watched must be called as a module, on the whole map.
+    A projection that is replaced, wrapped or has hooks must be called as a module, on the whole map.
     """
     return (
         runs_eagerly()
@@ -101,8 +101,8 @@ def _is_plain(projection: nn.Module) -> bool:
 
 
 def _compute_dtype(video: Tensor) -> torch.dtype:
-    """Return the dtype in which autocast, if it is on, would compute a matrix product with ``video``."""
-    # Autocast leaves float64 alone.
+    """Return the dtype of matrix products with ``video``, which autocast may change."""
+    # Autocast does not convert float64.
     if torch.is_autocast_enabled("cpu") and video.dtype != torch.float64:
         return torch.get_autocast_dtype("cpu")
     return video.dtype
@@ -125,7 +125,7 @@ def _attend(
 
 
 def _flatten(tensor: Tensor, trailing: int) -> Tensor:
-    """Join all dimensions but the trailing ones."""
+    """Join all dimensions except the last ``trailing`` ones."""
     split = tensor.dim() - trailing
     return tensor.reshape(math.prod(tensor.shape[:split]), *tensor.shape[split:])
 
@@ -136,12 +136,12 @@ def _apply(function: type[Function], *inputs: Any) -> Any:
 
 
 def _must_be_plain(*gradients: Tensor | None) -> bool:
-    """Return whether gradients will be differentiated in turn, or come in a batch, as with ``is_grads_batched``."""
+    """Return whether gradients will be differentiated again, or are batched, as with ``is_grads_batched``."""
     try:
         for gradient in gradients:
             if gradient is not None:
                 gradient.data_ptr()
-    except RuntimeError:  # a batch that vmap takes apart has no memory of its own to work in
+    except RuntimeError:  # a tensor inside vmap has no data pointer
         return True
     return torch.is_grad_enabled()
 
@@ -152,7 +152,7 @@ def _tiles(video: Tensor) -> Iterator[slice]:
 
 
 def _buffer(video: Tensor, width: int) -> Tensor:
-    """Make room for a tile, to be used by all in turn."""
+    """Allocate the memory of one tile, which all tiles reuse."""
     return video.new_empty(min(len(video), max(1, ROWS // video.shape[1])), video.shape[1], width)
 
 
@@ -163,12 +163,12 @@ def _project(tile: Tensor, weight: Tensor, bias: Tensor, buffer: Tensor) -> Tens
 
 
 def _zeros(parameter: Tensor) -> Tensor:
-    """Make a sum over tiles, which needs more than half precision."""
+    """Return zeros for a sum over tiles, in at least float32."""
     return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a matrix product in place, by an operator that counters of FLOPs know."""
+    """Add a matrix product in place, by an operator that FLOP counters support."""
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, out=total)
     else:
@@ -176,46 +176,46 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class _InTiles(Function):
-    """Share what both passes do: two results, then what is kept for the backward pass.
+    """Base of both passes. Outputs: two results, then the tensors that are kept for the backward pass.
 
-    Inputs: routes, which are there for their gradient alone; tensors, of which the first is the video (S, N, C) and
-    has its gradient at the route if there is one; last, whether a backward pass may follow. A route leads the gradient
-    of a second pass through the first, which adds to it in place. The video is an input of its own, since gradients of
-    higher order reach it by other ways, and must not be added to.
+    Inputs: ``routes`` tensors, then the tensors of ``plain``, then whether a backward pass may follow. The first tensor
+    of ``plain`` is the video (S, N, C). A route is the video again, as the first pass returns it. It only carries a
+    gradient: the second pass gives the video's gradient to the route, and the first pass adds its own to that in place.
+    The video is also an input of its own, since higher-order gradients reach it in other ways and must not be modified.
     """
 
     routes: int
     kept: int
     plain: Callable[..., tuple[Tensor, Tensor]]
-    """The two results, by torch's own operations."""
+    """Computes the two results by torch's own operations."""
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        """Save the tensors, and what ``forward`` kept."""
+        """Save the input tensors and the kept outputs."""
         kept = [tensor for tensor in output[2:] if tensor is not None]
         tensors = inputs[cls.routes : -1]
         ctx.save_for_backward(*tensors, *kept)
         ctx.save_for_forward(*tensors)
         ctx.mark_non_differentiable(*kept)
-        ctx.set_materialize_grads(False)  # those of what is kept would be large
+        ctx.set_materialize_grads(False)  # gradients of the kept outputs would be large
 
     @classmethod
     def plain_backward(cls, ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of the inputs such that they can be differentiated in turn."""
+        """Compute the gradients of the inputs in a form that can be differentiated again."""
         tensors = ctx.saved_tensors[: len(ctx.needs_input_grad) - 1 - cls.routes]
         d_video, *others = torch.func.vjp(cls.plain, *tensors)[1](gradients)
         return (d_video, *(None,) * cls.routes, *others, None)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        """Compute the results of a batch of inputs; nothing is kept, since their backward pass is the plain one."""
+        """Compute the results of a batch of inputs by ``plain``. Nothing is kept, as the backward pass is plain too."""
         batched = slice(cls.routes, -1)
         results = torch.vmap(cls.plain, in_dims[batched], randomness=info.randomness)(*inputs[batched])
         return (*results, *(None,) * cls.kept), (0, 0, *(None,) * cls.kept)
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Any) -> Any:
-        """Compute the tangents as the transpose of the transpose, since torch does not nest forward mode."""
+        """Compute the tangents by two reverse passes, since torch does not support nested forward mode."""
         tensors = ctx.saved_tensors
         results, pull, *_ = torch.func.vjp(cls.plain, *tensors)
         pushed = torch.func.vjp(pull, tuple(map(torch.zeros_like, results)))[1](
@@ -228,7 +228,7 @@ class _InTiles(Function):
 
 
 class _Pool(_InTiles):
-    """Give the average of the projected map, and the video once more, as the way back for another gradient."""
+    """Return the average of the projected map, and the video again, as the route of the second pass."""
 
     routes, kept = 0, 1
 
@@ -239,7 +239,7 @@ class _Pool(_InTiles):
     @staticmethod
     def forward(video: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         pooled = video.new_empty(len(video), len(weight))
-        # A byte for each channel is all that is kept of the projected map; torch reads int8 faster than bool.
+        # Of the projected map, only its sign is kept, in one byte per channel. Torch reads int8 faster than bool.
         is_on = video.new_empty(*video.shape[:2], len(weight), dtype=torch.int8) if keep else None
         buffer = _buffer(video, len(weight))
         for tile in _tiles(video):
@@ -256,7 +256,7 @@ class _Pool(_InTiles):
         if _must_be_plain(d_pooled, d_again):
             return _Pool.plain_backward(ctx, d_pooled, torch.zeros_like(video) if d_again is None else d_again)
         needs_video, needs_weight, needs_bias, _keep = ctx.needs_input_grad
-        # What comes was made by _Attend for this alone, so it may be added to.
+        # _Attend made this gradient for this function only, so it can be modified in place.
         d_video = video.new_zeros(video.shape) if needs_video and d_again is None else d_again
         d_weight = _zeros(weight) if needs_weight else None
         d_bias = _zeros(bias) if needs_bias else None
@@ -274,7 +274,7 @@ class _Pool(_InTiles):
 
 
 class _Attend(_InTiles):
-    """Give the gated map summed over its positions, and the spatial map that weights them."""
+    """Return the weighted sum of the gated map over its positions, and the spatial map that weights them."""
 
     routes, kept = 1, 3
 
@@ -296,7 +296,7 @@ class _Attend(_InTiles):
         keep: bool,
     ) -> tuple[Tensor | None, ...]:
         summed = torch.empty_like(gate)
-        # Under autocast the offset stays in float32, and so do the scores that it is added to.
+        # Under autocast the offset stays in float32, and so do the scores.
         scores = video.new_empty(video.shape[:2], dtype=torch.promote_types(video.dtype, offset.dtype))
         projected_map = video.new_empty(*video.shape[:2], len(weight)) if keep else None
         gated_map, projected = _buffer(video, video.shape[-1]), _buffer(video, len(weight))

@@ -1,7 +1,8 @@
-"""Audio-guided spatial-channel attention (AGSCA): the sound picks the channels and the places of the visual map.
+"""Audio-guided spatial-channel attention (AGSCA): audio weights the channels and the positions of a visual map.
 
-The published products of maps are never built: gating by audio commutes with pooling, the channel map with the
-spatial sum, and the spatial logits are one contraction. Axes: * any (batch, time), N positions, C channels, D hidden.
+The products of maps in Eq. 1-3 are never built. Gating by audio commutes with pooling, the channel map commutes with
+the spatial sum, and the spatial logits are one contraction.
+Axes: * any (batch, time), N positions, C channels, D hidden.
 """
 
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_device, check_dtype, check_features, check_size, check_tensor
-from crossmodal_attn._recorders import tell_maps
+from crossmodal_attn._recorders import record_maps
 from crossmodal_attn._tiles import attend_map
 
 __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
@@ -21,28 +23,24 @@ __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
 def channel_attention(
     video: Tensor, audio: Tensor, squeeze: Callable[[Tensor], Tensor], excite: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    r"""Which channels the sound asks for, from projected features.
+    r"""Return the channel map: how much the audio weights each channel, from projected features.
 
     .. math::
         M_c = \sigma\left(W_1 \operatorname{ReLU}\left(U_1\,
             \operatorname{ReLU}(a) \odot \operatorname{avgpool}_N \operatorname{ReLU}(v)\right)\right)
 
     Eq. 1-2 of Xu et al., ACM MM 2020, where :math:`a` and :math:`v` stand for the projected :math:`U_a a` and
-    :math:`U_v v`. The paper pools the product; audio is the same at every position, so the product of the pooled is
-    equal and N times smaller.
+    :math:`U_v v`. The paper pools the product of both. The audio is the same at every position, so it can be multiplied
+    after pooling: the result is equal, and no product of N positions is built.
 
     Args:
         video: the projected visual map, (*, N, C).
         audio: the projected audio, (*, C).
-        squeeze: U_1, maps (*, C) to (*, D).
-        excite: W_1, maps (*, D) to (*, C').
+        squeeze: U_1, which maps (*, C) to (*, D).
+        excite: W_1, which maps (*, D) to (*, C').
 
     Returns:
-        Tensor: the channel map (*, C'), in (0, 1). The residual of the paper (one is added) is left to the caller.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if ``video`` and ``audio`` do not fit each other.
+        Tensor: the channel map (*, C'), in (0, 1). The paper then adds one (a residual connection); the caller does it.
 
     Examples:
         >>> squeeze, excite = torch.nn.Linear(512, 256), torch.nn.Linear(256, 512)
@@ -59,33 +57,29 @@ def channel_attention(
 def _excite(
     pooled: Tensor, audio: Tensor, squeeze: Callable[[Tensor], Tensor], excite: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The channel map of the pooled map (*, C) and the projected audio (*, C)."""
+    """Return the channel map of the pooled map (*, C) and the projected audio (*, C)."""
     return excite(F.relu(squeeze(F.relu(audio) * pooled))).sigmoid()
 
 
 def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""Where the sound comes from, from projected features.
+    r"""Return the spatial map: how much the audio weights each position, from projected features.
 
     .. math::
         M_s = \operatorname{softmax}_N\left(\tanh\left(
             (W_2 \odot \operatorname{ReLU}(a)) \cdot \operatorname{ReLU}(v)\right)\right)
 
     Eq. 3 of Xu et al., ACM MM 2020, where :math:`a` and :math:`v` stand for the projected :math:`U_a' a` and
-    :math:`U_v' v_c`, and :math:`W_2` maps their product to one logit. The weight joins the audio first, so that the
-    product of the maps is never built.
+    :math:`U_v' v_c`, and :math:`W_2` maps their product to one logit. The weight is multiplied with the audio first, so
+    that the product of the maps is never built.
 
     Args:
         video: the projected visual map, (*, N, D).
         audio: the projected audio, (*, D).
         weight: W_2, (D,).
-        bias: its bias, (1,).
+        bias: the bias of W_2, (1,).
 
     Returns:
         Tensor: the spatial map (*, N), which sums to one over N.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if the arguments do not fit one another.
 
     Examples:
         >>> attention = spatial_attention(torch.randn(2, 10, 49, 256), torch.randn(2, 10, 256), torch.randn(256))
@@ -100,7 +94,7 @@ def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor
         if tuple(parameter.shape) != tuple(shape):
             raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(parameter.shape)}")
         check_device(name, parameter, "video", video)
-    logits = (F.relu(video) @ (weight * F.relu(audio)).unsqueeze(-1)).squeeze(-1)
+    logits = einsum(F.relu(video), weight * F.relu(audio), "... position hidden, ... hidden -> ... position")
     return (logits if bias is None else logits + bias).tanh().softmax(-1)
 
 
@@ -119,7 +113,7 @@ def _check_fit(video: Tensor, audio: Tensor) -> None:
 
 
 class AGSCA(nn.Module):
-    r"""Audio-guided spatial-channel attention: sums a visual map over space, weighted by what is heard.
+    r"""Audio-guided spatial-channel attention: sum a visual map over space, weighted by the audio.
 
     .. math::
         M_c &= \sigma(W_1 \operatorname{ReLU}(U_1 \operatorname{avgpool}_N(
@@ -128,19 +122,15 @@ class AGSCA(nn.Module):
             & v_{cs} &= \textstyle\sum_N M_s v_c
 
     Eq. 1-3 of Xu et al., "Cross-Modal Relation-Aware Networks for Audio-Visual Event Localization", ACM MM 2020.
-    Each segment is on its own: nothing passes from one to another, so padded segments need no mask; but NaN or Inf in
-    them would reach the gradients of the weights, so zero what may hold any.
+    Segments do not affect each other, so padded segments need no mask. But NaN or Inf in padding would reach the
+    gradients of the weights: if padding may contain them, set it to zero with :func:`zero_padding`.
 
     Args:
-        video_dim: C, channels of the visual map.
-        audio_dim: A, width of the audio.
-        hidden_dim: D, width of the bottleneck and of the spatial comparison.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        video_dim: C, the channels of the visual map.
+        audio_dim: A, the width of the audio features.
+        hidden_dim: D, the hidden width of both attentions.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> layer = AGSCA(video_dim=512, audio_dim=128)
@@ -175,13 +165,13 @@ class AGSCA(nn.Module):
         self.excite = nn.Linear(hidden_dim, video_dim, **factory)
         self.spatial_video_proj = nn.Linear(video_dim, hidden_dim, **factory)
         self.spatial_audio_proj = nn.Linear(audio_dim, hidden_dim, **factory)
-        # W_2 is a vector that joins the audio before it meets the map, so it is no module to call on the product.
+        # W_2 is multiplied with the audio before the map, so it is a vector, and not a module called on their product.
         self.spatial_weight = nn.Parameter(torch.empty(hidden_dim, **factory))
         self.spatial_bias = nn.Parameter(torch.empty(1, **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as :class:`torch.nn.Linear` does, W_2 like a linear map from ``hidden_dim`` to 1."""
+        """Initialize as :class:`torch.nn.Linear` does; W_2 is a linear map from ``hidden_dim`` to 1."""
         for module in self.children():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
@@ -192,20 +182,17 @@ class AGSCA(nn.Module):
     def forward(
         self, video: Tensor, audio: Tensor, *, need_weights: bool = False
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Sum the visual map over space, weighted by what is heard.
+        """Sum the visual map over space, weighted by the audio.
 
         Args:
-            video: the visual map (*, *spatial, C), channels last; one or more spatial dimensions: 49, 7 x 7, 4 x 7 x 7.
-            audio: (*, A), whose leading dimensions, say (B, T), are those of ``video``.
-            need_weights: whether to return the two maps too.
+            video: the visual map (*, *spatial, C), channels last, with one or more spatial dimensions, such as 49,
+                7 x 7 or 4 x 7 x 7.
+            audio: (*, A). Its leading dimensions, such as (B, T), are those of ``video``.
+            need_weights: whether to return the channel map and the spatial map too.
 
         Returns:
-            Tensor | tuple[Tensor, Tensor, Tensor]: the attended features (*, C); with ``need_weights`` also the
-            channel map M_c (*, C), in (0, 1), and the spatial map M_s (*, *spatial), which sums to one over space.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
+            Tensor | tuple[Tensor, Tensor, Tensor]: the attended features (*, C). With ``need_weights`` also the channel
+            map M_c (*, C), in (0, 1), and the spatial map M_s (*, *spatial), which sums to one over space.
         """
         check_features("audio", audio, self.audio_dim, "audio_dim", self, self.channel_audio_proj, sequence=False)
         check_features("video", video, self.video_dim, "video_dim", self, self.channel_video_proj, sequence=False)
@@ -214,7 +201,7 @@ class AGSCA(nn.Module):
         if video.shape[: len(leading)] != leading or not spatial or 0 in spatial:
             raise ValueError(
                 f"video must have the leading dimensions of audio, {tuple(leading)}, then one or more non-empty "
-                f"dimensions of space, then {self.video_dim} channels, got {tuple(video.shape)}"
+                f"spatial dimensions, then {self.video_dim} channels, got {tuple(video.shape)}"
             )
         check_device("video", video, "audio", audio)
         video = video.flatten(len(leading), -2)
@@ -227,12 +214,12 @@ class AGSCA(nn.Module):
             self.spatial_weight * F.relu(self.spatial_audio_proj(audio)),
             self.spatial_bias,
         )
-        tell_maps(
+        record_maps(
             self,
             lambda: {"channel_map": channel_map.clone(), "spatial_map": spatial_map.unflatten(-1, spatial).clone()},
         )
         return (output, channel_map, spatial_map.unflatten(-1, spatial)) if need_weights else output
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Return the options that ``repr`` shows."""
         return f"video_dim={self.video_dim}, audio_dim={self.audio_dim}, hidden_dim={self.hidden_dim}"

@@ -1,4 +1,4 @@
-"""Audio-video interaction: the product of two aligned modalities, attending to both of them.
+"""Audio-video interaction: the product of two aligned modalities attends to both of them.
 
 Axes: B batch, T time, H heads.
 """
@@ -17,7 +17,7 @@ __all__ = ["AVInteraction"]
 
 
 class AVInteraction(nn.Module):
-    r"""Fuse audio and video of the same segments into one sequence.
+    r"""Audio-video interaction: fuse the audio and the video of the same segments into one sequence.
 
     .. math::
         f = a_o \odot v_o, \qquad
@@ -28,15 +28,11 @@ class AVInteraction(nn.Module):
 
     Args:
         embed_dim: width of both modalities and of the output.
-        num_heads: H; divides ``embed_dim``.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        num_heads: number of heads H; must divide ``embed_dim``.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> layer = AVInteraction(256, num_heads=4)
@@ -77,17 +73,13 @@ class AVInteraction(nn.Module):
         Args:
             video: (B, T, embed_dim).
             audio: (B, T, embed_dim).
-            padding_mask: bool (B, T), True = padding, of both.
-            attn_mask: as for :meth:`CMRA.forward`, where the memory is [audio, video], M = 2 * T.
+            padding_mask: bool (B, T), True = padding, for both modalities.
+            attn_mask: as in :meth:`CMRA.forward`. The memory is [audio, video], so M = 2 * T.
             need_weights: whether to return the attention weights too.
 
         Returns:
-            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding; with
+            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the weights (B, H, T, 2 * T) over [audio, video].
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         for name, features in (("video", video), ("audio", audio)):
             check_features(name, features, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)

@@ -29,7 +29,7 @@ from crossmodal_attn._checks import (
     check_widths,
     list_contexts,
 )
-from crossmodal_attn._recorders import tell_maps
+from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import join_masks, zero_steps, zero_where
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
@@ -38,7 +38,7 @@ __all__ = ["CMRA", "relation_attention", "relation_weights"]
 def relation_attention(
     query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    r"""Scaled dot-product attention of projected heads, in which a row that may attend to nothing gives zero.
+    r"""Compute scaled dot-product attention of projected heads. A query that may attend to nothing gets zero.
 
     .. math:: \operatorname{softmax}\left(Q K^\top / \sqrt{D}\right) V
 
@@ -48,16 +48,12 @@ def relation_attention(
         query: (B, H, T, D).
         key: (B, H, M, D).
         value: (B, H, M, D).
-        attn_mask: broadcastable to (B, H, T, M), so that three dimensions are (H, T, M), where those of
-            :meth:`CMRA.forward` are (B, T, M); bool, True = may not attend, or floating point, added to the scores.
-        dropout_p: the probability of dropping an attention weight, in [0, 1].
+        attn_mask: bool, True = may not attend, or floating point, added to the scores. It must broadcast to
+            (B, H, T, M): three dimensions mean (H, T, M), unlike in :meth:`CMRA.forward`, where they mean (B, T, M).
+        dropout_p: probability of dropping an attention weight, in [0, 1].
 
     Returns:
         Tensor: (B, H, T, D). A row that may attend to nothing is zero, and so are its gradients, on every backend.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if the shapes do not fit one another, or ``dropout_p`` is out of range.
 
     Examples:
         >>> query, memory = torch.randn(2, 4, 10, 64), torch.randn(2, 4, 20, 64)
@@ -74,7 +70,7 @@ def relation_attention(
 
 
 def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
-    """Return the attention weights, before dropout, with which :func:`relation_attention` sums the values.
+    """Return the attention weights of :func:`relation_attention`, before dropout.
 
     Args:
         query: (B, H, T, D).
@@ -82,12 +78,8 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         attn_mask: as for :func:`relation_attention`.
 
     Returns:
-        Tensor: (B, H, T, M), computed in float32 at least, and given in the dtype of ``query``, under autocast too.
-        Each row sums to one, or to zero where it may attend to nothing.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if the shapes do not fit one another.
+        Tensor: (B, H, T, M), computed in at least float32 and returned in the dtype of ``query``, even under autocast.
+        Each row sums to one, or to zero if it may attend to nothing.
 
     Examples:
         >>> weights = relation_weights(torch.randn(2, 4, 10, 64), torch.randn(2, 4, 20, 64))
@@ -95,37 +87,40 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         (torch.Size([2, 4, 10, 20]), True)
     """
     _check_heads(query, key, key, attn_mask)
-    # As in the fused kernels, nothing is in half precision but what comes in and goes out.
+    # As in the fused kernels, only inputs and outputs are in half precision.
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
         scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
     if attn_mask is None:
         return scores.softmax(-1).to(query.dtype)
     mask, empty = _open_empty_rows(attn_mask, query)
-    # The sum with a mask of half precision's least number would overflow in half precision.
+    # In half precision, adding a mask of its smallest number would overflow.
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return zero_where(empty, scores.softmax(-1)).to(query.dtype)
 
 
 def _autocasts(query: Tensor) -> bool:
-    """Whether autocast gives attention another dtype; it leaves float64 alone."""
+    """Return whether autocast converts the inputs of attention, which it does except from float64."""
     device = query.device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return enabled and query.dtype != torch.float64
 
 
 def _open_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Give SDPA's form of a mask, with its empty rows opened, and those rows (B, H, T, 1), to be zeroed afterwards.
+    """Convert a mask to SDPA's convention, and open the rows that may attend to nothing.
 
-    Backends differ in what a softmax over nothing gives (zero or NaN); opening the row asks it of none of them.
-    SDPA's bool masks are True where a query *may* attend, the opposite of this library's.
+    The softmax of such a row is zero on some backends and NaN on others. An open row is safe on all of them, and the
+    caller sets its result to zero. In SDPA's bool masks, True means that a query *may* attend.
+
+    Returns:
+        tuple[Tensor, Tensor]: the mask for SDPA, and which rows were opened, bool, broadcastable to (B, H, T, 1).
     """
     attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     if attn_mask.dtype == torch.bool:
         empty = attn_mask.all(-1, keepdim=True)
         return ~attn_mask | empty, empty
     dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query) else query.dtype
-    attn_mask = attn_mask.to(dtype)  # first, since it can make -inf of a number that is finite in a wider dtype
+    attn_mask = attn_mask.to(dtype)  # before the test: a number that is finite in float32 can become -inf
     empty = (attn_mask == -torch.inf).all(-1, keepdim=True)
     return attn_mask.masked_fill(empty, 0), empty
 
@@ -145,7 +140,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
 
 
 def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
-    """Copy rows of parameters into one, frozen if all of them are."""
+    """Copy rows of parameters into one parameter, which is frozen if all of them are."""
     return nn.Parameter(
         torch.cat([parameter[rows] for parameter in parameters]),
         any(parameter.requires_grad for parameter in parameters),
@@ -153,7 +148,7 @@ def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
 
 
 class CMRA(nn.Module):
-    r"""Multi-head attention of a query over the concatenation of memories: cross-modal relation attention.
+    r"""Cross-modal relation attention: multi-head attention of a query over the concatenation of memories.
 
     .. math::
         m &= \operatorname{Concat}(y_1, \dots, y_n, x) \\
@@ -162,23 +157,19 @@ class CMRA(nn.Module):
         \operatorname{CMRA}(x, y_1, \dots, y_n) &= \operatorname{Concat}(\operatorname{head}_1, \dots) W^O
 
     Eq. 5-6 of Xu et al., "Cross-Modal Relation-Aware Networks for Audio-Visual Event Localization", ACM MM 2020.
-    The constructor's order is that of :class:`torch.nn.MultiheadAttention`, and so is the initialisation. Batch first.
+    Argument order and initialization are those of :class:`torch.nn.MultiheadAttention`. Tensors are batch first.
 
     Args:
-        embed_dim: width of the query and the output.
-        num_heads: H; divides ``embed_dim``.
+        embed_dim: width of the query and of the output.
+        num_heads: number of heads H; must divide ``embed_dim``.
         dropout: probability of dropping an attention weight in training, in [0, 1].
         bias: whether the projections have biases.
-        context_dim: width of the contexts; another width than ``embed_dim`` gives them a key and value projection of
-            their own. Or a list: the width of each context, with a projection for each, equal widths too.
-            Default: ``embed_dim``.
-        include_query: whether the query joins the memory, after the contexts. False gives co-attention.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if ``num_heads`` does not divide ``embed_dim``, or an option is out of range.
+        context_dim: width of the contexts. If it differs from ``embed_dim``, contexts have their own key and value
+            projection. A list gives the width of each context, and each has its own projection, even where widths are
+            equal. Default: ``embed_dim``.
+        include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> video, audio = torch.randn(2, 10, 256), torch.randn(2, 12, 256)
@@ -235,18 +226,18 @@ class CMRA(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as :class:`torch.nn.MultiheadAttention` does: Xavier-uniform q, k and v, zero biases.
+        """Initialize as :class:`torch.nn.MultiheadAttention` does: Xavier-uniform q, k and v weights, zero biases.
 
-        The projections are children with a ``reset_parameters`` of their own. Where every module's is called, as after
-        the meta device, call the children's first, as :meth:`torch.nn.Module.apply` does.
+        If you call ``reset_parameters`` of every module, as after the meta device, call it of the children before their
+        parents, as :meth:`torch.nn.Module.apply` does.
         """
-        # It packs q, k and v, and so draws them smaller, where all widths are one.
+        # With equal widths, torch initializes q, k and v as one packed weight, whose bound is smaller.
         widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
         gain = 2**-0.5 if all(width == self.embed_dim for width in widths) else 1.0
         self.out_proj.reset_parameters()
         for projection in (self.q_proj, self.kv_proj, self.context_kv_proj, *(self.context_kv_projs or ())):
             if projection is not None:
-                # As if k and v were drawn apart; a part of a weight that FSDP has sharded would be a copy.
+                # The bound of separate k and v weights. Splitting the weight would copy it where FSDP has sharded it.
                 bound = gain * math.sqrt(6 / (projection.weight.shape[1] + self.embed_dim))
                 nn.init.uniform_(projection.weight, -bound, bound)
         for module in (*self.children(), *(self.context_kv_projs or ())):
@@ -255,19 +246,21 @@ class CMRA(nn.Module):
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention) -> Self:
-        """Make the layer that computes what ``attention(query, memory, memory)`` does, with a copy of its weights.
+        """Return a CMRA with a copy of the weights of an ``nn.MultiheadAttention``.
+
+        ``layer(query, memory)`` computes what ``attention(query, memory, memory)`` computes.
 
         Args:
-            attention: the layer to copy, ``batch_first`` or not; the copy is batch first and has
-                ``include_query=False``, so call it as ``layer(query, memory)``.
+            attention: the layer to copy, with either value of ``batch_first``. The copy is batch first and has
+                ``include_query=False``.
 
         Returns:
-            CMRA: on the same device, in the same dtype and mode, with the same parameters frozen. It can be trained,
-            even where it is made under :class:`torch.no_grad` or :class:`torch.inference_mode`.
+            CMRA: a layer with the device, dtype, mode and frozen parameters of ``attention``. It can be trained, even
+            if it was made under :class:`torch.no_grad` or :class:`torch.inference_mode`.
 
         Raises:
-            TypeError: if ``attention`` is not a :class:`torch.nn.MultiheadAttention`, or has a forward of its own.
-            ValueError: if it has ``add_bias_kv``, ``add_zero_attn`` or ``kdim != vdim``, which have no equivalent.
+            TypeError: if ``attention`` is not a :class:`torch.nn.MultiheadAttention`, or overrides its ``forward``.
+            ValueError: if it has ``add_bias_kv``, ``add_zero_attn`` or ``kdim != vdim``, which CMRA has not.
 
         Examples:
             >>> attention = torch.nn.MultiheadAttention(256, 4, batch_first=True)
@@ -276,19 +269,19 @@ class CMRA(nn.Module):
             >>> torch.allclose(output, attention(query, memory, memory)[0], atol=1e-5)
             True
         """
-        # A subclass with a forward of its own, such as the quantisable one, may compute something else.
+        # A subclass that overrides forward, such as the quantizable one, may compute something else.
         if getattr(type(attention), "forward", None) is not nn.MultiheadAttention.forward:
             raise TypeError(f"attention must be a torch.nn.MultiheadAttention, got {type(attention).__name__}")
         if attention.bias_k is not None:
-            raise ValueError("attention has add_bias_kv=True, which CMRA has no equivalent of; expected False")
+            raise ValueError("attention must have add_bias_kv=False, since CMRA has no such option, got True")
         if attention.add_zero_attn:
-            raise ValueError("attention has add_zero_attn=True, which CMRA has no equivalent of; expected False")
+            raise ValueError("attention must have add_zero_attn=False, since CMRA has no such option, got True")
         if attention.kdim != attention.vdim:
             raise ValueError(
                 "attention must have kdim equal to vdim, since CMRA projects keys and values from one memory, "
                 f"got kdim={attention.kdim} and vdim={attention.vdim}"
             )
-        # Whatever mode the caller is in, the copy is an ordinary layer, which can be trained.
+        # The copy can be trained, whatever mode the caller is in.
         with torch.inference_mode(False), torch.no_grad():
             layer = cls(
                 attention.embed_dim,
@@ -297,7 +290,7 @@ class CMRA(nn.Module):
                 attention.in_proj_bias is not None,
                 context_dim=attention.kdim,
                 include_query=False,
-                device="meta",  # nothing is drawn, and so no random state moves
+                device="meta",  # no initialization, so that the random state does not change
             )
             query_rows, memory_rows = slice(attention.embed_dim), slice(attention.embed_dim, None)
             if attention.in_proj_weight is not None:
@@ -327,24 +320,25 @@ class CMRA(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, context_dim), or a list or tuple of such, each of any length S, or None. In a list None is
-                a modality that this batch lacks: it has no columns in ``attn_mask`` and the weights, and no gradient
-                reaches a projection of its own.
+            context: (B, S, context_dim), or a list or tuple of such tensors, each with its own length S, or None. In a
+                list None stands for a modality that this batch lacks: it has no columns in ``attn_mask`` and the
+                weights, and its own projection gets no gradient.
             query_padding_mask: bool (B, T), True = padding.
-            context_padding_mask: bool (B, S), True = padding; for a sequence of contexts a sequence of masks or None.
-            attn_mask: bool, True = may not attend, or floating point, added to the scores; (T, M) for all, (B, T, M)
-                for all heads, or (B * H, T, M), with a 1 in place of T for all queries; or any four dimensions that
-                broadcast to (B, H, T, M). M is the length of the whole memory.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),
+                (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions that broadcast to (B, H, T, M). M
+                is the length of the whole memory.
             need_weights: whether to return the attention weights too.
 
         Returns:
-            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding; and with
-            ``need_weights`` the weights (B, H, T, M), before dropout. Values at padding, NaN and Inf included, reach
-            no valid step, forward or backward. A query that may attend to nothing gets zero attention.
+            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
+            ``need_weights`` also the weights (B, H, T, M), before dropout. Padded values, even NaN or Inf, never affect
+            valid steps, forward or backward. A query that may attend to nothing gets zero attention.
 
         Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape, or no context is given where this layer needs one.
+            ValueError: if no context is given, but the layer needs one: with ``include_query=False``, or with a
+                ``context_dim`` other than ``embed_dim``.
         """
         contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
         contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
@@ -376,8 +370,8 @@ class CMRA(nn.Module):
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
         output: Tensor = self.out_proj(rearrange(attended, "batch heads time width -> batch time (heads width)"))
-        tell_maps(self, lambda: {"": relation_weights(queries, keys, attn_mask=mask)})
-        # The output comes from the fused path either way; the weights are computed beside it, only when asked for.
+        record_maps(self, lambda: {"": relation_weights(queries, keys, attn_mask=mask)})
+        # The output always comes from the fused kernel. The weights are computed separately, only on request.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
     def _check(
@@ -387,7 +381,7 @@ class CMRA(nn.Module):
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
     ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module]]:
-        """Check the arguments of ``forward``; list the contexts that are there, their padding masks and projections."""
+        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections."""
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
@@ -425,7 +419,7 @@ class CMRA(nn.Module):
         return contexts, paddings, projections
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Return the options that ``repr`` shows."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}, "
             f"context_dim={self.context_dim}, include_query={self.include_query}"

@@ -1,4 +1,4 @@
-"""Dropout whose mask is cheap to draw on a CPU, alone and after a ReLU."""
+"""Dropout with a mask that is fast to draw on a CPU: alone, and joined with a ReLU."""
 
 import math
 from typing import Any
@@ -13,26 +13,23 @@ from crossmodal_attn._eager import runs_eagerly
 __all__ = ["Dropout", "ReLUDropout"]
 
 LEVELS = 2**16
-"""Probabilities are multiples of 1 / LEVELS: the values of 16 random bits."""
+"""The number of values of 16 random bits. Probabilities are multiples of 1 / LEVELS."""
 
 CHUNK = 2**18
-"""Elements masked at a time, so that the mask stays in the cache; a multiple of four, which share a random number."""
+"""Elements masked at a time, so that the mask stays in the cache. A multiple of 4, since 4 share a random number."""
 
 
 class Dropout(nn.Dropout):
-    """:class:`torch.nn.Dropout`, which on a CPU draws the bits of four elements at once.
+    """Dropout like :class:`torch.nn.Dropout`, but faster on a CPU: one random number serves four elements.
 
-    There torch draws a number for each element, one after another, and the mask takes longer than what is masked. Here
-    the probability is a multiple of 2 ** -16, the nearest to ``p``, and what is kept is scaled by the probability that
-    it really had, so that the mean stays exact. The masks follow the seed, but they are not those of torch's dropout.
-    On other devices, and in compiled or exported code, this is torch's dropout. ``inplace`` is not offered. In training
-    :func:`torch.vmap` of it takes a torch that maps ``Tensor.view(dtype)``, which 2.9 does not yet.
+    On a CPU, torch draws one number for each element, which takes longer than the rest of the layer. Here ``p`` is
+    rounded to a multiple of 2 ** -16, and kept elements are scaled by the rounded probability, so the expected value is
+    exact. The masks depend on the seed, but differ from those of torch's dropout. On other devices, and in compiled or
+    exported code, this is torch's dropout. There is no ``inplace``. In training, :func:`torch.vmap` needs a torch that
+    supports ``Tensor.view(dtype)`` in it, which 2.9 does not.
 
     Args:
         p: probability of dropping an element, in [0, 1].
-
-    Raises:
-        ValueError: if ``p`` is out of range.
 
     Examples:
         >>> dropout = Dropout(0.25)
@@ -45,13 +42,13 @@ class Dropout(nn.Dropout):
         super().__init__(p)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - named as by torch
-        """Drop elements in training; in evaluation give ``input`` back.
+        """Drop elements in training; return ``input`` in evaluation.
 
         Args:
-            input: of any shape, floating point.
+            input: floating point, of any shape.
 
         Returns:
-            Tensor: of the same shape.
+            Tensor: of the shape of ``input``.
         """
         if not self._draws_cheaply(input):
             return F.dropout(input, self.p, self.training)
@@ -62,17 +59,13 @@ class Dropout(nn.Dropout):
 
 
 class ReLUDropout(Dropout):
-    """:class:`Dropout` of the rectified input, ``Dropout(p)(relu(input))``, which remembers the output alone.
+    """ReLU, then :class:`Dropout`. The backward pass needs only the output.
 
-    What the output has above zero is what the ReLU let through and the dropout kept. So on a CPU neither the input nor
-    the mask is held for the backward pass, and that pass goes over the output once. The random numbers are
-    :class:`Dropout`'s.
+    An output is positive exactly where the input was positive and was kept. So on a CPU neither the input nor the mask
+    is saved, and the backward pass is one pass over the output. Random numbers are drawn as in :class:`Dropout`.
 
     Args:
         p: probability of dropping an element, in [0, 1].
-
-    Raises:
-        ValueError: if ``p`` is out of range.
 
     Examples:
         >>> features = torch.randn(2, 10, 2048)
@@ -81,13 +74,13 @@ class ReLUDropout(Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - named as by torch
-        """Rectify, and drop elements in training.
+        """Apply the ReLU, and drop elements in training.
 
         Args:
-            input: of any shape, floating point.
+            input: floating point, of any shape.
 
         Returns:
-            Tensor: of the same shape.
+            Tensor: of the shape of ``input``.
         """
         if not self._draws_cheaply(input):
             return F.dropout(F.relu(input), self.p, self.training)
@@ -128,7 +121,10 @@ class _ReLUDropout(Function):
 
 
 def _scale_where_positive(gradient: Tensor, output: Tensor, scale: float) -> Tensor:
-    """Scale what goes through, and zero what does not, in one pass: that of an ELU which is zero below zero."""
+    """Scale the gradient where the output is positive, and set it to zero elsewhere, in one fused operation.
+
+    The operation is the gradient of an ELU whose value is zero for negative inputs.
+    """
     scaled: Tensor = torch.ops.aten.elu_backward(gradient, 0, scale, 0, True, output)
     return scaled
 
@@ -142,7 +138,7 @@ def _scale(p: float) -> float:
 
 
 def _draw_mask(features: Tensor, p: float) -> Tensor:
-    """Draw what features are multiplied with: zero, or the scale."""
+    """Draw the dropout mask, whose elements are zero or the scale of kept elements."""
     size = math.prod(features.shape)
     bits = torch.randint(-(2**63), 2**63 - 1, (-(-size // 4),), device="cpu").view(torch.int16)[:size]
     kept = (bits < _levels(p) - LEVELS // 2).view(torch.int8)  # torch converts int8 many times faster than bool

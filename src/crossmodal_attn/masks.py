@@ -1,6 +1,6 @@
-"""Masks, in the one convention of this library, which is ``torch.nn.MultiheadAttention``'s.
+"""Padding masks and attention masks, in the convention of ``torch.nn.MultiheadAttention``.
 
-A bool padding mask is True at padding; a bool attention mask is True where a query may *not* attend; a floating-point
+A bool padding mask is True at padding. A bool attention mask is True where a query may *not* attend. A floating-point
 attention mask is added to the scores. Axes: B batch, H heads, T query length, M memory length.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from crossmodal_attn._checks import check_mask, check_size, check_tensor
@@ -17,23 +18,20 @@ __all__ = ["padding_mask", "zero_padding"]
 
 
 def padding_mask(lengths: Tensor | Sequence[int], max_length: int | None = None) -> Tensor:
-    """Turn the lengths of sequences into their padding mask.
+    """Return the padding mask of sequences of given lengths.
 
     Args:
-        lengths: the number of valid steps of each sequence, integers >= 0; a tensor (B,), or a list, tuple or array,
-            whose values are always checked.
-        max_length: the padded length; by default the longest of ``lengths``. With a tensor of lengths, give it inside
-            ``torch.compile`` or ``torch.export``: then the tensor is never read back from its device, nor its values
-            checked (a length beyond ``max_length`` means no padding).
+        lengths: the number of valid steps of each sequence, integers >= 0: a tensor (B,), or a list, tuple or array.
+        max_length: the padded length. Default: the largest of ``lengths``. For a tensor inside ``torch.compile`` or
+            ``torch.export``, give ``max_length``: then the tensor is not read back from its device.
 
     Returns:
-        Tensor: bool, (B, max_length), True = padding, on the device of a tensor of lengths, and on torch's default
-        device for others.
+        Tensor: bool (B, max_length), True = padding. It is on the device of ``lengths`` if that is a tensor, else on
+        torch's default device.
 
     Raises:
-        TypeError: if ``lengths`` is not of integers.
-        ValueError: if a tensor of lengths is not one-dimensional; where values are checked, if one is negative or
-            exceeds ``max_length``; if ``max_length`` is missing where values cannot be read, on the meta device.
+        ValueError: if a length is negative or exceeds ``max_length``. With a tensor and ``max_length`` the lengths are
+            not checked; a length beyond ``max_length`` then means no padding.
 
     Examples:
         >>> padding_mask([3, 1])
@@ -55,7 +53,7 @@ def padding_mask(lengths: Tensor | Sequence[int], max_length: int | None = None)
         lengths = lengths.long()
         longest = _read_longest(lengths) if max_length is None else 0
     else:
-        # In Python: under torch.compile, on the meta device and in a FakeTensorMode a tensor's values cannot be read.
+        # Python integers, since a tensor's values cannot be read in torch.compile or FakeTensorMode, or on meta.
         values = _list_lengths(lengths)
         longest = max([0, *values])
         lengths = torch.tensor(values, dtype=torch.long)
@@ -67,9 +65,9 @@ def padding_mask(lengths: Tensor | Sequence[int], max_length: int | None = None)
 
 
 def _read_longest(lengths: Tensor) -> int:
-    """Read the longest length back from its device, and check the shortest."""
+    """Return the largest length, read back from its device, after checking that none is negative."""
     if lengths.is_meta:
-        raise ValueError("max_length must be given where lengths are on the meta device, got None")
+        raise ValueError("max_length must be given if lengths are on the meta device, got None")
     if lengths.numel() == 0:
         return 0
     shortest = int(lengths.min())
@@ -79,36 +77,31 @@ def _read_longest(lengths: Tensor) -> int:
 
 
 def _list_lengths(lengths: object) -> list[int]:
-    """Check the lengths of a list, tuple or array; give them as Python's integers."""
+    """Check the lengths of a list, tuple or array, and return them as Python integers."""
     values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise TypeError(f"lengths must be a tensor or a sequence of integers, got {lengths!r}")
     values = list(values)
     for index, value in enumerate(values):
         if not isinstance(value, (int, torch.SymInt)):
-            with suppress(TypeError):  # integers of numpy
+            with suppress(TypeError):  # NumPy integers
                 values[index] = operator.index(value)
         check_size(f"lengths[{index}]", values[index], minimum=0)
     return values
 
 
 def zero_padding(features: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Zero the padded steps of features, whatever they hold.
+    """Set the padded steps of features to zero, even where they are NaN or Inf.
 
-    The layers do so with what they are given. A layer of one's own in front of them, such as a
-    :class:`torch.nn.Linear`, needs it too where padding may hold NaN or Inf: its weights' gradients are sums over all
-    steps, in which zero times NaN is NaN.
+    The layers do this with their own inputs. Use it before a layer of your own, such as a :class:`torch.nn.Linear`, if
+    padding may contain NaN or Inf: the gradients of its weights are sums over all steps, and zero times NaN is NaN.
 
     Args:
         features: (B, T, ...), with any dimensions after the first two.
-        padding_mask: bool (B, T), True = padding; or None, which leaves the features as they are.
+        padding_mask: bool (B, T), True = padding, or None to leave the features unchanged.
 
     Returns:
-        Tensor: (B, T, ...); no gradient reaches the padded steps of ``features``.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if ``features`` has fewer than two dimensions, or the mask is not of its first two.
+        Tensor: (B, T, ...). No gradient reaches the padded steps of ``features``.
 
     Examples:
         >>> features = torch.tensor([[[1.0], [torch.nan]], [[2.0], [3.0]]])
@@ -125,17 +118,17 @@ def zero_padding(features: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def zero_steps(features: Tensor, padding: Tensor | None) -> Tensor:
-    """Zero the padded steps of (B, T, *) features, as :func:`zero_padding` does, without its checks."""
+    """Set the padded steps of features (B, T, *) to zero, as :func:`zero_padding` does, without checks."""
     if padding is None:
         return features
     return zero_where(padding.reshape(padding.shape + (1,) * (features.dim() - 2)), features)
 
 
 def zero_where(closed: Tensor, values: Tensor) -> Tensor:
-    """Zero ``values``, NaN and Inf included, where ``closed``, bool and broadcastable to them, is True."""
+    """Set ``values`` to zero, even NaN and Inf, where the bool mask ``closed`` is True. The mask is broadcast."""
     if values.device.type == "cpu" and values.is_floating_point() and not torch.compiler.is_compiling():
-        # torch.where, whose inner loop is not vectorized there, takes six times as long as this, which is
-        # where(keep > 0, values, 0) of a kernel that is.
+        # This computes where(keep > 0, values, 0) in a vectorized kernel. torch.where has none on a CPU, and takes six
+        # times as long.
         keep = (~closed).to(values.dtype)
         zeroed: Tensor = torch.ops.aten.threshold_backward(values, keep.expand_as(values), 0)
         return zeroed
@@ -145,13 +138,13 @@ def zero_where(closed: Tensor, values: Tensor) -> Tensor:
 def join_masks(
     attn_mask: Tensor | None, paddings: Sequence[Tensor | None], lengths: Sequence[int], batch: int, num_heads: int
 ) -> Tensor | None:
-    """Join the padding of each memory and the attention mask into one that broadcasts to (B, H, T, M).
+    """Join the padding masks of all memories and the attention mask into one mask that broadcasts to (B, H, T, M).
 
     Args:
-        attn_mask: bool or floating point, (T, M), (B, T, M), (B * H, T, M), T of 1 allowed, or any four dimensions that
-            broadcast to (B, H, T, M); or None.
-        paddings: per memory, bool (B, its length) or None.
-        lengths: the memories' lengths; they sum to M.
+        attn_mask: bool or floating point, (T, M), (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions
+            that broadcast to (B, H, T, M); or None.
+        paddings: for each memory bool (B, length of the memory) or None.
+        lengths: the length of each memory; they sum to M.
         batch: B.
         num_heads: H.
     """
@@ -161,7 +154,7 @@ def join_masks(
         elif attn_mask.dim() == 3 and attn_mask.shape[0] == batch:
             attn_mask = attn_mask[:, None]
         elif attn_mask.dim() == 3:
-            attn_mask = attn_mask.unflatten(0, (batch, num_heads))
+            attn_mask = rearrange(attn_mask, "(batch heads) time memory -> batch heads time memory", heads=num_heads)
     given = [padding for padding in paddings if padding is not None]
     if not given:
         return attn_mask

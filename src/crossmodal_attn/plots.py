@@ -1,8 +1,8 @@
-"""Pictures of attention: which segments relate, where a sound is seen, and what is said of a video over time.
+"""Plots of attention over segments, of attention over space, and of the predictions over a video.
 
-Each function draws into one matplotlib Axes and returns it; without one it makes a figure, with a colour bar or a
-legend. Nothing is shown or saved. Tensors of any device and dtype will do, and so do arrays and lists.
-Axes: T segments of the query, M memory length, h x w cells.
+Each function draws into a matplotlib Axes and returns it. Without an Axes it makes a figure with a color bar or a
+legend. No figure is shown or saved. Inputs may be tensors of any device and dtype, arrays or lists.
+Axes: T query length, M memory length, h x w cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ except ImportError as _error:
 
 __all__ = ["plot_relations", "plot_spatial_attention", "plot_timeline"]
 
-# Right and wrong are told apart with any colour vision (Okabe and Ito).
+# Colors that people with any color vision can distinguish (Okabe and Ito).
 COLORS = {
     "true event": "#0072b2",
     "predicted event": "#7a68a6",
@@ -41,9 +41,9 @@ COLORS = {
     "predicted, wrong": "#d55e00",
     "background": "#e6e6e6",
 }
-"""By what a stretch of a timeline is."""
+"""The color of each kind of box in a timeline."""
 STRIP_HEIGHT, SCORE_HEIGHT = 0.9, 0.8
-"""Of timelines, whose rows are one apart."""
+"""Heights in a timeline, whose rows have a height of 1."""
 
 
 def plot_relations(
@@ -54,28 +54,26 @@ def plot_relations(
     vmax: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the attention of a query over its memories: a row for each query segment, a column for each memory segment.
+    """Draw attention weights as an image: a row for each query segment, a column for each memory segment.
 
-    Each memory is a block of columns, counted from zero; white lines part the blocks. Ticks and names take the room
-    that there is: numbers that would touch are left out, names that would touch are lifted. The axes are labeled
-    "query segment" and "memory segment": ``ax.set(ylabel=...)`` says it in other words. The image is ``ax.images[0]``.
+    Each memory is a block of columns with its own numbers from zero. White lines separate the blocks. Where space is
+    short, tick numbers are left out and names move up, so that no two overlap. The axis labels are "query segment" and
+    "memory segment"; change them with ``ax.set(xlabel=..., ylabel=...)``. The image is ``ax.images[0]``.
 
     Args:
-        weights: the attention weights of one video, at least 0, (T, M), or (heads, T, M), of which the mean is drawn:
-            ``weights[0]`` of what a :class:`~crossmodal_attn.CMRA` returns.
-        lengths: the length of each memory, in the memory's order [contexts..., query]; they sum to M. One of length 0
-            is not seen.
-        names: of the memories, written above them; not those of length 0.
-        vmax: the weight that the last colour stands for; by default the largest. The first stands for 0.
-        ax: where to draw; by default in a new figure, with a colour bar.
+        weights: the attention weights of one video, at least 0: (T, M), or (heads, T, M), whose mean over heads is
+            drawn. From a :class:`~crossmodal_attn.CMRA` this is ``weights[0]``.
+        lengths: the length of each memory, in the order [contexts..., query]; they sum to M. A memory of length 0 is
+            not drawn.
+        names: the name of each memory, written above its block.
+        vmax: the weight at the end of the color scale, which starts at 0. Default: the largest weight.
+        ax: the Axes to draw into. Default: a new figure with a color bar.
 
     Returns:
-        Axes: ``ax``, or that of the new figure.
+        Axes: ``ax``, or the Axes of the new figure.
 
     Raises:
-        TypeError: if ``weights`` are not numbers, a length is not an int, or ``ax`` is not an Axes.
-        ValueError: if the shape of ``weights``, ``lengths`` and ``names`` do not fit one another, or a weight is
-            negative or not finite.
+        ValueError: if a weight is negative or not finite, or ``lengths`` do not sum to M.
 
     Examples:
         >>> import torch
@@ -90,8 +88,8 @@ def plot_relations(
     values = _read_weights(weights)
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ValueError(
-            "weights must have shape (query length, memory length) or (heads, query length, memory length), those of "
-            f"one video, got {values.shape}"
+            "weights must have shape (query length, memory length) or (heads, query length, memory length), "
+            f"for one video, got {values.shape}"
         )
     meaning = "attention" if values.ndim == 2 else "attention, mean over heads"
     mean = values if values.ndim == 2 else values.mean(0)
@@ -101,7 +99,7 @@ def plot_relations(
     if sum(lengths) != memory:
         raise ValueError(f"lengths must sum to the memory length of weights, {memory}, got {list(lengths)}")
     if names is not None and len(names) != len(lengths):
-        raise ValueError(f"names must hold one name for each of the {len(lengths)} lengths, got {list(names)}")
+        raise ValueError(f"names must have one name for each of the {len(lengths)} lengths, got {list(names)}")
     own, ax = ax is None, _axes(ax, figsize=(8, 4.5))
     image = ax.imshow(mean, cmap="viridis", vmin=0, vmax=vmax, aspect="auto")
     starts = list(accumulate(lengths, initial=0))[:-1]
@@ -112,7 +110,7 @@ def plot_relations(
     _count_segments(ax.yaxis, [(0, segments)])
     ax.set(xlabel="memory segment", ylabel="query segment")
     if names is not None:
-        # On an axis of their own, of which a title keeps clear.
+        # On a secondary axis, which a title does not overlap.
         above = ax.secondary_xaxis("top")
         shown = [name for name, length in zip(names, lengths, strict=True) if length]
         centers = {start + (length - 1) / 2: name for (start, length), name in zip(blocks, shown, strict=True)}
@@ -133,29 +131,27 @@ def plot_spatial_attention(
     vmax: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw where one segment attends in space, over its frame if there is one.
+    """Draw the spatial attention of one segment as an image, over its video frame if one is given.
 
-    In the manner of Figure 6 of Xu et al., ACM MM 2020. Coordinates are those of ``imshow``: pixels of the frame, or
-    without one cells of the map, whole numbers at their centers. The map is the last of ``ax.images``.
+    Like Figure 6 of Xu et al., ACM MM 2020. Coordinates are those of ``imshow``: pixels of the frame, or cells of the
+    map if there is no frame, with whole numbers at the centers. The map is the last of ``ax.images``.
 
     Args:
-        weights: the attention of one segment, at least 0, (h, w): ``spatial_map[0, 0]`` of what an
-            :class:`~crossmodal_attn.AGSCA` returns for (B, T, h, w, C).
-        frame: the picture below the map, which covers it whole: (height, width), grey, or (height, width, channels)
-            with 1, 3 or 4 channels; uint8, or floating point in [0, 1].
-        alpha: how opaque the map is over the frame, in [0, 1]. Little attention darkens the frame, much brightens it.
-        interpolation: matplotlib's name of it. By default every cell is seen; "bilinear" is smooth.
-        vmax: the weight that the last colour stands for; by default the largest. The first stands for 0. Give the
-            segments of a video the same, to compare them.
-        ax: where to draw; by default in a new figure, with a colour bar that says what uniform attention would be.
+        weights: the attention weights of one segment, at least 0, (h, w). From an :class:`~crossmodal_attn.AGSCA` with
+            video (B, T, h, w, C) this is ``spatial_map[0, 0]``.
+        frame: the picture under the map: (height, width) in gray, or (height, width, channels) with 1, 3 or 4 channels;
+            uint8, or floating point in [0, 1]. The map is stretched to its size.
+        alpha: opacity of the map over the frame, in [0, 1].
+        interpolation: an interpolation of matplotlib. By default each cell is visible; "bilinear" is smooth.
+        vmax: the weight at the end of the color scale, which starts at 0. Use one value for all segments of a video to
+            compare them. Default: the largest weight.
+        ax: the Axes to draw into. Default: a new figure, whose color bar names the weight of uniform attention.
 
     Returns:
-        Axes: ``ax``, or that of the new figure.
+        Axes: ``ax``, or the Axes of the new figure.
 
     Raises:
-        TypeError: if ``weights`` or ``frame`` are not numbers, or ``ax`` is not an Axes.
-        ValueError: if ``weights`` or ``frame`` have another shape, a weight is negative or not finite, or ``frame``
-            goes beyond [0, 1].
+        ValueError: if a weight is negative or not finite, or a floating-point ``frame`` is not in [0, 1].
 
     Examples:
         >>> import torch
@@ -170,7 +166,7 @@ def plot_spatial_attention(
     """
     values = _read_weights(weights)
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"weights must have shape (height, width), the spatial map of one segment, got {values.shape}")
+        raise ValueError(f"weights must have shape (height, width), for one segment, got {values.shape}")
     picture = None if frame is None else _read_frame(frame)
     own, ax = ax is None, _axes(ax, figsize=(5, 4))
     over: dict[str, Any] = {}
@@ -195,26 +191,26 @@ def plot_timeline(
     threshold: float = 0.5,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what is said of a video, segment by segment: below the prediction, above it the truth, then the event score.
+    """Draw the predicted labels of a video over time, with the true labels and the event score if they are given.
 
-    In the manner of Figure 5 of Xu et al., ACM MM 2020. Segment t lies between t and t + 1. Successive segments of one
-    label are one box, with the label's name inside where it fits. ``ax.legend()`` explains the colours.
+    Like Figure 5 of Xu et al., ACM MM 2020. From bottom to top: prediction, truth, event score. Segment t lies between
+    t and t + 1. Consecutive segments of one label form a box, with the name of the label inside if it fits.
+    ``ax.legend()`` explains the colors.
 
     Args:
         prediction: the predicted labels, integers (T,): indices of ``categories``, and ``len(categories)`` for
             background.
-        event_score: how sure it is that there is an event, in [0, 1], (T,).
-        truth: the true labels, likewise (T,). Where they are known predictions are told right from wrong.
-        categories: the names of the categories.
-        threshold: the score from which on a segment is an event; a dotted line, if scores are given.
-        ax: where to draw; by default in a new figure, with a legend.
+        event_score: the score that the segment is an event, in [0, 1], (T,).
+        truth: the true labels, integers (T,). If given, right and wrong predictions have different colors.
+        categories: the names of the categories, without background.
+        threshold: the score from which a segment is an event. If scores are given, it is a dotted line.
+        ax: the Axes to draw into. Default: a new figure with a legend.
 
     Returns:
-        Axes: ``ax``, or that of the new figure.
+        Axes: ``ax``, or the Axes of the new figure.
 
     Raises:
-        TypeError: if labels are not integers, scores are not numbers, or ``ax`` is not an Axes.
-        ValueError: if the arguments are not all (T,), a label has no name, or a score is not in [0, 1].
+        ValueError: if the arguments are not all (T,), a label is out of range, or a score is not in [0, 1].
 
     Examples:
         >>> import torch
@@ -244,7 +240,7 @@ def plot_timeline(
     rows = len(strips) + (score is not None)
     own, ax = ax is None, _axes(ax, figsize=(10, 0.9 + 0.45 * rows))
     for kind in legend:
-        # Boxes without a width, so that every timeline has the same legend.
+        # Boxes of no width give every timeline the same legend.
         ax.add_patch(Rectangle((0, 0), 0, 0, facecolor=COLORS[kind], label=kind))
     ticks = {}
     for bottom, (name, (labels, of_kind)) in enumerate(strips.items()):
@@ -272,14 +268,14 @@ def plot_timeline(
 
 
 def _judge(said: int, was: int, background: int) -> str:
-    """What a predicted segment is, where the truth is known."""
+    """Return the kind of a predicted segment whose true label is known."""
     if said != was:
         return "predicted, wrong"
     return "background" if said == background else "predicted, right"
 
 
 def _draw_strip(ax: Axes, bottom: float, labels: Sequence[int], kinds: Sequence[str], names: Sequence[str]) -> None:
-    """A named box for every run of segments of one label and kind."""
+    """Draw a box with a name for each run of segments of one label and kind."""
     start = 0
     for (label, kind), run in groupby(zip(labels, kinds, strict=True)):
         width = len(list(run))
@@ -290,7 +286,7 @@ def _draw_strip(ax: Axes, bottom: float, labels: Sequence[int], kinds: Sequence[
 
 
 class _BoxName(Text):
-    """A name in the middle of a box: on one line or two, or an ellipsis, what fits the box when it is drawn."""
+    """Write a name in the center of a box: on one line or two, or as an ellipsis, whichever fits."""
 
     def __init__(self, box: Rectangle, name: str, **style: Any) -> None:
         x, y = box.get_center()
@@ -308,28 +304,28 @@ class _BoxName(Text):
         def size(line: str) -> tuple[float, float]:
             return renderer.get_text_width_height_descent(line, self.get_fontproperties(), False)[:2]
 
-        # With some room at the sides; lines are as high as "lp" is, and apart by a fifth of it.
+        # With a margin at the sides. A line is as high as "lp", and the gap between lines is a fifth of that.
         return (
             max(size(line)[0] for line in lines) < 0.9 * room.width and 1.2 * len(lines) * size("lp")[1] < room.height
         )
 
 
 def _halve(name: str) -> str:
-    """A name on two lines as short as can be, if it has words to part."""
+    """Split a name of several words into two lines of similar length."""
     words = name.split(" ")
     forms = [" ".join(words[:cut]) + "\n" + " ".join(words[cut:]) for cut in range(1, len(words))]
     return min(forms, key=lambda form: max(map(len, form.split("\n"))), default=name)
 
 
 def _count_segments(axis: Axis, blocks: Sequence[tuple[int, int]]) -> None:
-    """Number the segments of every block, given as (start, length), from zero, as closely as the labels have room."""
+    """Set the ticks of an axis: they number the segments of each block (start, length) from zero."""
     axis.set_major_locator(_SegmentLocator(blocks))
     axis.set_major_formatter(_SegmentNumbers([start for start, _ in blocks]))
     axis.set_tick_params(labelsize="small")
 
 
 class _SegmentLocator(Locator):
-    """Ticks at the start of every block and at round numbers after it, less those whose labels would touch others."""
+    """Place ticks at the start of each block and at round numbers after it, if their labels do not overlap."""
 
     def __init__(self, blocks: Sequence[tuple[int, int]]) -> None:
         self._blocks = blocks
@@ -344,7 +340,7 @@ class _SegmentLocator(Locator):
             scale, gap, room = _pixels(axis.axes, end)[1] / end, 1.2 * _font_size(label), _text_height
         widest = room(label, str(max(length for _, length in self._blocks) - 1))
         step = _tick_step(end, max(1, int(end * scale / (widest + gap))))
-        # The starts come first, so that they stay.
+        # The starts come first, since later ticks are left out where they would overlap.
         rounds = [(start, number) for start, length in self._blocks for number in range(step, length, step)]
         low, high = sorted(axis.get_view_interval())
         ticks: dict[int, float] = {}
@@ -358,7 +354,7 @@ class _SegmentLocator(Locator):
 
 
 class _SegmentNumbers(Formatter):
-    """Numbers of segments, counted from the start of their block."""
+    """Format a tick as the number of its segment, counted from the start of its block."""
 
     def __init__(self, starts: Sequence[int]) -> None:
         self._starts = starts
@@ -368,7 +364,7 @@ class _SegmentNumbers(Formatter):
 
 
 class _LiftedNames(Formatter):
-    """Names of blocks, by their centers: side by side where they fit, and above one another where they would touch."""
+    """Format ticks as the names of blocks, and move names up that would overlap others."""
 
     def __init__(self, ax: Axes, names: dict[float, str]) -> None:
         self._ax, self._names = ax, names
@@ -377,7 +373,7 @@ class _LiftedNames(Formatter):
         return self._names.get(center, "")
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """The names of the blocks whose centers are ``values``, on as many empty lines as they are lifted."""
+        """Return the names of the blocks with the given centers, with an empty line below for each level moved up."""
         axis: Any = self.axis
         label = axis.get_major_ticks(1)[0].label2
         scale, gap = _pixels(self._ax, 1)[0], 0.6 * _font_size(label)
@@ -399,38 +395,38 @@ class _LiftedNames(Formatter):
 
 
 def _pixels(ax: Axes, count: int) -> tuple[float, float]:
-    """How wide ``count`` columns, and how high ``count`` rows, are now."""
+    """Return the current width of ``count`` columns and height of ``count`` rows, in pixels."""
     across, down = ax.transData.transform((count, count)) - ax.transData.transform((0, 0))
     return abs(float(across)), abs(float(down))
 
 
 def _font_size(label: Text) -> float:
-    """In pixels."""
+    """Return the font size of a label in pixels."""
     return float(label.get_fontsize()) * label.figure.dpi / 72
 
 
 def _text_width(label: Text, text: str) -> float:
-    """In pixels, in the font of ``label``."""
+    """Return the width of a text in the font of ``label``, in pixels."""
     font = label.get_fontproperties()
     lines = [text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n") if line]
     return float(max(lines, default=0)) * label.figure.dpi / 72
 
 
 def _text_height(label: Text, text: str) -> float:
-    """In pixels, in the font of ``label``."""
+    """Return the height of a text in the font of ``label``, in pixels."""
     return _font_size(label) * (text.count("\n") + 1)
 
 
 def _tick_step(length: int, most: int) -> int:
-    """The least of 1, 2, 5, 10, 20, 50, ... that makes at most ``most`` ticks over ``length``."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50, ... that gives at most ``most`` ticks over ``length``."""
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
     return int(next(step for step in steps if step * most >= length))
 
 
 def _axes(ax: Axes | None, **figure: Any) -> Axes:
-    """``ax``, or that of a new figure, which pyplot knows, so that scripts and notebooks show it."""
+    """Return ``ax``, or the Axes of a new pyplot figure, which notebooks show by themselves."""
     if ax is None:
-        from matplotlib import pyplot  # where it is needed only, as it looks for a screen
+        from matplotlib import pyplot  # imported only here, since it looks for a screen
 
         return pyplot.figure(layout="constrained", **figure).add_subplot()
     if not isinstance(ax, Axes):
@@ -439,7 +435,7 @@ def _axes(ax: Axes | None, **figure: Any) -> Axes:
 
 
 def _read(name: str, value: Tensor | ArrayLike) -> NDArray[Any]:
-    """An array of real numbers, in float64 if they are floating-point ones."""
+    """Convert a value to an array of real numbers; floating-point numbers become float64."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         # NumPy has no bfloat16.
@@ -447,69 +443,69 @@ def _read(name: str, value: Tensor | ArrayLike) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be a tensor or an array, or lists of one length, got {value!r}") from error
+        raise ValueError(f"{name} must be a tensor, an array, or lists of equal lengths, got {value!r}") from error
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+        raise TypeError(f"{name} must contain real numbers, got {array.dtype}")
     return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _read_weights(weights: Tensor | ArrayLike) -> NDArray[Any]:
-    """Attention weights of any shape."""
+    """Convert attention weights of any shape to an array, and check their range."""
     values = _read("weights", weights)
     if not ((values >= 0) & (values < np.inf)).all():
         advice = (
-            "a row that may attend to nothing has NaN in some layers, and numpy.nan_to_num makes it zero"
+            "some layers return NaN for a query that may attend to nothing; numpy.nan_to_num sets it to zero"
             if np.isnan(values).any()
-            else "softmax makes weights of scores"
+            else "if these are scores, apply softmax first"
         )
         raise ValueError(f"weights must be finite and at least 0, got {_range(values)}: {advice}")
     return values
 
 
 def _range(values: NDArray[Any]) -> str:
-    """What numbers there are, in words: from where to where, or how many are none."""
+    """Describe the range of some numbers, or count the NaN among them, for an error message."""
     nan = int(np.isnan(values).sum())
     return f"NaN in {nan} of {values.size} entries" if nan else f"{values.min():g} to {values.max():g}"
 
 
 def _read_frame(frame: Tensor | ArrayLike) -> NDArray[Any]:
-    """A picture, in [0, 1]."""
+    """Convert a picture to an array in [0, 1]."""
     picture = _read("frame", frame)
     if picture.ndim not in (2, 3) or 0 in picture.shape or picture.shape[2:] not in ((), (1,), (3,), (4,)):
         first = picture.ndim == 3 and picture.shape[0] in (1, 3, 4)
         raise ValueError(
             "frame must have shape (height, width), or (height, width, channels) with 1, 3 or 4 channels, "
-            f"got {picture.shape}" + (": move its channels last, by permute(1, 2, 0) of a tensor" if first else "")
+            f"got {picture.shape}" + (": move the channels last, as with frame.permute(1, 2, 0)" if first else "")
         )
     if picture.dtype == np.uint8:
         return picture / 255
     if picture.dtype.kind != "f":
         raise TypeError(f"frame must be uint8, or floating point in [0, 1], got {picture.dtype}")
     if not ((picture >= 0) & (picture <= 1)).all():
-        raise ValueError(f"frame must be in [0, 1] where it is floating point, got {_range(picture)}")
+        raise ValueError(f"a floating-point frame must be in [0, 1], got {_range(picture)}")
     return picture
 
 
 def _read_labels(name: str, labels: Tensor | ArrayLike, background: int) -> list[int]:
-    """Labels of segments, of which background is the last."""
+    """Convert the labels of segments to a list, and check their range; background is the largest."""
     array = _read(name, labels)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold labels, which are integers, got {array.dtype}")
+        raise TypeError(f"{name} must contain integer labels, got {array.dtype}")
     if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"{name} must have shape (length,), the labels of one video, got {array.shape}")
+        raise ValueError(f"{name} must have shape (length,), for one video, got {array.shape}")
     if array.min() < 0 or array.max() > background:
         raise ValueError(
-            f"{name} must hold labels from 0 to {background}, which is background, got {array.min()} to {array.max()}"
+            f"{name} must contain labels from 0 to {background} (background), got {array.min()} to {array.max()}"
         )
     return [int(label) for label in array]
 
 
 def _read_score(event_score: Tensor | ArrayLike, length: int) -> NDArray[Any]:
-    """Scores of segments, in [0, 1]."""
+    """Convert the event scores of segments to an array, and check their range."""
     score = _read("event_score", event_score)
     if score.shape != (length,):
         raise ValueError(f"event_score must have the shape of prediction, {(length,)}, got {score.shape}")
     if not ((score >= 0) & (score <= 1)).all():
-        advice = "" if np.isnan(score).any() else ": sigmoid makes scores of logits"
+        advice = "" if np.isnan(score).any() else ": if these are logits, apply sigmoid first"
         raise ValueError(f"event_score must be in [0, 1], got {_range(score)}{advice}")
     return score

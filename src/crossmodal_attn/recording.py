@@ -33,31 +33,30 @@ def record_attention(model: nn.Module, *, every_call: Literal[True]) -> Iterator
 def record_attention(
     model: nn.Module, *, every_call: bool = False
 ) -> Iterator[dict[str, Tensor]] | Iterator[dict[str, list[Tensor]]]:
-    """Collect the attention maps of every layer of this library inside ``model``, whoever calls it.
+    """Record the attention maps of every layer of this library inside ``model``.
 
-    The outputs and gradients are unchanged, and ``model`` is not touched: what is copied or saved inside the context is
-    an ordinary model, whose copies are not recorded. Calls from all threads are. Once the context is left, nothing
-    changes what was recorded.
+    No call of the model has to change. Outputs and gradients stay the same. ``model`` itself is not modified: a copy or
+    a file made inside the context is an ordinary model, and the calls of a copy are not recorded. Calls from all
+    threads are recorded. After the context, the recording does not change any more.
 
-    - Compiled code runs eagerly inside the context, in all threads, so that the maps can be seen.
-    - Under :func:`torch.func.vmap` the dimension that is mapped over comes first, before those named below.
-    - The passes that activation checkpointing repeats in the backward pass are not recorded again; the backward pass
-      may be inside the context or outside.
+    - Inside the context, compiled code runs eagerly in all threads.
+    - Under :func:`torch.func.vmap`, the mapped dimension comes first, before the dimensions named below.
+    - Activation checkpointing repeats forward passes; only the first is recorded. The backward pass may run inside the
+      context or after it.
 
     Args:
         model: any module that holds layers of this library, or is one.
-        every_call: whether to keep the maps of every call of a layer, as a list in the order of the calls, and not of
-            the latest alone.
+        every_call: whether to keep the maps of every call of a layer, as a list in the order of the calls. If False,
+            only the maps of the latest call are kept.
 
     Yields:
         dict[str, Tensor] | dict[str, list[Tensor]]: the maps, detached, by module path: ``path`` for the weights
         (B, H, T, M) of a :class:`CMRA`, ``path.channel_map`` (*, C) and ``path.spatial_map`` (*, *spatial) for an
-        :class:`AGSCA`. Where ``model`` itself is the layer, the path is ``""`` and the keys are ``""``,
-        ``"channel_map"`` and ``"spatial_map"``. A layer that has not been called has no key.
+        :class:`AGSCA`. If ``model`` itself is the layer, the keys are ``""``, ``"channel_map"`` and ``"spatial_map"``.
+        A layer that was not called has no key.
 
     Raises:
-        TypeError: if ``model`` is not a module.
-        ValueError: if it holds no layer that attends.
+        ValueError: if ``model`` contains neither a :class:`CMRA` nor an :class:`AGSCA`.
 
     Examples:
         >>> import torch
@@ -78,7 +77,8 @@ def record_attention(
     layers = {_clean(path): module for path, module in model.named_modules() if isinstance(module, (CMRA, AGSCA))}
     if not layers:
         raise ValueError(
-            f"model must hold a layer of crossmodal_attn (CMRA, AGSCA or one built of them), got {type(model).__name__}"
+            "model must contain a layer of crossmodal_attn (CMRA, AGSCA or a block of them), "
+            f"got {type(model).__name__} without one"
         )
     recorder = Recorder(layers, every_call)
     recorder.open()
@@ -89,18 +89,18 @@ def record_attention(
 
 
 def _clean(path: str) -> str:
-    """Drop the step that torch.compile puts before the module that it wraps."""
+    """Remove the name ``_orig_mod``, which torch.compile inserts in the path of a module."""
     return ".".join(name for name in path.split(".") if name != "_orig_mod")
 
 
 class RelationSummary(NamedTuple):
-    """What :func:`summarize_relations` finds, for each segment of the query.
+    """Hold the result of :func:`summarize_relations` for each query segment.
 
     Attributes:
-        shares: (*, T, N), the attention that goes to each memory, in the order [contexts..., query].
-        top_weights: (*, T, K), the K largest weights, descending; of equal ones the first in the memory comes first.
-        top_memories: int64 (*, T, K), the index of the memory that each of them is in; -1 where the weight is zero.
-        top_segments: int64 (*, T, K), the index of its segment within that memory; -1 where the weight is zero.
+        shares: (*, T, N), the sum of the attention weights in each memory, in the order [contexts..., query].
+        top_weights: (*, T, K), the K largest weights, in descending order. Equal weights keep the order of the memory.
+        top_memories: int64 (*, T, K), the index of the memory of each of these weights; -1 where the weight is zero.
+        top_segments: int64 (*, T, K), the index of the segment within that memory; -1 where the weight is zero.
     """
 
     shares: Tensor
@@ -110,40 +110,39 @@ class RelationSummary(NamedTuple):
 
     @property
     def intra(self) -> Tensor:
-        """(*, T), the share of the last memory: the intra-modality relation, where the query is that memory."""
+        """Return the share of the last memory (*, T): the intra-modality relation if the query is that memory."""
         return self.shares[..., -1]
 
     @property
     def inter(self) -> Tensor:
-        """(*, T, N - 1), the shares of the memories before it: the inter-modality relations."""
+        """Return the shares of the other memories (*, T, N - 1): the inter-modality relations."""
         return self.shares[..., :-1]
 
 
-# Named, so that torch.export.save and AOTInductor can write what returns it.
+# A registered name lets torch.export.save and AOTInductor write programs that return this type.
 if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
     _register(RelationSummary, serialized_type_name="crossmodal_attn.RelationSummary")
 
 
 def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) -> RelationSummary:
-    """Sum attention weights by memory, and find the segments that are attended to most.
+    """Sum attention weights over each memory, and find the segments with the largest weights.
 
-    These are the intra- and inter-modality relations of Xu et al., ACM MM 2020, and the segments that its Figure 5
-    shows. For the mean over heads, give ``weights.mean(1)``. Where the query is no part of the memory, as in
-    :class:`AVInteraction`, whose memory is [audio, video], read ``shares`` alone.
+    The sums are the intra- and inter-modality relations of Xu et al., ACM MM 2020; its Figure 5 shows the segments with
+    the largest weights. For the mean over heads, give ``weights.mean(1)``. If the query is not part of the memory, as
+    in :class:`AVInteraction` with its memory [audio, video], ``intra`` and ``inter`` have no meaning: use ``shares``.
 
     Args:
-        weights: (*, T, M), such as the (B, H, T, M) of ``need_weights=True`` or :func:`record_attention`.
-        lengths: the lengths of the memories, in their order, [contexts..., query]; they sum to M.
-        k: K, how many segments to find, at least 1; it may exceed M.
+        weights: (*, T, M), such as the (B, H, T, M) from ``need_weights=True`` or :func:`record_attention`.
+        lengths: the length of each memory, in the order [contexts..., query]; they sum to M.
+        k: K, the number of segments to find, at least 1; it may exceed M.
 
     Returns:
-        RelationSummary: ``shares`` (*, T, N), which sum to one, or to zero where a query segment may attend to nothing;
+        RelationSummary: ``shares`` (*, T, N), which sum to one, or to zero if a query segment may attend to nothing;
         ``top_weights``, ``top_memories`` and ``top_segments`` (*, T, K); ``intra`` (*, T) and ``inter`` (*, T, N - 1),
-        which are views of ``shares``. Rows at padding of the query are meaningless.
+        views of ``shares``. Rows of padded query segments are meaningless.
 
     Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if ``weights`` has fewer than two dimensions, ``lengths`` do not sum to M, or ``k`` is below 1.
+        ValueError: if ``lengths`` do not sum to M.
 
     Examples:
         >>> weights = torch.tensor([[0.1, 0.2, 0.4, 0.3], [0.0, 0.9, 0.1, 0.0]])  # memory: [audio, video]
@@ -169,7 +168,7 @@ def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) 
         raise ValueError(f"lengths must sum to the memory length of weights, {size}, got {list(lengths)}")
 
     shares = torch.stack([part.sum(-1) for part in weights.split(list(lengths), -1)], -1)
-    # A stable sort, since torch.topk leaves open which of equal weights comes first.
+    # A stable sort, since torch.topk does not define the order of equal weights.
     top_weights, columns = (found[..., :k] for found in weights.sort(dim=-1, descending=True, stable=True))
     missing = (0, k - top_weights.shape[-1])
     top_weights, columns = F.pad(top_weights, missing), F.pad(columns, missing)
@@ -180,9 +179,9 @@ def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) 
 
 
 def _places(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each column of the memory the index of its memory, and that of its segment within it: int64 (M + 1,) each.
+    """Return the memory index and the segment index of each column, int64 (M + 1,) each.
 
-    The column beyond the last is there for a memory without any.
+    The additional last column is a valid index where the memory is empty.
     """
     lengths = [*lengths, 1]
     memories = [torch.full((length,), index, device=device) for index, length in enumerate(lengths)]

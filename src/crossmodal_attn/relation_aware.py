@@ -1,6 +1,6 @@
-"""The blocks around relation attention: cross-modal relation, internal temporal relation, the relation-aware module.
+"""Blocks of relation attention: cross-modal relation, internal temporal relation, and the relation-aware module.
 
-All are one block, attention and feed-forward network, that differs in the memory its attention reads.
+All are made of one block, attention and then a feed-forward network. They differ in the attention's memory.
 Axes: B batch, T query length, S context length.
 """
 
@@ -32,32 +32,30 @@ Activation = Literal["relu", "gelu"] | Callable[[Tensor], Tensor]
 
 
 class CrossModalRelation(nn.Module):
-    r"""CMRA, then a feed-forward network, each with a residual connection and layer normalisation: M_cmra.
+    r"""Cross-modal relation M_cmra: CMRA and a feed-forward network, each with residual connection and layer norm.
 
     .. math::
         H_r &= \operatorname{LayerNorm}(\operatorname{CMRA}(F_v, F_a) + F_v) \\
         v_o &= \operatorname{LayerNorm}(\operatorname{ReLU}(H_r W_3) W_4 + H_r)
 
-    Eq. 7-8 of Xu et al., ACM MM 2020. Dropout follows the attention, the ReLU and the feed-forward network, as in
-    :class:`torch.nn.TransformerEncoderLayer`, whose argument order this is. Without a context it is self-attention.
+    Eq. 7-8 of Xu et al., ACM MM 2020. Argument order and dropout are those of
+    :class:`torch.nn.TransformerEncoderLayer`: dropout follows the attention, the ReLU and the feed-forward network.
+    Without a context, this is a block of self-attention.
 
     Args:
         embed_dim: width of query, contexts and output.
-        num_heads: number of attention heads; divides ``embed_dim``.
+        num_heads: number of attention heads; must divide ``embed_dim``.
         dim_feedforward: hidden width of the feed-forward network.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        context_dim: width of the contexts, or a list with the width of each, as for :class:`CMRA`.
-        include_query: whether the query joins the memory, as for :class:`CMRA`. The residual connection stays.
-        norm_first: whether to normalize what enters the attention and the feed-forward network, and not what leaves
-            them; contexts enter as they are.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        context_dim: width of the contexts, or a list with the width of each, as in :class:`CMRA`.
+        include_query: whether the query is part of the memory, as in :class:`CMRA`. It has a residual connection in
+            either case.
+        norm_first: whether to normalize the input of the attention and of the feed-forward network, instead of their
+            sums with the residual. Contexts are not normalized.
         activation: "relu", "gelu" or any function of a tensor, such as :func:`torch.nn.functional.silu`.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> layer = CrossModalRelation(256, num_heads=4)
@@ -114,19 +112,16 @@ class CrossModalRelation(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, context_dim), a list or tuple of such and None, or None, as for :meth:`CMRA.forward`.
-            query_padding_mask: as for :meth:`CMRA.forward`, and so are the other arguments.
-            context_padding_mask: see there.
-            attn_mask: see there.
-            need_weights: see there.
+            context: (B, S, context_dim), a list or tuple of such tensors or None, or None, as in :meth:`CMRA.forward`.
+            query_padding_mask: bool (B, T), True = padding.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            attn_mask: as in :meth:`CMRA.forward`.
+            need_weights: whether to return the attention weights too.
 
         Returns:
-            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding; with
+            Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the attention weights (B, H, T, M).
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         attending = self._normalize(query, query_padding_mask) if self.norm_first else query
         result = self.attention(
@@ -146,7 +141,7 @@ class CrossModalRelation(nn.Module):
         return output if weights is None else (output, weights)
 
     def _normalize(self, query: Tensor, query_padding_mask: Tensor | None) -> Tensor:
-        """Check the query and its mask, which the attention could do only after this, and normalize it."""
+        """Check the query and its mask before the attention does, and return the normalized query."""
         check_features("query", query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
@@ -155,7 +150,7 @@ class CrossModalRelation(nn.Module):
 
 
 class _Function(nn.Module):
-    """An activation that is a function, as a module."""
+    """Wrap a function of a tensor in a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -169,7 +164,7 @@ class _Function(nn.Module):
 
 
 def _make_activation(activation: Activation, dropout: float) -> nn.Module:
-    """Make the module of an activation and the dropout after it."""
+    """Return a module that applies the activation, then dropout."""
     if activation == "relu":
         return ReLUDropout(dropout)
     if activation == "gelu":
@@ -183,24 +178,19 @@ def _make_activation(activation: Activation, dropout: float) -> nn.Module:
 
 
 class InternalTemporalRelation(nn.Module):
-    """Self-attention blocks over the segments of one modality: M_self.
+    """Internal temporal relation M_self: self-attention blocks over the segments of one modality.
 
-    The paper's internal temporal relation block is :class:`CrossModalRelation` with self-attention in place of CMRA;
-    here it is that block, called without a context. Xu et al., ACM MM 2020, section 3.4.
+    Xu et al., ACM MM 2020, section 3.4. Each block is a :class:`CrossModalRelation`, called without a context.
 
     Args:
         embed_dim: width of the features.
-        num_heads: number of attention heads; divides ``embed_dim``.
-        num_layers: number of blocks; with 0 the features stay as they are, but for padding, which is zeroed.
+        num_heads: number of attention heads; must divide ``embed_dim``.
+        num_layers: number of blocks. With 0 the output is the features, with zeros at padding.
         dim_feedforward: hidden width of the feed-forward networks.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> layer = InternalTemporalRelation(256, num_heads=4)
@@ -238,15 +228,11 @@ class InternalTemporalRelation(nn.Module):
         Args:
             features: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding.
-            attn_mask: as for :meth:`CMRA.forward`, where the memory is the features themselves, M = T.
+            attn_mask: as in :meth:`CMRA.forward`. The memory is the features themselves, so M = T.
 
         Returns:
-            Tensor: (B, T, embed_dim), finite but meaningless at padding. For the attention weights of every block
-            use :func:`record_attention`.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
+            Tensor: (B, T, embed_dim), finite but meaningless at padding. Use :func:`record_attention` for the attention
+            weights of every block.
         """
         # Without blocks there are no weights whose dtype the features must have.
         projection = cast("CrossModalRelation", self.layers[0]).attention.q_proj if self.layers else self
@@ -264,32 +250,28 @@ class InternalTemporalRelation(nn.Module):
 
 
 class RelationAware(nn.Module):
-    r"""The relation-aware module: a query modality, related to itself and to the segments of a context modality.
+    r"""Relation-aware module: relate a query modality to itself and to a context modality.
 
     .. math::
         F_a^s = M_{self}(F_a), \qquad v_o = M_{cmra}(F_v, F_a^s)
 
-    Eq. 4 of Xu et al., ACM MM 2020, here with video as the query; both modalities are first projected to
-    ``embed_dim``. CMRAN has two of these, one with video and one with audio as the query, with separate weights.
-    Beyond the paper, there may be several context modalities, each with a projection and an M_self of its own.
+    Eq. 4 of Xu et al., ACM MM 2020, here with video as the query. Both modalities are first projected to ``embed_dim``.
+    CMRAN has two such modules with separate weights: the query of one is video, that of the other audio. Beyond the
+    paper there may be several context modalities, each with its own projection and M_self.
 
     Args:
         query_dim: width of the query modality.
         context_dim: width of the context modality, or a list with the width of each.
-        embed_dim: width of the output, d_m.
-        num_heads: number of attention heads; divides ``embed_dim``.
-        num_layers: number of blocks in M_self; with 0 the projected contexts enter M_cmra.
+        embed_dim: d_m, the width of the output.
+        num_heads: number of attention heads; must divide ``embed_dim``.
+        num_layers: number of blocks in M_self. With 0 it is the identity.
         dim_feedforward: hidden width of the feed-forward networks.
-        dropout: probability, in [0, 1].
-        attention_dropout: probability of dropping an attention weight. Default: ``dropout``.
-        include_query: whether the query joins the memory of M_cmra. False gives co-attention.
-        own_projections: whether each modality of that memory has a key and value projection of its own.
-        device: where the parameters are made.
-        dtype: the parameters' dtype.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range.
+        dropout: dropout probability, in [0, 1].
+        attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        include_query: whether the query is part of the memory of M_cmra. False gives co-attention.
+        own_projections: whether each modality in that memory has its own key and value projection.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Examples:
         >>> video_relation = RelationAware(query_dim=512, context_dim=128)
@@ -366,21 +348,18 @@ class RelationAware(nn.Module):
 
         Args:
             query: (B, T, query_dim).
-            context: (B, S, context_dim); for a list of widths a list or tuple of such, each of any length S. In a list
-                None is a modality that this batch lacks, and no gradient reaches its weights.
+            context: (B, S, context_dim). For several widths, a list or tuple of such tensors, each with its own length
+                S, or None for a modality that this batch lacks, whose weights then get no gradient.
             query_padding_mask: bool (B, T), True = padding.
-            context_padding_mask: bool (B, S), True = padding; for a list of contexts a list of masks or None.
-            attn_mask: of M_cmra, as for :meth:`CMRA.forward`; the memory is [contexts..., query].
-            context_attn_mask: of M_self, as for :meth:`CMRA.forward`; the memory is the context, M = S. For a list of
-                contexts a list of masks or None.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            attn_mask: mask of M_cmra, as in :meth:`CMRA.forward`. The memory is [contexts..., query].
+            context_attn_mask: mask of M_self, as in :meth:`CMRA.forward`. The memory is the context, so M = S. For
+                several contexts, a list with a mask or None for each.
 
         Returns:
-            Tensor: (B, T, embed_dim), finite but meaningless at padding. For the attention weights of every block
-            use :func:`record_attention`.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape, or there are not as many contexts as widths.
+            Tensor: (B, T, embed_dim), finite but meaningless at padding. Use :func:`record_attention` for the attention
+            weights of every block.
         """
         check_features("query", query, self.query_dim, "query_dim", self, self.query_proj)
         if query_padding_mask is not None:
@@ -412,7 +391,7 @@ class RelationAware(nn.Module):
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
         context_attn_mask: Tensor | Sequence[Tensor | None] | None,
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
-        """Check the contexts; list them, their padding masks and their attention masks."""
+        """Check the contexts and their masks, and return contexts, padding masks and attention masks as lists."""
         names, contexts, (paddings, masks) = list_contexts(
             context, context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
         )

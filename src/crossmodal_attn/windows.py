@@ -1,7 +1,7 @@
-"""Attention masks for time-aligned modalities of different rates: how far each segment may look, back and ahead.
+"""Attention masks for time-aligned modalities of different rates: causal masks and time windows.
 
-Time is counted in segments of the query: segment i of the query covers [i, i + 1), and segment j of a context that has
-r segments to one of the query covers [j / r, (j + 1) / r). Axes: T query length, S context length, M memory length.
+The unit of time is one query segment. Query segment i covers [i, i + 1). If a context has r segments per query segment,
+its segment j covers [j / r, (j + 1) / r). Axes: T query length, S context length, M memory length.
 """
 
 import math
@@ -16,10 +16,10 @@ from crossmodal_attn._checks import check_size
 __all__ = ["relation_mask"]
 
 Bounds: TypeAlias = tuple[float | None, float | None]
-"""How far back and how far ahead; None is no bound."""
+"""The distances (back, ahead) in time; None means no bound."""
 
 TOLERANCE = 1e-6
-"""Times closer than this are one time: most rates and windows, such as 0.1, have no exact binary form."""
+"""Times that differ by less are equal. Most rates and windows, such as 0.1, have no exact binary value."""
 
 
 def relation_mask(
@@ -33,55 +33,49 @@ def relation_mask(
     include_query: bool = True,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""Say which segments of the memory [contexts..., query] each segment of the query may attend to.
+    r"""Return an attention mask that limits in time which memory segments each query segment may attend to.
 
-    Time is counted in segments of the query. Segment :math:`i` of the query covers :math:`[i, i + 1)`; segment
-    :math:`j` of a context, which has :math:`r` segments to one of the query, covers :math:`[j / r, (j + 1) / r)`.
-    Without ``context_rates`` all modalities cover the same span, :math:`r = S / T`: segment :math:`j` covers the part
-    :math:`[j / S, (j + 1) / S)` of it. Query segment :math:`i` may attend to a memory segment that covers
-    :math:`[s, e)` unless an option forbids it:
+    The memory is [contexts..., query], and the unit of time is one query segment. Query segment :math:`i` covers
+    :math:`[i, i + 1)`. If a context has :math:`r` segments per query segment, its segment :math:`j` covers
+    :math:`[j / r, (j + 1) / r)`. By default all modalities cover the same time, so :math:`r = S / T`. Query segment
+    :math:`i` may attend to a memory segment that covers :math:`[s, e)`, with two exceptions:
 
-    - ``causal`` forbids what is not over when the query segment is, :math:`e > i + 1`. So nothing later than the query
-      segment reaches its output, not even by a longer segment of a slower context that it lies in.
-    - ``window`` (back, ahead) forbids what lies wholly outside of it, :math:`e \le i - \text{back}` or
-      :math:`s \ge i + 1 + \text{ahead}`. At equal rates it leaves the segments from i - back to i + ahead; a window of
-      0 leaves what coincides with the query segment, if only in part.
+    - ``causal`` excludes segments that end after the query segment, :math:`e > i + 1`. So nothing later than the query
+      segment affects its output. A long segment of a slow context is excluded until it has ended.
+    - ``window`` (back, ahead) excludes segments that lie completely outside the window,
+      :math:`e \le i - \text{back}` or :math:`s \ge i + 1 + \text{ahead}`. At equal rates, the segments from i - back to
+      i + ahead remain. A window of 0 leaves the segments that overlap the query segment.
 
-    Times that differ by less than a millionth of a query segment are taken as equal.
+    Times that differ by less than a millionth of a query segment count as equal.
 
-    The mask has no batch dimension, and so no padding: padding masks are given to the layer beside it. In a batch whose
-    modalities are not all padded to the same span, give ``context_rates``.
+    The mask has no batch dimension and does not depend on padding. Give padding masks to the layer as well. If the
+    modalities of a batch are padded to different durations, give ``context_rates``.
 
     Args:
-        query_length: T, the number of segments of the query, at least 1.
-        context_lengths: S of each context, at least 0, in the order in which the layer is given them.
-        causal: whether to forbid what is not over when the query segment is.
-        window: how far to look before the start and beyond the end of the query segment, in segments of the query: a
-            number >= 0, a pair (back, ahead) of such or None, or None for any distance. It holds for all memories.
-        context_windows: windows of the contexts, one each, in place of ``window``, which then holds for the query.
-        context_rates: for each context its number of segments to one of the query, > 0. Default: S / T.
-        include_query: whether the query is the last memory: the option of the :class:`CMRA` that the mask is for.
-        device: where the mask is made. Default: torch's default device.
+        query_length: T, the number of query segments, at least 1.
+        context_lengths: S of each context, at least 0, in the order of the layer's contexts.
+        causal: whether to exclude segments that end after the query segment.
+        window: the distance before the start and after the end of the query segment, in query segments: a number >= 0,
+            a pair (back, ahead) of numbers or None, or None for any distance. It applies to all memories.
+        context_windows: a window for each context. ``window`` then applies to the query only.
+        context_rates: for each context its number of segments per query segment, > 0. Default: S / T.
+        include_query: whether the query is the last memory, as in the :class:`CMRA` that gets the mask.
+        device: device of the mask. Default: torch's default device.
 
     Returns:
-        Tensor: bool (T, M), True = may not attend: an ``attn_mask``. With the query in the memory each segment may
-        attend at least to itself. Without it a row can be all True, as where no segment of a slow context is over yet;
-        the layers give such a query segment zero attention.
-
-    Raises:
-        TypeError: if an option has the wrong type.
-        ValueError: if an option is out of range, there is not one window or rate for each context, or the memory is
-            empty.
+        Tensor: bool (T, M), True = may not attend, for ``attn_mask``. If the query is in the memory, each segment may
+        attend at least to itself. Otherwise a row can be all True, for example before the first segment of a slow
+        context has ended; the layers give such a query segment zero attention.
 
     Examples:
-        Three segments of video and six of audio; video may look one segment back, and nowhere ahead:
+        Three segments of video and six of audio. Video may look one segment back, and not ahead:
 
         >>> relation_mask(3, [6], causal=True, window=1).int()             # columns: six of audio, three of video
         tensor([[0, 0, 1, 1, 1, 1, 0, 1, 1],
                 [0, 0, 0, 0, 1, 1, 0, 0, 1],
                 [1, 1, 0, 0, 0, 0, 1, 0, 0]], dtype=torch.int32)
 
-        Any distance within video, but of audio only what is heard at the same time, and half a segment after:
+        Any distance within video, but only audio of the same time or half a segment later:
 
         >>> relation_mask(3, [6], context_windows=[(0, 0.5)]).int()
         tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0],
@@ -100,7 +94,7 @@ def relation_mask(
     for index, length in enumerate(lengths):
         check_size(f"context_lengths[{index}]", length, minimum=0)
     if not lengths and not include_query:
-        raise ValueError(f"context_lengths must name a context where include_query=False, got {context_lengths}")
+        raise ValueError(f"context_lengths must have at least one entry if include_query=False, got {context_lengths}")
     if context_rates is None:
         rates = [length / query_length for length in lengths]
     else:
@@ -121,7 +115,7 @@ def relation_mask(
 
 
 def _mask(query_length: int, length: int, rate: float, bounds: Bounds, causal: bool) -> Tensor:
-    """The columns (T, S) of one memory. Made on the CPU, since not every device has float64."""
+    """Return the columns (T, S) of one memory. They are computed on the CPU, since not every device has float64."""
     start = torch.arange(query_length, dtype=torch.float64, device="cpu").unsqueeze(1)
     edges = torch.arange(length + 1, dtype=torch.float64, device="cpu") / rate
     starts, ends = edges[:-1], edges[1:]
@@ -151,20 +145,20 @@ def _one_each(name: str, values: object, lengths: Sequence[int]) -> list[Any]:
 
 def _check_rate(name: str, rate: object) -> None:
     if not isinstance(rate, (int, float)) or isinstance(rate, bool):
-        raise TypeError(f"{name} must be a number of segments to one of the query, got {type(rate).__name__}")
+        raise TypeError(f"{name} must be a number of segments per query segment, got {type(rate).__name__}")
     if not 0 < rate < math.inf:
         raise ValueError(f"{name} must be a finite number greater than 0, got {rate}")
 
 
 def _bounds(name: str, window: object) -> Bounds:
-    """Both bounds of a window, checked."""
+    """Check a window, and return its bounds (back, ahead)."""
     pair: Any = window if isinstance(window, (list, tuple)) and len(window) == 2 else (window, window)
     back, ahead = pair
     for bound in (back, ahead):
         if bound is None:
             continue
         if not isinstance(bound, (int, float)) or isinstance(bound, bool):
-            raise TypeError(f"{name} must be a number, None, or a pair (back, ahead) of such, got {window!r}")
+            raise TypeError(f"{name} must be a number, None, or a pair (back, ahead) of these, got {window!r}")
         if not 0 <= bound < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, or None for any distance, got {window!r}")
     return back, ahead

@@ -14,9 +14,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ave import Setting
+
 __all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
 
-Setting = Literal["supervised", "weak"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DIGESTED_VIDEOS = 8

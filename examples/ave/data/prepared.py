@@ -6,13 +6,12 @@ dataset complete.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ave.data.comparison import compare_labels
 from ave.data.dataset import AVEData, Setting
@@ -32,7 +31,9 @@ __all__ = [
     "FORM",
     "MANIFEST",
     "UNFINISHED",
+    "Entry",
     "Manifest",
+    "Source",
     "examine_prepared",
     "examine_set",
     "find_damage",
@@ -145,7 +146,7 @@ def inspect_set(directory: Path, setting: Setting = "supervised", *, background_
     found = examine_set(directory, needed_files(setting, background_videos=background_videos))
     compare_labels(found)
     if is_prepared(directory):  # whose digests have been checked
-        found.title = f"{directory}: prepared in {read_manifest(directory)['dtype']}, for the {setting} setting"
+        found.title = f"{directory}: prepared in {read_manifest(directory).dtype}, for the {setting} setting"
     else:
         scan_features(found)
         kind = "the AVE release" if found.is_ave else "a dataset in the form of the AVE release"
@@ -165,7 +166,7 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
         ValueError: if the manifest is missing or damaged.
     """
     manifest = read_manifest(directory)
-    listed = manifest["files"]
+    listed = manifest.files
     remedies = {True: "run prepare again, which repairs it", False: "run prepare again with a release that holds it"}
     files = [file._replace(remedy=remedies[file.name in listed]) for file in files]
     paths = {file.name: directory / f"{file.name}.npy" for file in files}
@@ -176,7 +177,7 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
         if file.name not in listed and paths[file.name].exists() and file.name in needed:
             came = f"{paths[file.name]} is missing in {MANIFEST}, which has the digests"
             damaged.append(Problem(file.name, f"{came}; {file.remedy}", "missing"))
-    found = Found(paths, names=manifest["names"], categories=manifest["categories"], declared_ave=manifest["ave"])
+    found = Found(paths, names=manifest.names, categories=manifest.categories, declared_ave=manifest.ave)
     examine_files(found, needed, [file for file in files if file.name in listed or not paths[file.name].exists()])
     wrong = {problem.file for problem in damaged}
     found.problems = damaged + [problem for problem in found.problems if problem.file not in wrong]
@@ -188,7 +189,7 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
     return found
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a finished dataset.
 
     Raises:
@@ -203,7 +204,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be what prepare wrote, got: {error}; run prepare again") from error
 
 
-def parse_manifest(path: Path) -> dict[str, Any]:
+def parse_manifest(path: Path) -> Manifest:
     """Read a manifest, and check the types of all that it holds.
 
     Raises:
@@ -214,10 +215,10 @@ def parse_manifest(path: Path) -> dict[str, Any]:
     form = content.get("form") if isinstance(content, dict) else None
     if type(form) is int and form != FORM:
         raise ValueError(f"form {form}, expected {FORM}, so use a new directory")
-    return dataclasses.asdict(convert(Manifest, content))
+    return convert(Manifest, content)
 
 
-def find_damage(path: Path, entry: dict[str, Any]) -> str | None:
+def find_damage(path: Path, entry: Entry) -> str | None:
     """Return how a file differs from its entry in the manifest, in one line; None if it does not."""
     if not path.exists():
         return f"{path} is missing"
@@ -225,10 +226,10 @@ def find_damage(path: Path, entry: dict[str, Any]) -> str | None:
         check_regular(path)
     except ValueError as error:
         return str(error)
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{path} must have {entry['bytes']} bytes, as it was written, got {size}"
-    if (digest := _digest(path, size, path.stat().st_mtime_ns)) != entry["sha256"]:
-        return f"{path} must have the digest {entry['sha256'][:12]}..., as it was written, got {digest[:12]}..."
+    if (size := path.stat().st_size) != entry.bytes:
+        return f"{path} must have {entry.bytes} bytes, as it was written, got {size}"
+    if (digest := _digest(path, size, path.stat().st_mtime_ns)) != entry.sha256:
+        return f"{path} must have the digest {entry.sha256[:12]}..., as it was written, got {digest[:12]}..."
     return None
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ave import Setting
 from ave.networks.pretrained import Pretrained
 from crossmodal_attn import AGSCA, AVInteraction, RelationAware
 from crossmodal_attn.dropout import ReLUDropout
 
 __all__ = ["CMRAN", "Logits", "localize", "supervised_loss", "video_scores", "weak_loss"]
 
-Setting = Literal["supervised", "weak"]
 Senses = Literal["both", "sight", "hearing"]
 
 
@@ -230,14 +230,14 @@ def supervised_loss(
         labels = labels.masked_fill(padding_mask.unsqueeze(-1), 0)
     labeled = labels.any(-1)
     event, category = labels[..., :-1].max(-1)
-    weight = labeled.to(logits.event.dtype)
-    event_loss = F.binary_cross_entropy_with_logits(logits.event, event.to(logits.event.dtype), weight)
-    count = labeled.sum(dtype=torch.promote_types(logits.event.dtype, torch.float32)).clamp(min=1)
+    dtype = logits.event.dtype
+    event_loss = F.binary_cross_entropy_with_logits(logits.event, event.to(dtype), labeled.to(dtype))
+    count = labeled.sum(dtype=torch.promote_types(dtype, torch.float32)).clamp(min=1)
     event_loss = event_loss * (labeled.numel() / count)  # the mean over labeled segments
-    known = event.any(1) if eventless_category is None else labeled.any(1)
-    video_category = torch.where(event.any(1), category.amax(1), eventless_category or 0).masked_fill(~known, -1)
+    silent = -1 if eventless_category is None else eventless_category
+    video_category = torch.where(event.any(1), category.amax(1), silent).masked_fill(~labeled.any(1), -1)
     category_loss = F.cross_entropy(logits.category, video_category, ignore_index=-1, reduction="sum")
-    return event_loss + category_loss / known.sum().clamp(min=1)
+    return event_loss + category_loss / (video_category >= 0).sum().clamp(min=1)
 
 
 def video_scores(logits: Logits, *, padding_mask: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ A saved network is ``config.json``, its arguments; ``model.safetensors``, its we
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from safetensors.torch import load_file, save
 from torch import nn
 from typing_extensions import Self
 
-from ave.reading import check_regular, expecting, load_json
+from ave.reading import expecting, load_json
 from ave.results.files import writing
 
 __all__ = ["Pretrained", "find_checkpoint"]
 
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 HUB = "hf:"
 """How a name on the Hugging Face Hub begins on the command line."""
 
@@ -46,72 +48,46 @@ class Pretrained(
     """
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        strict: bool = True,
-        **model_kwargs: Any,
-    ) -> Self:
+    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **options: Any) -> Self:
         """Build the network in evaluation mode, on the CPU and in float32; the mixin has read ``config.json``."""
+        hub = {name: options.pop(name) for name in HUB_OPTIONS}
         directory = Path(model_id)
         if not directory.is_dir():
-            directory = Path(
-                snapshot_download(
-                    model_id,
-                    allow_patterns=list(FILES),
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
-        cls._check_files(model_id, directory)
-        config, weights = (directory / name for name in FILES)
-        shapes = _read_shapes(weights)
-        # No memory is taken for what a config asks for until the shapes of the weights say the same.
-        most = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
-        large = {name: value for name, value in model_kwargs.items() if isinstance(value, int) and value > most}
-        if large and strict:
-            came = ", ".join(f"{name}={value}" for name, value in large.items())
-            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got less than {came}")
-        with expecting(f"{config} must hold the arguments of a {cls.__name__}"), torch.device("meta"):
-            planned = {name: tuple(value.shape) for name, value in cls(**model_kwargs).state_dict().items()}
-        differing = [name for name in planned.keys() & shapes.keys() if planned[name] != shapes[name]]
-        faults = {"size mismatch for": sorted(differing)}
-        if strict:
-            faults |= {"Missing": sorted(planned.keys() - shapes), "Unexpected": sorted(shapes.keys() - planned)}
-        if any(faults.values()):
-            came = "; ".join(f"{fault} {', '.join(names)}" for fault, names in faults.items() if names)
-            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got: {_line(came)}")
-        with expecting(f"{weights} must hold the weights of its {CONFIG_NAME}"):
-            model = cls(**model_kwargs)
-            model.load_state_dict(load_file(weights), strict=strict)
-        return model.eval()
+            directory = Path(snapshot_download(model_id, allow_patterns=list(FILES), **hub))
+        return cls._read(model_id, directory, options, strict=strict)
 
     @classmethod
-    def _check_files(cls, name: str, directory: Path) -> None:
-        """Check that both files are there, and that the config holds nothing but arguments of the network."""
+    def _read(cls, name: str, directory: Path, options: Mapping[str, Any], *, strict: bool = True) -> Self:
+        """Build the network of a directory; ``options`` overrule its config."""
         for file in FILES:
             if not (directory / file).is_file():
                 raise FileNotFoundError(
                     f"{name} must hold {' and '.join(FILES)}, as save_pretrained writes them, got no {file}; pickled "
                     f"weights, such as pytorch_model.bin, are never read"
                 )
-        path = directory / CONFIG_NAME
-        with expecting(f"{path} must be JSON"):
-            config = load_json(path)
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-        if unknown := sorted(set(config) - set(cls._hub_mixin_init_parameters)):
+        config, weights = (directory / file for file in FILES)
+        with expecting(f"{config} must hold a JSON object"):
+            arguments = {**load_json(config), **options}
+        if unknown := sorted(arguments.keys() - set(cls._hub_mixin_init_parameters)):
             came = _line(", ".join(unknown))
-            raise ValueError(f"{path} must hold the arguments of the network, got unknown ones: {came}")
+            raise ValueError(f"{config} must hold the arguments of the network, got unknown ones: {came}")
+        with expecting(f"{weights} must be a complete safetensors file"), safe_open(weights, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        # No memory is taken for what a config asks for until the shapes of the weights say the same.
+        most = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
+        large = {name: value for name, value in arguments.items() if isinstance(value, int) and value > most}
+        if large and strict:
+            came = ", ".join(f"{name}={value}" for name, value in large.items())
+            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got less than {came}")
+        with torch.device("meta"):
+            with expecting(f"{config} must hold the arguments of a {cls.__name__}"):
+                planned = cls(**arguments)
+            with expecting(f"{weights} must hold the weights of its {CONFIG_NAME}"):
+                planned.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()}, strict=strict)
+        with expecting(f"{weights} must hold the weights of its {CONFIG_NAME}"):
+            model = cls(**arguments)
+            model.load_state_dict(load_file(weights), strict=strict)
+        return model.eval()
 
     @classmethod
     def load(cls, checkpoint: str) -> Self:
@@ -130,8 +106,7 @@ class Pretrained(
             name = find_checkpoint(checkpoint)
             if not Path(name).is_dir():  # a misspelled directory is never asked for on the network
                 raise FileNotFoundError(f"--checkpoint must be {expected}, got {name}, which is no directory")
-            cls._check_files(name, Path(name))
-            return cls.from_pretrained(name)
+            return cls._read(name, Path(name), {})
         name = checkpoint.removeprefix(HUB)
         if Path(name).is_dir() or name.count("/") != 1:
             raise ValueError(f"--checkpoint must be {expected}, got {checkpoint}")
@@ -165,14 +140,6 @@ def find_checkpoint(checkpoint: str) -> str:
         came = f"got {path}, which holds several: name one of {', '.join(found)}"
         raise ValueError(f"--checkpoint must be one network, {came}")
     return found[0] if found else checkpoint
-
-
-def _read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor from the header of a safetensors file."""
-    with expecting(f"{weights} must be a complete safetensors file"):
-        check_regular(weights)
-        with safe_open(weights, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _line(error: object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,20 +23,20 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from ave.data.batches import Batch, Loader
 from ave.data.dataset import AVEData, Split
 from ave.networks.cmran import CMRAN, localize
-from crossmodal_attn import record_attention
+from crossmodal_attn import AGSCA, CMRA, record_attention
 
 __all__ = ["METRICS", "Epoch", "Outcomes", "background_accuracy", "best_test", "chosen", "measure", "observe"]
 __all__ += ["score", "seen_in_training", "segment_accuracy", "summarize"]
 
 METRICS = {
     "chosen_epoch": ("  that epoch", ""),
-    "best_test_accuracy": ("best on test, as published figures are chosen", "%"),
+    "best_test_accuracy": ("best test epoch (optimistic; the convention in papers)", "%"),
     "best_test_epoch": ("  that epoch", ""),
     "accuracy_without_seen": ("accuracy without the {seen_videos} test videos seen in train", "%"),
     "event_precision": ("event or not, by second: precision", "%"),
     "event_recall": ("event or not, by second: recall", "%"),
     "event_f1": ("event or not, by second: F1", "%"),
-    "background_accuracy": ("accuracy of calling everything background", "%"),
+    "background_accuracy": ("baseline: predict background everywhere", "%"),
     "object_attention": ("AGSCA's attention on the true object in event seconds", "%"),
     "object_attention_if_uniform": ("the same if attention were uniform", "%"),
 }
@@ -80,12 +81,12 @@ class Outcomes:
     """(B, T)"""
     category_logits: Tensor
     """(B, K), or weak (B, K + 1), background last."""
-    spatial_map: Tensor
-    """AGSCA's attention over space (B, T, H, W)."""
-    relations: Tensor
-    """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T)."""
-    lengths: Tensor | None = None
-    """int64 (B,): the seconds of each video, if what follows is padding."""
+    lengths: Tensor
+    """int64 (B,): the seconds of each video; what follows is padding."""
+    spatial_map: Tensor | None = None
+    """AGSCA's attention over space (B, T, H, W); None in a network without it."""
+    relations: Tensor | None = None
+    """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T); None likewise."""
 
     @property
     def event_score(self) -> Tensor:
@@ -102,13 +103,11 @@ def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
     for video, audio, labels, _, mask in batches:
-        logits = model(video, audio, padding_mask=mask)
-        right = localize(logits, background=model.num_categories) == labels.argmax(-1)
+        prediction = localize(model(video, audio, padding_mask=mask), background=model.num_categories)
         labeled = labels.any(-1)
-        counts[0] += (right & labeled).sum()
-        counts[1] += labeled.sum()
-    correct, total = map(int, reduce(counts, "sum"))
-    return correct / total
+        counts += torch.stack([((prediction == labels.argmax(-1)) & labeled).sum(), labeled.sum()])
+    correct, total = reduce(counts, "sum").tolist()
+    return float(correct / total)
 
 
 @torch.no_grad()
@@ -124,23 +123,26 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
         FloatingPointError: if a score is not finite.
     """
     model.eval()
-    parts: list[tuple[Tensor, ...]] = []
-    with record_attention(model) as maps:
+    parts: list[dict[str, Tensor]] = []
+    recordable = any(isinstance(layer, (AGSCA, CMRA)) for layer in model.modules())
+    with record_attention(model) if recordable else nullcontext(dict[str, Tensor]()) as maps:
         for video, audio, labels, _, mask in batches:
             logits = model(video, audio, padding_mask=mask)
-            valid = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else ~mask
-            parts.append(
-                (
-                    labels.argmax(-1).masked_fill(~labels.any(-1), -1),
-                    localize(logits, background=model.num_categories),
-                    *(part.float() for part in logits),
-                    maps["spatial_channel_attention.spatial_map"].float(),
-                    maps["video_relation.cross_relation.attention"].float().mean(1),
-                    valid.sum(1),
-                )
-            )
-    joined = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    outcomes = Outcomes(*(_gather(tensor, len(batches.videos), accelerator) for tensor in joined))
+            padding = torch.zeros_like(labels[..., 0], dtype=torch.bool) if mask is None else mask
+            part = {
+                "truth": labels.argmax(-1).masked_fill(~labels.any(-1), -1),
+                "prediction": localize(logits, background=model.num_categories),
+                "event_logits": logits.event.float(),
+                "category_logits": logits.category.float(),
+                "lengths": (~padding).sum(1),
+            }
+            if (spatial_map := maps.get("spatial_channel_attention.spatial_map")) is not None:
+                part["spatial_map"] = spatial_map.float()
+            if (relations := maps.get("video_relation.cross_relation.attention")) is not None:
+                part["relations"] = relations.float().mean(1)
+            parts.append(part)
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    outcomes = Outcomes(**{name: _gather(own, len(batches.videos), accelerator) for name, own in joined.items()})
     if not all(logits.isfinite().all() for logits in (outcomes.event_logits, outcomes.category_logits)):
         raise FloatingPointError(
             "the scores are not finite: see with `check` whether the features are, or try --precision fp32"
@@ -165,7 +167,7 @@ def measure(outcomes: Outcomes, data: AVEData, split: Split) -> dict[str, Any]:
     metrics = score(outcomes.truth, outcomes.prediction, data.categories, seen)
     metrics["background_accuracy"] = background_accuracy(data, split)
     event = (outcomes.truth >= 0) & (outcomes.truth < len(data.categories))
-    if data.object_cells is not None and event.any():
+    if data.object_cells is not None and outcomes.spatial_map is not None and event.any():
         # The share of spatial attention on the cells of the true object, in seconds in which it is seen and heard.
         cells = data.object_cells[data.splits[split]]
         metrics["object_attention"] = (outcomes.spatial_map * cells).sum((-2, -1))[event].mean().item()
@@ -203,7 +205,7 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         - ``confusion``: K + 1 lists of K + 1 counts of seconds; rows are true, columns are predicted.
 
     Raises:
-        ValueError: if a shape, dtype or label does not fit, there is no second, or two categories have one name.
+        ValueError: if the shapes differ.
 
     Examples:
         >>> truth = torch.tensor([[0, 0, 2], [2, 1, 1]])
@@ -216,63 +218,29 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         >>> result["event_precision"], result["event_recall"]
         (1.0, 0.75)
     """
-    background = len(categories)
     names = [*categories, "background"]
-    _check(truth, prediction, names, seen)
-    labeled = truth >= 0
-    counts = multiclass_confusion_matrix(prediction[labeled], truth[labeled], background + 1, validate_args=False)
-    confusion = counts.tolist()
-    both, predicted, true = (int(part.sum()) for part in (counts[:-1, :-1], counts[:, :-1], counts[:-1]))
-    right = truth == prediction
+    counts = multiclass_confusion_matrix(prediction, truth, len(names), ignore_index=-1)
+    totals = counts.sum(1)
+    both, predicted, true = counts[:-1, :-1].sum(), counts[:, :-1].sum(), totals[:-1].sum()
+    unseen = None if seen is None else (truth >= 0) & ~seen.unsqueeze(1)
     return {
         "videos": len(truth),
-        "segments": int(labeled.sum()),
-        "accuracy": _share(right[labeled]),
-        "event_precision": _ratio(both, predicted),
-        "event_recall": _ratio(both, true),
-        "event_f1": _ratio(2 * both, predicted + true),
+        "segments": int(totals.sum()),
+        "accuracy": _share(counts.trace(), totals.sum()),
+        "event_precision": _share(both, predicted),
+        "event_recall": _share(both, true),
+        "event_f1": _share(2 * both, predicted + true),
         "seen_videos": None if seen is None else int(seen.sum()),
-        "accuracy_without_seen": None if seen is None else _share(right[~seen][labeled[~seen]]),
-        "category_accuracy": {
-            name: _ratio(row[label], sum(row)) for label, (name, row) in enumerate(zip(names, confusion, strict=True))
-        },
-        "confusion": confusion,
+        "accuracy_without_seen": (
+            None if unseen is None else _share((unseen & (prediction == truth)).sum(), unseen.sum())
+        ),
+        "category_accuracy": dict(zip(names, map(_share, counts.diag(), totals), strict=True)),
+        "confusion": counts.tolist(),
     }
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _share(right: Tensor) -> float | None:
-    return _ratio(int(right.sum()), right.numel())
-
-
-def _check(truth: Tensor, prediction: Tensor, names: list[str], seen: Tensor | None) -> None:
-    background = len(names) - 1
-    if len(set(names)) < len(names):
-        raise ValueError(f'categories must be distinct names other than "background", got {names[:-1]}')
-    if truth.ndim != 2 or not truth.numel():
-        raise ValueError(f"truth must have shape (videos, segments), none of them 0, got {tuple(truth.shape)}")
-    if prediction.shape != truth.shape:
-        raise ValueError(
-            f"prediction must have the shape of truth, {tuple(truth.shape)}, got {tuple(prediction.shape)}"
-        )
-    for name, labels in (("truth", truth), ("prediction", prediction)):
-        if labels.dtype != torch.int64:
-            raise ValueError(f"{name} must hold labels as torch.int64, got {labels.dtype}")
-        (low, high), least = (int(extreme) for extreme in labels.aminmax()), 0 if name == "prediction" else -1
-        if low < least or high > background:
-            raise ValueError(
-                f"{name} must hold labels from {least} to {background}, which is background, "
-                f"got {low if low < least else high}"
-            )
-    if not (truth >= 0).any():
-        raise ValueError("truth must hold a label of at least one second, got none")
-    if seen is not None and (seen.dtype, seen.shape) != (torch.bool, truth.shape[:1]):
-        raise ValueError(
-            f"seen must be torch.bool of shape ({len(truth)},), one a video, got {seen.dtype} {tuple(seen.shape)}"
-        )
+def _share(part: Tensor, whole: Tensor) -> float | None:
+    return int(part) / int(whole) if whole else None
 
 
 def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
@@ -292,7 +260,7 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over runs that differ in their seed.
 
     Args:
-        runs: the metrics of each, with ``category_accuracy`` and ``confusion``.
+        runs: the metrics of each, with ``category_accuracy`` and ``confusion``; at least one.
 
     Returns:
         Values that JSON can hold:
@@ -301,26 +269,17 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
           (n - 1 in the denominator), None for a single run. If the number is None in any run, both are None.
         - ``category_accuracy``: the same for every category.
         - ``confusion``: the sum.
-
-    Raises:
-        ValueError: if there is no run.
     """
-    if not runs:
-        raise ValueError("runs must hold at least one run, got none")
-    summary: dict[str, Any] = {}
-    for name in runs[0]:
-        values = [run.get(name, "absent") for run in runs]
-        if name != "seed" and all(_is_number(value) for value in values):
-            summary[name] = _spread(values)
-    summary["category_accuracy"] = {
-        name: _spread([run["category_accuracy"][name] for run in runs]) for name in runs[0]["category_accuracy"]
+    numbers = (int, float, type(None))  # but not bool, which is a subclass of int
+    summary: dict[str, Any] = {
+        name: _spread([run[name] for run in runs])
+        for name in runs[0]
+        if name != "seed" and all(type(run.get(name, "absent")) in numbers for run in runs)
     }
+    shares = [run["category_accuracy"] for run in runs]
+    summary["category_accuracy"] = {name: _spread([share[name] for share in shares]) for name in shares[0]}
     summary["confusion"] = torch.tensor([run["confusion"] for run in runs]).sum(0).tolist()
     return summary
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:

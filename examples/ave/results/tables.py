@@ -10,12 +10,15 @@ from tqdm import tqdm
 
 from ave.data.dataset import SPLITS
 from ave.data.release import ANNOTATIONS, CATEGORIES, FILES, Found
+from ave.printing import printable
 from ave.results.metrics import METRICS
 
 __all__ = ["category_table", "files_table", "format_table", "results_table"]
 
 MOST_COLUMNS = 4
 """The most runs that have a column each; of more, the table shows the least and the greatest."""
+LONGEST_NAME, LONGEST_CELL = 40, 300
+"""Characters; of longer text the middle is left out."""
 
 
 def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
@@ -33,6 +36,7 @@ def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str
         Clock   9.1%  10.0%
         -------------------
     """
+    title = printable(title, LONGEST_CELL)
     lines = _align(rows if header is None else [header, *rows])
     rule = "-" * max(map(len, [title, *lines]))
     if header is not None:
@@ -42,12 +46,13 @@ def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Pad the cells of each column to one width, and join each row to a line."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = [[printable(cell, LONGEST_CELL) for cell in column] for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(
             [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         )
-        for row in rows
+        for row in zip(*columns, strict=True)
     ]
 
 
@@ -74,12 +79,13 @@ def files_table(found: Found) -> str:
             seconds = {split: int(found.tensors["labels"][own, :, -1].sum()) for split, own in splits.items()}
             counted = (str(seconds.get(split, "")) for split in SPLITS)
             rows.append(("", "", "", "", "background seconds", *counted, ""))
-    if CATEGORIES in wrong or found.categories is not None:
-        count = "" if found.categories is None else str(len(found.categories))
-        rows.append((CATEGORIES, "", count, "", "names of categories", "", "", "", wrong.get(CATEGORIES, "ok")))
-    if ANNOTATIONS in wrong or found.names is not None:
-        count = "" if found.names is None else str(len(found.names))
-        rows.append((ANNOTATIONS, "", count, "", "YouTube ids", "", "", "", wrong.get(ANNOTATIONS, "ok")))
+    for name, values, content in (
+        (CATEGORIES, found.categories, "names of categories"),
+        (ANNOTATIONS, found.names, "YouTube ids"),
+    ):
+        if name in wrong or values is not None:
+            count = "" if values is None else str(len(values))
+            rows.append((name, "", count, "", content, "", "", "", wrong.get(name, "ok")))
     remarks = list(found.remarks)
     if found.names is not None and splits:
         ids = [{found.names[row] for row in own.tolist()} for own in splits.values()]
@@ -89,8 +95,8 @@ def files_table(found: Found) -> str:
     suffixes = {found.paths[name].suffix for name in found.arrays}
     place = "size" if suffixes == {".npy"} else "dataset or size" if ".npy" in suffixes else "dataset"
     table = format_table(found.title, rows, ("file", place, "shape", "dtype", "holds", *SPLITS, "verdict"))
-    problems = [f"wrong: {problem.message}" for problem in found.problems]
-    return "\n".join([table, *problems, *(f"note: {remark}" for remark in remarks)])
+    lines = [f"wrong: {problem.message}" for problem in found.problems] + [f"note: {remark}" for remark in remarks]
+    return "\n".join([table, *map(printable, lines)])
 
 
 def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
@@ -101,34 +107,26 @@ def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mappin
         runs: the metrics of each, those of METRICS that are known, and the seed if there are several.
         summary: of these runs, as :func:`ave.results.metrics.summarize` returns it.
     """
-    header: list[str] | None
-    if len(runs) == 1:
-        header = None
-    elif len(runs) <= MOST_COLUMNS:
-        header = ["seed", *(str(run["seed"]) for run in runs), "mean ± std"]
-    else:
-        header = [f"{len(runs)} seeds", "mean ± std", "min", "max"]
+    several, few = len(runs) > 1, len(runs) <= MOST_COLUMNS
     rows = []
     for label, name, unit in _lines(runs[0]):
         values = [run[name] for run in runs]
-        spread = _show_spread(summary[name], unit)
-        if len(runs) == 1:
-            cells = [_show(values[0], unit)]
-        elif len(runs) <= MOST_COLUMNS:
-            cells = [*(_show(value, unit) for value in values), spread]
-        else:
-            extremes = (None, None) if None in values else (min(values), max(values))
-            cells = [spread, *(_show(value, unit) for value in extremes)]
-        rows.append([label, *cells])
-    return format_table(title, rows, header)
+        extremes = [None, None] if None in values else [min(values), max(values)]
+        spread = [summary[name]] if several else []
+        cells = [*values, *spread] if few else [*spread, *extremes]
+        rows.append([label, *(_show(cell, unit) for cell in cells)])
+    if not several:
+        return format_table(title, rows)
+    seeds = ["seed", *(str(run["seed"]) for run in runs), "mean ± std"]
+    return format_table(title, rows, seeds if few else [f"{len(runs)} seeds", "mean ± std", "min", "max"])
 
 
 def _lines(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the label, name and unit of each metric that runs like this one have."""
     headline = "accuracy"
     if "chosen_epoch" in run:
-        last = run.get("chosen_by", "").startswith("last")
-        headline += " at the last epoch, as there is no val split" if last else " at the epoch chosen on val"
+        validated = all(epoch["val_accuracy"] is not None for epoch in run.get("history", ()))
+        headline += " at the epoch chosen on val" if validated else " at the last epoch, as there is no val split"
     return [(headline, "accuracy", "%")] + [
         (label.format(**run), name, unit)
         for name, (label, unit) in METRICS.items()
@@ -142,7 +140,8 @@ def category_table(summary: Mapping[str, Any]) -> str:
     Args:
         summary: as :func:`ave.results.metrics.summarize` returns it.
     """
-    rows = [(name, _show_spread(spread, "%")) for name, spread in summary["category_accuracy"].items()]
+    shares = summary["category_accuracy"].items()
+    rows = [(printable(name, LONGEST_NAME), _show(share, "%")) for name, share in shares]
     half = -(-len(rows) // 2)
     left, right = _align(rows[:half]), _align(rows[half:])
     several = summary["accuracy"]["std"] is not None
@@ -150,15 +149,12 @@ def category_table(summary: Mapping[str, Any]) -> str:
     return format_table(title, list(zip_longest(left, (f"  {line}" for line in right), fillvalue="")))
 
 
-def _show(value: float | None, unit: str) -> str:
-    if value is None:
+def _show(value: float | Mapping[str, float | None] | None, unit: str) -> str:
+    """Format a value, or a mean with its standard deviation if there is one."""
+    mean, std = (value["mean"], value["std"]) if isinstance(value, Mapping) else (value, None)
+    if mean is None:
         return "-"
-    return f"{value:.1%}" if unit else str(value)
-
-
-def _show_spread(spread: Mapping[str, float | None], unit: str) -> str:
-    mean, std = spread["mean"], spread["std"]
-    if mean is None or std is None:
-        return _show(mean, unit)
+    if std is None:
+        return f"{mean:.1%}" if unit else str(mean)
     scale = 100 if unit else 1
     return f"{scale * mean:.1f} ± {scale * std:.1f}{unit}"

@@ -1,0 +1,27 @@
+"""Runs that are killed at operations on files go on, and leave what a run leaves that was never stopped."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from kill_files import RUNS, kill_everywhere
+
+
+def work(name, step, path):
+    """Kill a run at some of its operations. Runs in a process of its own, which forks once it has imported all."""
+    torch.set_num_threads(1)
+    path.write_text(json.dumps(kill_everywhere(RUNS[name], step)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a run that is killed is a fork")
+@pytest.mark.parametrize(("name", "step"), [("train", 9), ("prepare", 7)])  # tests/kill_files.py does it at all
+def test_killed_at_operations_on_files(name, step, tmp_path, processes):
+    process = processes.Process(target=work, args=(name, step, tmp_path / "found.json"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    count, faults = json.loads((tmp_path / "found.json").read_text())
+    assert faults == []
+    assert count >= 8
