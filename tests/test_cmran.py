@@ -158,7 +158,7 @@ def test_categories_are_counted():
         ),
         (
             lambda: CMRAN()(torch.rand(2, 5, 3, 2, 512), torch.rand(2, 5, 7)),
-            r"audio has 7 channels in its last dimension, but this AGSCA was built with audio_dim=128",
+            r"audio has 7 channels in its last dimension, but this CMRAN was built with audio_dim=128",
         ),
         (
             lambda: CMRAN()(

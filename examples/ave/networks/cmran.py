@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from ave import Setting
 from ave.networks.pretrained import Pretrained
-from crossmodal_attn import AGSCA, AVInteraction, RelationAware
+from ave.networks.variants import (
+    Guidance,
+    Interaction,
+    Relation,
+    make_guidance,
+    make_interaction,
+    make_relation,
+)
 from crossmodal_attn.dropout import ReLUDropout
 
 __all__ = ["CMRAN", "Logits", "localize", "supervised_loss", "video_scores", "weak_loss"]
@@ -40,7 +47,8 @@ class CMRAN(Pretrained):
     """The whole network of Xu et al., ACM MM 2020, with the behavior of the authors' code where the paper is silent.
 
     ``save_pretrained`` writes it with its arguments to a directory, ``from_pretrained`` reads it from there or from the
-    Hugging Face Hub, and ``push_to_hub`` uploads it.
+    Hugging Face Hub, and ``push_to_hub`` uploads it. ``relation``, ``guidance``, ``interaction``, ``num_layers`` and
+    ``own_projections`` make the variants of the paper's ablation study.
 
     Args:
         setting: "supervised" trains on segment labels; "weak" on video labels, with background as a category of its
@@ -50,12 +58,17 @@ class CMRAN(Pretrained):
         num_categories: K, without background; by default as many as ``categories``, or 28 without these.
         embed_dim: width of the relation-aware modules, d_m.
         num_heads: attention heads of the relation-aware modules.
-        num_layers: self-attention blocks of each relation-aware module.
+        num_layers: self-attention blocks of each relation-aware module; 0 leaves out M_self.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: in attention, blocks and interaction.
         input_dropout: after the projection of the visual map.
         categories: the K names, which are saved with the network.
         senses: the features that the network is given: "both", or only "sight" or "hearing", with the other zeroed.
+        relation: the relation-aware modules: "cmra", "self", "co", "cmra-f", "none", or other readings of two of these,
+            "self-stacked" and "none-feedforward"; see :func:`ave.networks.variants.make_relation`.
+        guidance: what sums the visual map over its cells: "agsca", "agva" or "mean".
+        interaction: what fuses the modalities: "av", self-attention over their product, "self", or the "product" alone.
+        own_projections: whether the two modalities in the memory of "cmra" have their own key and value projections.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -85,6 +98,10 @@ class CMRAN(Pretrained):
         input_dropout: float = 0.2,
         categories: Sequence[str] | None = None,
         senses: Senses = "both",
+        relation: Relation = "cmra",
+        guidance: Guidance = "agsca",
+        interaction: Interaction = "av",
+        own_projections: bool = False,
     ) -> None:
         super().__init__()
         if setting not in ("supervised", "weak"):
@@ -100,14 +117,20 @@ class CMRAN(Pretrained):
         self.setting, self.senses = setting, senses
         self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories
         self.categories = None if categories is None else tuple(categories)
+        self.variant: dict[str, str | bool] = {
+            "relation": relation,
+            "guidance": guidance,
+            "interaction": interaction,
+            "own_projections": own_projections,
+        }
         weak = setting == "weak"
         widths = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
         self.video_proj = nn.Linear(video_dim, video_dim)
         self.input_dropout = ReLUDropout(input_dropout)
-        self.spatial_channel_attention = AGSCA(video_dim, audio_dim)
-        self.video_relation = RelationAware(video_dim, audio_dim, *widths)
-        self.audio_relation = RelationAware(audio_dim, video_dim, *widths)
-        self.interaction = AVInteraction(embed_dim, 2 if weak else num_heads, dropout)
+        self.spatial_channel_attention = make_guidance(guidance, video_dim, audio_dim)
+        self.video_relation = make_relation(relation, video_dim, audio_dim, *widths, own_projections=own_projections)
+        self.audio_relation = make_relation(relation, audio_dim, video_dim, *widths, own_projections=own_projections)
+        self.interaction = make_interaction(interaction, embed_dim, 2 if weak else num_heads, dropout)
         self.event_head = nn.Linear(embed_dim, 1)
         self.category_head = nn.Linear(embed_dim, num_categories + weak)
 
@@ -145,14 +168,14 @@ class CMRAN(Pretrained):
 
     def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
         """Check what the layers inside would report under other names, or only after some work."""
+        # A wrapped or quantized projection may hold no floating-point weight to compare with.
+        weight = getattr(self.video_proj, "weight", None)
+        dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else None
         for name, features in (("video", video), ("audio", audio)):
             if not isinstance(features, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
-        # A wrapped or quantized projection may hold no floating-point weight to compare with.
-        weight = getattr(self.video_proj, "weight", None)
-        dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else video.dtype
-        if video.dtype != dtype and not torch.is_autocast_enabled(video.device.type):
-            raise TypeError(f"video must have the dtype of the weights, {dtype}, got {video.dtype}")
+            if dtype not in (None, features.dtype) and not torch.is_autocast_enabled(features.device.type):
+                raise TypeError(f"{name} must have the dtype of the weights, {dtype}, got {features.dtype}")
         if video.dim() != 5 or video.shape[-1] != self.video_dim or 0 in video.shape[1:]:
             raise ValueError(
                 f"video must have shape (batch, time, height, width, {self.video_dim}), none of them empty but the "
@@ -162,6 +185,11 @@ class CMRAN(Pretrained):
             raise ValueError(
                 f"audio must have shape (batch, time, channels) and the batch and time of video, "
                 f"{tuple(video.shape[:2])}, got {tuple(audio.shape)}"
+            )
+        if audio.shape[-1] != self.audio_dim:
+            raise ValueError(
+                f"audio has {audio.shape[-1]} channels in its last dimension, but this CMRAN was built with "
+                f"audio_dim={self.audio_dim}"
             )
         if padding_mask is not None and (padding_mask.dtype != torch.bool or padding_mask.shape != audio.shape[:2]):
             raise ValueError(
