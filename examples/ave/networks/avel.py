@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ave.networks.agva import AGVA
 from ave.networks.localizer import Recipe, SegmentClassifier, Setting
 from ave.networks.padded import mean_over_time, run_lstm
+from crossmodal_attn import zero_padding
 
 __all__ = ["AVEL", "DualResidual"]
 
@@ -37,8 +38,8 @@ class DualResidual(nn.Module):
         self.video_map = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
         self.audio_map = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
 
-    def forward(self, video: Tensor, audio: Tensor) -> Tensor:
-        """Fuse ``video`` and ``audio``, both (*, D), into (*, D)."""
+    def forward(self, audio: Tensor, video: Tensor) -> Tensor:
+        """Fuse ``audio`` and ``video``, both (*, D), into (*, D)."""
         mean = (self.video_map(video) + self.audio_map(audio)) / 2
         fused: Tensor = ((video + mean).tanh() + (audio + mean).tanh()) / 2
         return fused
@@ -155,12 +156,16 @@ class AVEL(SegmentClassifier):
             TypeError: if an argument has the wrong type or dtype.
             ValueError: if an argument has the wrong shape.
         """
-        video, audio = self._check(video, audio, padding_mask)
+        self._check(video, audio, padding_mask)
+        audio = zero_padding(audio, padding_mask)
         related = []
         if self.audio_lstm is not None:
             related.append(run_lstm(self.audio_lstm, audio, padding_mask)[0])
         if self.video_lstm is not None:
-            video = video.mean((2, 3)) if self.attention is None else self.attention(video, audio)
+            if self.attention is None:
+                video = zero_padding(video.mean((2, 3)), padding_mask)
+            else:
+                video = self.attention(zero_padding(video, padding_mask), audio)
             related.append(run_lstm(self.video_lstm, video, padding_mask)[0])
         if self.residual is not None:
             related = [self.residual(*related)]

@@ -17,6 +17,7 @@ from ave.networks.cmran import Localization
 from ave.networks.localizer import Recipe, SegmentClassifier, Setting
 from ave.networks.padded import mean_over_time, run_lstm
 from ave.networks.two_scores import TwoScores
+from crossmodal_attn import zero_padding
 
 __all__ = ["AVSDN", "AVSDNTwoScores", "SequenceToSequence"]
 
@@ -51,7 +52,7 @@ class SequenceToSequence(nn.Module):
         _, audio_states = run_lstm(self.audio_encoder, audio, padding_mask)
         _, video_states = run_lstm(self.video_encoder, video, padding_mask)
         hidden, cell = (
-            self.fusion(F.relu(seen), F.relu(heard)) for seen, heard in zip(video_states, audio_states, strict=True)
+            self.fusion(F.relu(heard), F.relu(seen)) for heard, seen in zip(audio_states, video_states, strict=True)
         )
         decoded, _ = run_lstm(self.decoder, torch.cat([audio, video], -1), padding_mask, (hidden, cell))
         return F.relu(decoded)
@@ -113,8 +114,9 @@ class AVSDN(SegmentClassifier):
             TypeError: if an argument has the wrong type or dtype.
             ValueError: if an argument has the wrong shape.
         """
-        video, audio = self._check(video, audio, padding_mask)
-        logits: Tensor = self.head(self.sequence_to_sequence(video.mean((2, 3)), audio, padding_mask))
+        self._check(video, audio, padding_mask)
+        video, audio = zero_padding(video.mean((2, 3)), padding_mask), zero_padding(audio, padding_mask)
+        logits: Tensor = self.head(self.sequence_to_sequence(video, audio, padding_mask))
         return logits
 
 
@@ -183,7 +185,8 @@ class AVSDNTwoScores(TwoScores):
             TypeError: if an argument has the wrong type or dtype.
             ValueError: if an argument has the wrong shape.
         """
-        video, audio = self._check(video, audio, padding_mask)
+        self._check(video, audio, padding_mask)
+        video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
         features = self.sequence_to_sequence(self.attention(video, audio), audio, padding_mask)
         category_logits = self.category_head(mean_over_time(features, padding_mask))
         return Localization(self.event_head(features).squeeze(-1), category_logits)

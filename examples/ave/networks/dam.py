@@ -17,7 +17,7 @@ from ave.networks.cmran import Localization
 from ave.networks.localizer import Recipe, Setting
 from ave.networks.padded import mean_over_time
 from ave.networks.two_scores import TwoScores
-from crossmodal_attn import CMRA
+from crossmodal_attn import CMRA, zero_padding
 
 __all__ = ["DAM", "matching_logit"]
 
@@ -114,7 +114,8 @@ class DAM(TwoScores):
             TypeError: if an argument has the wrong type or dtype.
             ValueError: if an argument has the wrong shape.
         """
-        video, audio = self._check(video, audio, padding_mask)
+        self._check(video, audio, padding_mask)
+        video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
         local_video = self.video_proj(self.attention(video, audio))
         local_audio = self.audio_proj(audio)
         related_video = self.video_self_attention(local_video, query_padding_mask=padding_mask)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ave.networks.localizer import Recipe, SegmentClassifier, Setting
 from ave.networks.padded import lengths_of, order_valid_first
+from crossmodal_attn import zero_padding
 
 __all__ = ["EDTCN"]
 
@@ -91,8 +92,8 @@ class EDTCN(SegmentClassifier):
             TypeError: if an argument has the wrong type or dtype.
             ValueError: if an argument has the wrong shape.
         """
-        video, _ = self._check(video, audio, padding_mask)
-        sequence = video.mean((2, 3))
+        self._check(video, audio, padding_mask)
+        sequence = zero_padding(video.mean((2, 3)), padding_mask)
         time, factor = sequence.shape[1], 2 ** len(self.encoder)
         if padding_mask is None:
             sequence, keep = F.pad(sequence, (0, 0, 0, -time % factor), value=-1), None

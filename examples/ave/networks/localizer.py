@@ -122,8 +122,8 @@ class Localizer(Pretrained):
         """
         raise NotImplementedError
 
-    def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Check the input, and return ``video`` and ``audio`` with padding zeroed."""
+    def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
+        """Check the input of the network."""
         weight = next(self.parameters())
         for name, features, axes, width in (
             ("video", video, "batch, time, height, width", self.video_dim),
@@ -144,14 +144,11 @@ class Localizer(Pretrained):
             raise ValueError(
                 f"audio must have the batch and time of video, {tuple(video.shape[:2])}, got {tuple(audio.shape[:2])}"
             )
-        if padding_mask is None:
-            return video, audio
-        if padding_mask.dtype != torch.bool or padding_mask.shape != audio.shape[:2]:
+        if padding_mask is not None and (padding_mask.dtype != torch.bool or padding_mask.shape != audio.shape[:2]):
             raise ValueError(
                 f"padding_mask must be bool, of the batch and time of video, {tuple(audio.shape[:2])}, "
                 f"got {padding_mask.dtype} {tuple(padding_mask.shape)}"
             )
-        return video.masked_fill(padding_mask[..., None, None, None], 0), audio.masked_fill(padding_mask[..., None], 0)
 
 
 class SegmentClassifier(Localizer):
