@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ave.networks.localizer import Recipe, SegmentClassifier, Setting
-from ave.networks.padded import lengths_of, order_valid_first
+from ave.networks.padded import lengths_of, order_valid_first, reorder
 from crossmodal_attn import zero_padding
 
 __all__ = ["EDTCN"]
@@ -95,25 +95,27 @@ class EDTCN(SegmentClassifier):
         self._check(video, audio, padding_mask)
         sequence = zero_padding(video.mean((2, 3)), padding_mask)
         time, factor = sequence.shape[1], 2 ** len(self.encoder)
+        added = (time + factor - 1) // factor * factor - time
         if padding_mask is None:
-            sequence, keep = F.pad(sequence, (0, 0, 0, -time % factor), value=-1), None
+            sequence, keep = F.pad(sequence, (0, 0, 0, added), value=-1), None
         else:
-            order, back = order_valid_first(padding_mask)
+            order = order_valid_first(padding_mask)
             lengths = lengths_of(padding_mask).unsqueeze(1)
             lengthened = (lengths + factor - 1) // factor * factor
-            steps = torch.arange(time + -time % factor, device=video.device)
+            steps = torch.arange(time + added, device=video.device)
             keep = (steps < lengthened).unsqueeze(1)  # what follows is zero throughout, as beyond the end of a video
-            sequence = F.pad(sequence.take_along_dim(order, 1), (0, 0, 0, -time % factor))
+            sequence = F.pad(reorder(sequence, order), (0, 0, 0, added))
             sequence = sequence.masked_fill(((steps >= lengths) & (steps < lengthened)).unsqueeze(-1), -1)
         sequence = sequence.transpose(1, 2)
         for layer in self.encoder:
-            sequence = F.max_pool1d(self._convolve(layer, sequence, keep), 2)
+            sequence = self._convolve(layer, sequence, keep)
+            sequence = torch.maximum(sequence[..., ::2], sequence[..., 1::2])
             keep = None if keep is None else keep[..., ::2]
         for layer in self.decoder:
             keep = None if keep is None else keep.repeat_interleave(2, -1)
             sequence = self._convolve(layer, sequence.repeat_interleave(2, -1), keep)
         sequence = sequence.transpose(1, 2)[:, :time]
-        logits: Tensor = self.head(sequence if padding_mask is None else sequence.take_along_dim(back, 1))
+        logits: Tensor = self.head(sequence if padding_mask is None else reorder(sequence, order.argsort(1)))
         return logits
 
     def _convolve(self, layer: nn.Module, sequence: Tensor, keep: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-__all__ = ["lengths_of", "max_over_time", "mean_over_time", "order_valid_first", "run_lstm"]
+__all__ = ["lengths_of", "max_over_time", "mean_over_time", "order_valid_first", "reorder", "run_lstm"]
 
 
 def lengths_of(padding_mask: Tensor) -> Tensor:
@@ -33,24 +33,26 @@ def mean_over_time(sequence: Tensor, padding_mask: Tensor | None) -> Tensor:
     return total / lengths_of(padding_mask).clamp(min=1).unsqueeze(-1)
 
 
-def order_valid_first(padding_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what brings valid segments to the front, in their order, and what brings them back.
+def order_valid_first(padding_mask: Tensor) -> Tensor:
+    """Return the order, int64 (B, T), that brings valid segments to the front, as they follow one another."""
+    return padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
 
-    Returns:
-        tuple: two int64 (B, T, 1), for ``take_along_dim`` over time.
+
+def reorder(sequence: Tensor, order: Tensor) -> Tensor:
+    """Return (B, T, D) with its segments in an order (B, T); ``order.argsort(1)`` brings them back.
 
     Examples:
-        >>> mask = torch.tensor([[True, False, True, False]])
-        >>> order, back = order_valid_first(mask)
-        >>> sequence = torch.tensor([[[0.0], [1.0], [2.0], [3.0]]])
-        >>> front = sequence.take_along_dim(order, 1)
-        >>> front.flatten().tolist(), front.take_along_dim(back, 1).flatten().tolist()
-        ([1.0, 3.0, 0.0, 2.0], [0.0, 1.0, 2.0, 3.0])
+        >>> sequence, mask = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[True, False, False]])
+        >>> order = order_valid_first(mask)
+        >>> reorder(sequence, order).flatten().tolist()
+        [1.0, 2.0, 0.0]
+        >>> reorder(reorder(sequence, order), order.argsort(1)).flatten().tolist()
+        [0.0, 1.0, 2.0]
     """
-    order = padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
-    return order.unsqueeze(-1), order.argsort(1).unsqueeze(-1)
+    return sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def run_lstm(
     lstm: nn.LSTM,
     sequence: Tensor,
@@ -59,8 +61,8 @@ def run_lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run an LSTM over the valid segments of each video, backward from its last one.
 
-    With a mask the sequences are packed, for which the lengths are read back to the host: ``torch.export`` cannot
-    trace that. ``torch.compile`` runs every LSTM of PyTorch eagerly, between two graphs.
+    ``torch.compile`` runs it eagerly, between two graphs, as it does every LSTM of PyTorch. ``torch.export`` takes it
+    without a mask and at one length T: with a mask the sequences are packed, whose lengths are read on the host.
 
     Args:
         lstm: one bidirectional layer, batch first.
@@ -76,11 +78,9 @@ def run_lstm(
     if padding_mask is None:
         output, state = lstm(sequence, state)
         return output, state
-    order, back = order_valid_first(padding_mask)
+    order = order_valid_first(padding_mask)
     lengths = lengths_of(padding_mask).clamp(min=1)
-    packed = pack_padded_sequence(
-        sequence.take_along_dim(order, 1), lengths.cpu(), batch_first=True, enforce_sorted=False
-    )
+    packed = pack_padded_sequence(reorder(sequence, order), lengths.cpu(), batch_first=True, enforce_sorted=False)
     output, state = lstm(packed, state)
     output, _ = pad_packed_sequence(output, batch_first=True, total_length=sequence.shape[1])
-    return output.take_along_dim(back, 1), state
+    return reorder(output, order.argsort(1)), state
