@@ -519,7 +519,8 @@ def test_initial_weights_are_drawn_as_in_the_code():
 
     def drawn_by_xavier(layer):
         weight, fans = layer.weight.detach(), sum(layer.weight.shape[:2]) * math.prod(layer.weight.shape[2:])
-        return float(weight.square().mean()) == pytest.approx(2 / fans, rel=0.2)
+        # The rarest of draws are 4 standard deviations off; PyTorch's own variance is off by a sixth or more.
+        return float(weight.square().mean()) == pytest.approx(2 / fans, rel=0.1 + 4 / weight.numel() ** 0.5)
 
     torch.manual_seed(0)
     network = AVEL()
