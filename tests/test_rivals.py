@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ave.networks.agva import AGVA
 from ave.networks.avel import AVEL
 from ave.networks.avsdn import AVSDN
-from ave.networks.cmran import Localization, video_scores
+from ave.networks.cmran import Logits, video_scores
 from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import SegmentClassifier
@@ -335,7 +335,7 @@ def test_dam_is_its_equation(draw, assert_close):
         global_audio = loop_self_attention(model.audio_self_attention, local_audio)
         hidden = affine(model.category_head[0], torch.cat([global_audio, global_video])).clamp(min=0)
         category = affine(model.category_head[2], hidden)
-        assert_close(logits.category_logits[b], category)
+        assert_close(logits.category[b], category)
         category_loss -= math.log(
             softmax(category)[2 if b == 0 else 0]
         )  # without an event, a video counts as the first
@@ -343,7 +343,7 @@ def test_dam_is_its_equation(draw, assert_close):
             heard = 1 / (1 + math.exp(-float(global_video @ local_audio[t]) / math.sqrt(13)))
             seen = 1 / (1 + math.exp(-float(global_audio @ local_video[t]) / math.sqrt(13)))
             relevance = (heard + seen) / 2
-            assert_close(logits.event_logits[b, t].sigmoid(), double(relevance))
+            assert_close(logits.event[b, t].sigmoid(), double(relevance))
             assert model.decide(logits).labels[b, t] == (5 if relevance < 0.5 else int(category.argmax()))
             event_loss -= math.log(relevance if labels[b, t] < 5 else 1 - relevance)
     expected = 0.5 * category_loss / 2 + 0.5 * event_loss / 10
@@ -436,7 +436,7 @@ def test_decision_by_segment():
 def test_decision_of_two_scores(name):
     """The video's category where the event's probability is at least a half."""
     event, category = torch.tensor([[0.0, -1.0, 1.0]]), torch.tensor([[0.1, 0.3, 0.2, 0.2, 0.2]])
-    decision = make(name).decide(Localization(event, category.log()))
+    decision = make(name).decide(Logits(event, category.log()))
     assert decision.labels.tolist() == [[1, 5, 1]]
     torch.testing.assert_close(decision.event_score, event.sigmoid())
     torch.testing.assert_close(decision.category_score, torch.full((1, 3), 0.3))
@@ -457,9 +457,9 @@ def join(alone):
         joined = parts[0].new_zeros(3, 7, *parts[0].shape[2:])
         return joined.index_put((~MASK).nonzero(as_tuple=True), torch.cat([part[0] for part in parts]))
 
-    if isinstance(alone[0], Localization):
+    if isinstance(alone[0], Logits):
         events, categories = zip(*alone, strict=True)
-        return Localization(scatter(events), torch.cat(categories))
+        return Logits(scatter(events), torch.cat(categories))
     return scatter(alone)
 
 
@@ -630,7 +630,7 @@ INPUTS = torch.zeros(2, 3, 2, 2, 11), torch.zeros(2, 3, 7)
             r"target must have shape \(2, 3, 6\), background last, got \(2, 6\)",
         ),
         (
-            lambda: make("avsdn-cpsp", "weak").loss(Localization(*INPUTS), torch.zeros(2, 5)),
+            lambda: make("avsdn-cpsp", "weak").loss(Logits(*INPUTS), torch.zeros(2, 5)),
             r"target must have 6 columns, background last, got \(2, 5\)",
         ),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ave.networks.agva import AGVA
 from ave.networks.avel import DualResidual
-from ave.networks.cmran import Localization
+from ave.networks.cmran import Logits
 from ave.networks.localizer import Recipe, SegmentClassifier, Setting
 from ave.networks.padded import mean_over_time, run_lstm
 from ave.networks.two_scores import TwoScores
@@ -170,7 +170,7 @@ class AVSDNTwoScores(TwoScores):
         for head in (self.event_head, self.category_head):
             nn.init.xavier_uniform_(head.weight)
 
-    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Localization:
+    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Logits:
         """Localize the event of each video.
 
         Args:
@@ -179,7 +179,7 @@ class AVSDNTwoScores(TwoScores):
             padding_mask: bool (B, T), True = padding.
 
         Returns:
-            Localization: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
+            Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
 
         Raises:
             TypeError: if an argument has the wrong type or dtype.
@@ -189,11 +189,11 @@ class AVSDNTwoScores(TwoScores):
         video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
         features = self.sequence_to_sequence(self.attention(video, audio), audio, padding_mask)
         category_logits = self.category_head(mean_over_time(features, padding_mask))
-        return Localization(self.event_head(features).squeeze(-1), category_logits)
+        return Logits(self.event_head(features).squeeze(-1), category_logits)
 
     def loss(
         self,
-        logits: Localization,
+        logits: Logits,
         target: Tensor,
         *,
         padding_mask: Tensor | None = None,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ave.networks.agva import AGVA
-from ave.networks.cmran import Localization
+from ave.networks.cmran import Logits
 from ave.networks.localizer import Recipe, Setting
 from ave.networks.padded import mean_over_time
 from ave.networks.two_scores import TwoScores
@@ -99,7 +99,7 @@ class DAM(TwoScores):
             nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, self.num_categories)
         )
 
-    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Localization:
+    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Logits:
         """Localize the event of each video.
 
         Args:
@@ -108,7 +108,7 @@ class DAM(TwoScores):
             padding_mask: bool (B, T), True = padding.
 
         Returns:
-            Localization: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
+            Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
 
         Raises:
             TypeError: if an argument has the wrong type or dtype.
@@ -126,11 +126,11 @@ class DAM(TwoScores):
         heard = (local_audio @ global_video.unsqueeze(-1)).squeeze(-1) * scale
         seen = (local_video @ global_audio.unsqueeze(-1)).squeeze(-1) * scale
         category_logits = self.category_head(torch.cat([global_audio, global_video], -1))
-        return Localization(matching_logit(heard, seen), category_logits)
+        return Logits(matching_logit(heard, seen), category_logits)
 
     def loss(
         self,
-        logits: Localization,
+        logits: Logits,
         target: Tensor,
         *,
         padding_mask: Tensor | None = None,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ave.networks.cmran import Localization, localize, supervised_loss, weak_loss
+from ave.networks.cmran import Logits, localize, supervised_loss, weak_loss
 from ave.networks.localizer import Decision, Localizer
 
 __all__ = ["TwoScores"]
 
 
 class TwoScores(Localizer):
-    """A network whose logits are a :class:`Localization`, with the losses and the decision of CMRAN."""
+    """A network whose logits are a :class:`Logits`, with the losses and the decision of CMRAN."""
 
     def loss(
         self,
-        logits: Localization,
+        logits: Logits,
         target: Tensor,
         *,
         padding_mask: Tensor | None = None,
@@ -26,8 +26,8 @@ class TwoScores(Localizer):
             return weak_loss(logits, target, padding_mask=padding_mask)
         return supervised_loss(logits, target, padding_mask=padding_mask, eventless_category=eventless_category)
 
-    def decide(self, logits: Localization) -> Decision:
+    def decide(self, logits: Logits) -> Decision:
         """Return the video's best category where the event score is at least 0.5, else background."""
-        category_score = logits.category_logits.softmax(-1).amax(-1, keepdim=True).expand_as(logits.event_logits)
+        category_score = logits.category.softmax(-1).amax(-1, keepdim=True).expand_as(logits.event)
         labels = localize(logits, background=self.num_categories)
-        return Decision(labels, logits.event_logits.sigmoid(), category_score)
+        return Decision(labels, logits.event.sigmoid(), category_score)
