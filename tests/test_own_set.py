@@ -134,7 +134,7 @@ def test_what_is_read_is_what_was_written(own, arrays, tmp_path):
         assert data.background_lengths.tolist() == [SECONDS, 3, 2]
         np.testing.assert_array_equal(data.labels, arrays["labels"])
     assert not data.visual[:].numpy()[padding].any()
-    assert read_features(tmp_path / "prepared").tensors["lengths"].tolist() == arrays["lengths"].tolist()
+    assert read_features(tmp_path / "prepared").lengths.tolist() == arrays["lengths"].tolist()
 
 
 def test_digest_ignores_padding_and_knows_lengths(own, tmp_path):

@@ -63,7 +63,7 @@ def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype
     assert other.names == own.names == tuple(f"id{row}" for row in range(23))
     features = read_features(tmp_path / "prepared")
     assert features.names == own.names
-    assert list(features.splits()) == ["train", "val", "test"]
+    assert list(features.splits) == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize("dtype", PRECISION)

@@ -194,12 +194,13 @@ def test_features_need_no_labels(release):
     for path in directory.glob("*label*"):
         path.unlink()
     features = read_features(directory)
-    for name in ("visual_feature", "audio_feature"):
-        np.testing.assert_array_equal(features.arrays[name][:], arrays[name].astype(np.float32))
+    np.testing.assert_array_equal(features.visual[:], arrays["visual_feature"].astype(np.float32))
+    np.testing.assert_array_equal(features.audio[:], arrays["audio_feature"].astype(np.float32))
+    assert features.labels.shape == (23, 5, 0)
     assert len(features.names) == 23
-    assert {split: len(rows) for split, rows in features.splits().items()} == {"train": 13, "val": 5, "test": 5}
+    assert {split: len(rows) for split, rows in features.splits.items()} == {"train": 13, "val": 5, "test": 5}
     (directory / "val_order.h5").unlink()
-    assert list(read_features(directory).splits()) == ["train", "test"]
+    assert list(read_features(directory).splits) == ["train", "test"]
     (directory / "audio_feature.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"audio_feature\.h5 is missing"):
         read_features(directory)

@@ -109,8 +109,8 @@ def read_prepared(directory: Path | str, setting: Setting = "supervised") -> AVE
     return examine_prepared(Path(directory), needed_files(setting)).to_data()
 
 
-def read_features(directory: Path) -> Found:
-    """Open the features of a dataset, whose labels need not be there.
+def read_features(directory: Path) -> AVEData:
+    """Open the features of a dataset, whose labels need not be there and are not read.
 
     Args:
         directory: of the release, or prepared.
@@ -120,9 +120,8 @@ def read_features(directory: Path) -> Found:
         ValueError: if the features, the orders or the annotations are damaged or do not fit each other.
     """
     needed = frozenset(file.name for file in FILES if file.axes[0] == "N" and file.is_features)
-    found = examine_set(directory, needed, [file for file in FILES if file.name in needed or file.axes in ("N", "R")])
-    found.raise_problems()
-    return found
+    files = [file for file in FILES if file.name in needed or file.axes in ("N", "R")]
+    return examine_set(directory, needed, files).to_data()
 
 
 def examine_set(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:

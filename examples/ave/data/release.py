@@ -219,14 +219,15 @@ class Found:
             raise kind(f"{first.message}; and more is wrong with {also}: see `check`" if also else first.message)
 
     def to_data(self) -> AVEData:
-        """Return the dataset, if there is no problem; features stay on disk.
+        """Return the dataset, without labels if they were not looked for; features stay on disk.
 
         Raises:
             FileNotFoundError: if a file is missing.
             ValueError: if anything else is wrong.
         """
         self.raise_problems()
-        labels, lengths = self.tensors["labels"], self.tensors.get("lengths")
+        unlabeled = torch.zeros(*self.arrays["audio_feature"].shape[:2], 0)
+        labels, lengths = self.tensors.get("labels", unlabeled), self.tensors.get("lengths")
         if lengths is not None:  # what stands in padding is no label
             labels = labels.masked_fill(padding_mask(lengths, labels.shape[1]).unsqueeze(-1), 0)
         numbers = tuple(map(str, range(labels.shape[-1] - 1)))
