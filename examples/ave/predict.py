@@ -20,7 +20,7 @@ from ave import checking_input
 from ave.data.batches import Batch, Loader, OrderedShares, Videos
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.npz import read_npz
-from ave.data.prepared import read_features
+from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN, Localization, localize

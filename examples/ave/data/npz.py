@@ -53,9 +53,9 @@ def read_npz(path: Path) -> AVEData:
         ("names", "U", "text"),
         ("lengths", "iu", "integers"),
     ):
-        came = arrays[name].dtype if name in arrays else None
-        if (name in ("visual", "audio")) if came is None else (came.kind not in kinds):
-            raise ValueError(f"{path} must hold {content} in an array called {name}, got {came or 'none'}")
+        dtype = arrays[name].dtype if name in arrays else None
+        if (name in ("visual", "audio")) if dtype is None else (dtype.kind not in kinds):
+            raise ValueError(f"{path} must hold {content} in an array called {name}, got {dtype or 'none'}")
 
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
         visual, audio = (torch.from_numpy(arrays[name].astype(np.float32, copy=False)) for name in ("visual", "audio"))
