@@ -162,7 +162,7 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         ways[f"row by row, {layout} HDF5"] = (RowByRow, place / layout)
         ways[f"release, {layout} HDF5"] = (ByDataset, place / layout)
     start = time.perf_counter()
-    files = prepare_release(place / LAYOUTS[0], place / "prepared")["files"]
+    files = prepare_release(place / LAYOUTS[0], place / "prepared").files
     seconds = time.perf_counter() - start
     ways["prepared"] = (ByDataset, place / "prepared")
     ways["prepared, float16 batches"] = (AsStored, place / "prepared")
@@ -178,8 +178,8 @@ def run(place: Path, videos: int, batch_size: int, repeats: int) -> dict[str, An
         "videos": videos,
         "batch_size": batch_size,
         "repeats": repeats,
-        "bytes_before": files["visual_feature"]["source"]["bytes"],
-        "bytes_after": files["visual_feature"]["bytes"],
+        "bytes_before": files["visual_feature"].source.bytes,
+        "bytes_after": files["visual_feature"].bytes,
         "prepare_seconds": seconds,
         "machine": {**describe_machine(), "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
         "samples_per_second": {

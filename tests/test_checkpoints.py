@@ -19,7 +19,8 @@ def load(checkpoints):
 
 
 def test_round_trip(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "new")
+    checkpoints = Checkpoints(tmp_path / "seed" / "new")
+    checkpoints.start(0)
     tensors = {"a": torch.randn(2, 3), "b": torch.arange(5), "c": torch.tensor(1.0), "d": torch.randn(5, 3).T}
     groups = {"model": tensors, "optimizer": {"0.exp_avg": torch.ones(3)}}
     checkpoints.save(7, groups, {"history": [{"loss": 0.1}], "scaler": None})

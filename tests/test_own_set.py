@@ -254,11 +254,11 @@ def test_what_is_ave(tmp_path, release):
     assert not dataclasses.replace(ave, categories=AVE_CATEGORIES[::-1]).is_ave
     assert not dataclasses.replace(ave, sizes={"N": (4142, tmp_path), "L": (29, tmp_path)}).is_ave
     manifest = prepare_release(release, tmp_path / "prepared")
-    assert manifest["ave"] is False
+    assert manifest.ave is False
     data = read_set(tmp_path / "prepared")
     assert data.categories[:2] == ("0", "1")
     assert data.eventless_category is None
-    (tmp_path / "prepared" / "prepared.json").write_text(json.dumps({**manifest, "ave": True}))
+    (tmp_path / "prepared" / "prepared.json").write_text(json.dumps({**dataclasses.asdict(manifest), "ave": True}))
     data = read_set(tmp_path / "prepared")
     assert (data.categories, data.eventless_category) == (AVE_CATEGORIES, 0)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ave.reading import check_regular, load_json
-from ave.results.files import write_json, writing
+from ave.results.files import make_directory, write_json, writing
 
 __all__ = ["Checkpoints", "pack_optimizer", "unpack_optimizer"]
 
@@ -25,12 +25,25 @@ class Checkpoints:
     both. The JSON file is written last and removed first, so if it exists, the tensors were complete.
 
     Args:
-        directory: created by the first save.
+        directory: their directory, in that of a seed.
         keep: how many epochs to keep.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
+
+    def start(self, epoch: int) -> None:
+        """Create the directory for a run that goes on after an epoch, and remove what a killed one left in it.
+
+        Args:
+            epoch: the last finished one, or 0.
+
+        Raises:
+            OSError: if the directory of the run is gone.
+        """
+        make_directory(self.directory.parent)
+        make_directory(self.directory)
+        self._prune(epoch)
 
     def save(self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Write an epoch, then remove those that are too old.
@@ -41,9 +54,8 @@ class Checkpoints:
             facts: everything else, in values that JSON can hold.
 
         Raises:
-            OSError: if it cannot be written; earlier checkpoints stay as they are.
+            OSError: if it cannot be written, or the directory is gone; earlier checkpoints stay as they are.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         flat = {f"{group}.{name}": tensor for group, named in tensors.items() for name, tensor in named.items()}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in flat.items()})
         path = self._path(epoch)
@@ -51,12 +63,7 @@ class Checkpoints:
             temporary.write_bytes(data)
         facts = {"epoch": epoch, **facts}
         write_json(path.with_suffix(".json"), {"sha256": _digest(data, facts), **facts})
-        # A later epoch was damaged when the run went on from an earlier one.
-        kept = [number for number in self._epochs() if number <= epoch][-self.keep :]
-        for suffix in (".json", ".safetensors"):
-            for old in self.directory.glob(f"epoch-*{suffix}"):
-                if _number(old) not in kept:
-                    old.unlink()
+        self._prune(epoch)
 
     def load(self, say: Callable[[str], object] = print) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """Read the newest epoch that is not damaged.
@@ -85,6 +92,14 @@ class Checkpoints:
             except Exception as error:  # of damaged bytes, safetensors and JSON raise whatever they run into
                 say(f"{path} is damaged and skipped: {str(error) or type(error).__name__}")
         return None
+
+    def _prune(self, epoch: int) -> None:
+        """Remove all but the last epochs up to this one; a later one is damaged, as the run goes on from this."""
+        kept = [number for number in self._epochs() if number <= epoch][-self.keep :]
+        for suffix in (".json", ".safetensors"):
+            for old in self.directory.glob(f"epoch-*{suffix}"):
+                if _number(old) not in kept:
+                    old.unlink()
 
     def _path(self, epoch: int) -> Path:
         return self.directory / f"epoch-{epoch:04}.safetensors"

@@ -69,7 +69,7 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
         _check_fit(model, data, procedural=procedural)
         batches = evaluation_loader(data, config.split, accelerator)
     accelerator.print(f"on {describe_device(accelerator)}")
-    with clearing(output):
+    with clearing(output, main=accelerator.is_main_process):
         outcomes = observe(accelerator.prepare_model(model, evaluation_mode=True), batches, accelerator)
         metrics = measure(outcomes, data, config.split)
         if accelerator.is_main_process:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,14 @@ from ave.data.dataset import Setting
 from ave.data.features import BadValues, clear_padding
 from ave.data.layout import FILES, ReleaseFile, needed_files
 from ave.data.opening import inspect_set
-from ave.data.prepared import FORM, MANIFEST, UNFINISHED, find_damage, parse_manifest
+from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
 from ave.data.release import Found, examine_release
-from ave.results.files import is_leftover, write_json, writing
+from ave.results.files import clearing, is_leftover, write_json, writing
 from ave.results.tables import files_table, format_table
 
-__all__ = ["CheckConfig", "PrepareConfig", "Rounding", "check", "prepare", "prepare_release", "round_features"]
+__all__ = ["CheckConfig", "PrepareConfig", "check", "prepare", "prepare_release", "rounding_errors"]
+
+Dtype = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PrepareConfig:
     """directory of the AVE release, or of an own set in its form"""
     output: Path
     """a new directory, or one where `prepare` was stopped; a finished one is verified and repaired"""
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Dtype = "float16"
     """of the features; float32 takes twice the space, with 24 bits of precision, not 11"""
 
 
@@ -82,134 +83,127 @@ def prepare(config: PrepareConfig) -> None:
         OSError: if a file cannot be written; finished files are kept.
     """
     manifest = prepare_release(config.data, config.output, config.dtype)
-    rows = list(_lines(manifest["files"]))
     header = ("file", "before", "after", "ratio", "largest error", "relative error")
-    print(format_table(f"{config.output}: prepared in {config.dtype}", rows, header))
+    print(format_table(f"{config.output}: prepared in {config.dtype}", list(_lines(manifest.files)), header))
 
 
-def _lines(files: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _lines(files: Mapping[str, Entry]) -> Iterator[tuple[str, ...]]:
     """Yield a row of the table for each file, and last for all together."""
-    sizes = {name: (entry["source"]["bytes"], entry["bytes"]) for name, entry in files.items()}
-    errors = {
-        name: (f"{entry['absolute_error']:.2e}", f"{entry['relative_error']:.2e}") if "feature" in name else ("", "")
-        for name, entry in files.items()
-    }
+    sizes = {name: (entry.source.bytes, entry.bytes) for name, entry in files.items()}
     sizes["all"] = (sum(before for before, _ in sizes.values()), sum(after for _, after in sizes.values()))
     for name, (before, after) in sizes.items():
         described = (tqdm.format_sizeof(size, "B") for size in (before, after))
-        yield name, *described, f"{before / after:.2f}", *errors.get(name, ("", ""))
+        errors = ("", "")
+        if "feature" in name:
+            errors = (f"{files[name].absolute_error:.2e}", f"{files[name].relative_error:.2e}")
+        yield name, *described, f"{before / after:.2f}", *errors
 
 
 def prepare_release(
-    directory: Path, output: Path, dtype: str = "float16", say: Callable[[str], object] = print
-) -> dict[str, Any]:
+    directory: Path,
+    output: Path,
+    dtype: Dtype = "float16",
+    say: Callable[[str], object] = print,
+) -> Manifest:
     """Prepare every file that is not yet prepared, with a progress bar.
 
     Args:
         directory: of the release. The files of the weak setting are prepared if they are there.
         output: a new or empty directory, or one where this was stopped or finished with the same arguments.
-        dtype: "float16" or "float32".
+        dtype: of the features.
         say: called with remarks about what was found in ``output``.
 
     Returns:
-        The manifest: under "files", for each its shape, dtype, bytes, SHA-256, source and largest rounding errors.
+        The manifest: for each file its shape, dtype, bytes, SHA-256, source and largest rounding errors.
 
     Raises:
-        InputError: if a file of the release is missing or wrong, features are not finite, all zero for a video, or too
-            large for the dtype, ``output`` holds something else, or the disk is too small; ``output`` is as before.
+        InputError: if a file of the release is missing or wrong, ``output`` holds something else or is in use, or the
+            disk is too small, which is found before anything is written; or features are not finite, all zero for a
+            video, or too large for the dtype, and then finished files are kept.
         OSError: if a file cannot be written, for example because the disk is full; finished files are kept.
     """
-    # ---- Check everything before anything is written ----
     with checking_input():
         found = examine_release(directory, needed_files("supervised"))
         found.raise_problems()
-        complete, manifest = _take_over(output, found, dtype, say)
-        waiting = [file for file in FILES if file.name in found.arrays and file.name not in manifest["files"]]
-        _check_space(output, sum(prod(found.arrays[f.name].shape) * _dtype_of(f, dtype).itemsize for f in waiting))
-    texts = {
-        "names": manifest["names"] if found.names is None else found.names,
-        "categories": manifest["categories"] if found.categories is None else found.categories,
-        "ave": found.is_ave,
-    }
-    if complete and not waiting and all(manifest[key] == text for key, text in texts.items()):
-        say(f"{output} is prepared, and every digest is right: there is nothing to do")
-        return manifest
-    manifest |= texts
-    before = dict(manifest["files"])
-    try:
+    with clearing(output, new=False):
+        # ---- What is there already, and what is missing ----
+        with checking_input():
+            old = _read_old(output, found, dtype, say)
+            waiting = [file for file in FILES if file.name in found.arrays and file.name not in old.files]
+            _check_space(output, sum(prod(found.arrays[f.name].shape) * _dtype_of(f, dtype).itemsize for f in waiting))
+        names, categories = found.names or old.names, found.categories or old.categories
+        manifest = replace(old, names=names, categories=categories, ave=found.is_ave)
+        if not waiting and manifest == old and not (output / UNFINISHED).exists():
+            say(f"{output} is prepared, and every digest is right: there is nothing to do")
+            return manifest
+
         # ---- Convert file by file; each is noted once it is on the disk ----
-        output.mkdir(parents=True, exist_ok=True)
-        if (output / MANIFEST).exists():
-            os.replace(output / MANIFEST, output / UNFINISHED)
-        write_json(output / UNFINISHED, manifest)
         sizes = {name: len(array) * array.row_bytes for name, array in found.arrays.items()}
-        with tqdm(total=sum(sizes.values()), desc="preparing", unit="B", unit_scale=True, disable=None) as bar:
-            bar.update(sum(sizes[name] for name in before))
-            for file in waiting:
-                manifest["files"][file.name] = _convert(file, found, output, dtype, bar)
-                write_json(output / UNFINISHED, manifest)
-    except ValueError as error:
-        # ---- Bad features: leave only what was complete before ----
-        for file in waiting:
-            (output / f"{file.name}.npy").unlink(missing_ok=True)
-        if complete:
-            _finish(output, {**manifest, "files": before})
-        else:
-            shutil.rmtree(output)
-        raise InputError(str(error)) from error
-    except OSError as error:
-        advice = f"{error.strerror or error}; finished files are kept: run prepare again to go on"
-        raise OSError(error.errno, advice, error.filename or str(output)) from error
-    return _finish(output, manifest)
+        ready = sum(sizes[name] for name in manifest.files)
+        try:
+            write_json(output / UNFINISHED, asdict(manifest))
+            with tqdm(
+                total=sum(sizes.values()), initial=ready, desc="preparing", unit="B", unit_scale=True, disable=None
+            ) as bar:
+                for file in waiting:
+                    manifest.files[file.name] = _convert(file, found, output, dtype, bar)
+                    write_json(output / UNFINISHED, asdict(manifest))
+
+            # ---- The manifest makes the dataset complete ----
+            files = {file.name: manifest.files[file.name] for file in FILES if file.name in manifest.files}
+            manifest = replace(manifest, files=files)
+            write_json(output / MANIFEST, asdict(manifest))
+            (output / UNFINISHED).unlink()
+        except ValueError as error:
+            raise InputError(f"{error}; finished files are kept in {output}") from error
+        except OSError as error:
+            advice = f"{error.strerror or error}; finished files are kept: run prepare again to go on"
+            raise OSError(error.errno, advice, error.filename or str(output)) from error
+    return manifest
 
 
-def _take_over(output: Path, found: Found, dtype: str, say: Callable[[str], object]) -> tuple[bool, dict[str, Any]]:
-    """Return whether a finished dataset is in ``output``, and a manifest of the files there that are still right."""
-    texts = {"names": None, "categories": None, "ave": False}
-    fresh: dict[str, Any] = {"form": FORM, "dtype": dtype, **texts, "files": {}}
-    if not output.exists():
-        return False, fresh
-    present = {path.name for path in output.iterdir()} if output.is_dir() else {"no directory"}
-    own = {name for name in present if is_leftover(output / name)}
-    if began := not present.isdisjoint({MANIFEST, UNFINISHED}):
-        own |= {MANIFEST, UNFINISHED, *(f"{file.name}.npy" for file in FILES)}
-    if strangers := sorted(present - own):
+def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], object]) -> Manifest:
+    """Read the manifest in the output, finished or not, and keep those of its files that are still right.
+
+    Raises:
+        ValueError: if the output holds other files, or a finished dataset with another dtype or of another release.
+    """
+    fresh = Manifest(FORM, dtype, {}, None)
+    present = {path.name for path in output.iterdir() if not is_leftover(path)}
+    finished = MANIFEST in present
+    own = {MANIFEST, UNFINISHED, *(f"{file.name}.npy" for file in FILES)}
+    if strangers := sorted(present - own if finished or UNFINISHED in present else present):
         expected = "--output must be a new or empty directory, or one where prepare was stopped"
         raise ValueError(f"{expected}, got {output}, which holds {strangers[0]}")
-    if not began:
-        return False, fresh
-    complete = MANIFEST in present
-    path = output / (MANIFEST if complete else UNFINISHED)
+    if not present:
+        return fresh
+    path = output / (UNFINISHED if UNFINISHED in present else MANIFEST)
     try:
-        manifest = parse_manifest(path)
-        came, files = manifest["dtype"], manifest["files"]
-        changed = [name for name, entry in files.items() if entry["source"] != _source(found, name)]
+        old = parse_manifest(path)
     except (OSError, ValueError) as error:
         say(f"{path} is damaged, so all is prepared anew: {error}")
-        return False, fresh
-    if came != dtype or changed:
-        other = f"from another {found.paths[changed[0]].name}" if changed else f"in {came}"
-        if complete:
+        return fresh
+    listed = {file.name: old.files[file.name] for file in FILES if file.name in old.files}
+    changed = [name for name in listed if name not in found.arrays or listed[name].source != _source(found, name)]
+    if old.dtype != dtype or changed:
+        other = f"from another {found.paths[changed[0]].name}" if changed else f"in {old.dtype}"
+        if finished:
             raise ValueError(f"--output must be a new directory, got {output}, which holds a set prepared {other}")
         say(f"{output} was begun {other}, so all is prepared anew")
-        return False, fresh
-    whole = {}
-    for name, entry in files.items():
-        if damage := find_damage(output / f"{name}.npy", entry):
-            say(f"{damage}; it is prepared anew")
-        else:
-            whole[name] = entry
-    if not complete:
+        return fresh
+    damages = {name: find_damage(output / f"{name}.npy", entry) for name, entry in listed.items()}
+    for damage in filter(None, damages.values()):
+        say(f"{damage}; it is prepared anew")
+    whole = {name: entry for name, entry in listed.items() if damages[name] is None}
+    if not finished:
         say(f"going on in {output} with {len(whole)} files ready")
-    return complete, {**fresh, **{key: manifest.get(key) for key in texts}, "files": whole}
+    return replace(old, files=whole)
 
 
-def _source(found: Found, name: str) -> dict[str, Any] | None:
+def _source(found: Found, name: str) -> Source:
     """Return the size and time of a file of the release, by which a changed one is noticed."""
-    if name not in found.arrays:
-        return None
     status = found.paths[name].stat()
-    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    return Source(status.st_size, status.st_mtime_ns)
 
 
 def _check_space(output: Path, needed: int) -> None:
@@ -219,15 +213,15 @@ def _check_space(output: Path, needed: int) -> None:
         raise ValueError("--output must be on a disk with {} free, got {} free at {}".format(*sizes, place))
 
 
-def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqdm[Any]) -> dict[str, Any]:
+def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqdm[Any]) -> Entry:
     """Write one file, whole or not at all, and return its entry in the manifest.
 
     Raises:
         ValueError: if features are not finite, all zero for a video, or too large for the dtype.
     """
-    array, kind = found.arrays[file.name], _dtype_of(file, dtype)
-    entry: dict[str, Any] = {"source": _source(found, file.name), "absolute_error": 0.0, "relative_error": 0.0}
+    array, kind, source = found.arrays[file.name], _dtype_of(file, dtype), _source(found, file.name)
     bad = BadValues(file, found)
+    absolute = relative = 0.0
     path = output / f"{file.name}.npy"
     with writing(path) as temporary, temporary.open("wb") as stream:
         header = io.BytesIO()
@@ -236,71 +230,44 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
         digest = hashlib.sha256(header.getvalue())
         stream.write(header.getvalue())
         for first, block in array.blocks():
-            values = block.astype(kind) if not file.is_features else block
             if file.is_features:
                 clear_padding(first, block, found.lengths_of(file))
                 bad.add(first, block)
                 for message in bad.messages():
                     raise ValueError(f"{message}, and maybe more after it: `check` finds all")
-                try:
-                    values, absolute, relative = round_features(block, kind)
-                except ValueError as error:
-                    raise ValueError(f"{array.path}: {error}") from error
-                entry["absolute_error"] = max(entry["absolute_error"], absolute)
-                entry["relative_error"] = max(entry["relative_error"], relative)
+            with np.errstate(over="ignore", under="ignore"):
+                values = block.astype(kind)
+            if file.is_features:
+                if not np.isfinite(values).all():
+                    came = f"--dtype {kind} ends at {np.finfo(kind).max:g}, got features up to {np.abs(block).max():g}"
+                    raise ValueError(f"{array.path}: {came}: use --dtype float32")
+                errors = rounding_errors(block, values)
+                absolute, relative = max(absolute, errors[0]), max(relative, errors[1])
             digest.update(values.data)
             stream.write(values.data)
             bar.update(block.nbytes)
-    return {
-        **entry,
-        "shape": array.shape,
-        "dtype": kind.name,
-        "bytes": path.stat().st_size,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _finish(output: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest, whose last name makes the dataset complete."""
-    files = manifest["files"]
-    manifest = {**manifest, "files": {file.name: files[file.name] for file in FILES if file.name in files}}
-    write_json(output / UNFINISHED, manifest)
-    os.replace(output / UNFINISHED, output / MANIFEST)
-    return manifest
+    size = path.stat().st_size
+    return Entry(source, absolute, relative, array.shape, kind.name, size, digest.hexdigest())
 
 
 def _dtype_of(file: ReleaseFile, dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype if file.is_features else "int64" if len(file.axes) == 1 else "float32")
 
 
-class Rounding(NamedTuple):
-    """Rounded values, and the largest errors among them."""
+def rounding_errors(features: NDArray[Any], rounded: NDArray[Any]) -> tuple[float, float]:
+    """Return the largest absolute error of rounded features, and the largest relative one.
 
-    values: NDArray[Any]
-    absolute: float
-    relative: float
-    """Of values from the least normal number of the dtype on; below it (6.1e-5 in float16) precision ends."""
-
-
-def round_features(features: NDArray[Any], dtype: np.dtype[Any]) -> Rounding:
-    """Round features, which are finite, to ``dtype``.
-
-    Raises:
-        ValueError: if one is too large for it.
+    The relative one is of values from the least normal number of the dtype on (6.1e-5 in float16), below which
+    precision ends.
 
     Examples:
-        >>> round_features(np.array([0.0, 1.0, 1.0004]), np.dtype("float16")).values
-        array([0., 1., 1.], dtype=float16)
+        >>> features = np.array([0.0, 1.0, 1.0004])
+        >>> [f"{error:.1e}" for error in rounding_errors(features, features.astype("float16"))]
+        ['4.0e-04', '4.0e-04']
     """
-    with np.errstate(over="ignore", under="ignore"):
-        values = features.astype(dtype)
     sizes = np.abs(features)
-    if np.isinf(values.max()) or np.isinf(values.min()):
-        limit = np.finfo(dtype).max
-        raise ValueError(f"--dtype {dtype} ends at {limit:g}, got features up to {sizes.max():g}: use --dtype float32")
-    errors = np.subtract(features, values, dtype=np.float64)
-    np.abs(errors, out=errors)
+    errors = np.abs(np.subtract(features, rounded, dtype=np.float64))
     absolute = float(errors.max())
-    normal = sizes >= np.finfo(dtype).tiny
+    normal = sizes >= np.finfo(rounded.dtype).tiny
     np.divide(errors, sizes, out=errors, where=normal)
-    return Rounding(values, absolute, float(errors.max(where=normal, initial=0.0)))
+    return absolute, float(errors.max(where=normal, initial=0.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,16 @@ from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accele
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
 from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_confusion, draw_examples, draw_learning_curves, save_figures
-from ave.results.files import check_output, new_output, write_csv, write_json, write_predictions, write_scores
+from ave.results.files import (
+    check_output,
+    clearing,
+    new_output,
+    write_csv,
+    write_json,
+    write_predictions,
+    write_scores,
+    writing_directory,
+)
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.tables import category_table, files_table, results_table
 from crossmodal_attn import __version__
@@ -256,9 +264,8 @@ def main(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}, "
         f"where --resume {output} goes on if this is stopped"
     )
-    with _pointing_to_resume(output):
+    with clearing(output, new=saved is None, main=accelerator.is_main_process), _pointing_to_resume(output):
         if accelerator.is_main_process:
-            output.mkdir(parents=True, exist_ok=True)
             _save_config(output, config, digest, accelerator.num_processes)
         recipe = RECIPES[config.setting]
         loss_of: Callable[..., Tensor] = recipe.loss
@@ -299,6 +306,8 @@ def main(
             place = output / f"seed-{seed}"
             checkpoints = Checkpoints(place / "checkpoints", config.keep)
             history, best = _restore(checkpoints, model, adam, accelerator)
+            if accelerator.is_main_process:
+                checkpoints.start(len(history))
 
             steps = len(batches)
             logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides what comes after the checkpoint
@@ -495,14 +504,8 @@ def _restore(
 
 def _save_network(model: CMRAN, directory: Path, card: dict[str, Any]) -> None:
     """Write the chosen weights with all that they need, whole or not at all."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial, model_card_kwargs=card)
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing_directory(directory) as temporary:
+        model.save_pretrained(temporary, model_card_kwargs=card)
 
 
 def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:

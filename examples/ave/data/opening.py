@@ -68,7 +68,7 @@ def inspect_set(directory: Path, setting: Setting = "supervised", *, background_
     found = _examine(directory, needed_files(setting, background_videos=background_videos))
     compare_labels(found)
     if is_prepared(directory):  # whose digests have been checked
-        kind = f"prepared in {read_manifest(directory)['dtype']}"
+        kind = f"prepared in {read_manifest(directory).dtype}"
     else:
         scan_features(found)
         kind = "the AVE release" if found.is_ave else "a dataset in the form of the AVE release"

@@ -6,20 +6,19 @@ dataset complete.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ave.data.layout import FILES, ReleaseFile
 from ave.data.release import Found, Problem, check_names, examine
 from ave.reading import check_regular, convert, load_json
 
-__all__ = ["FORM", "MANIFEST", "UNFINISHED", "Manifest", "examine_prepared", "find_damage", "is_prepared"]
-__all__ += ["parse_manifest", "read_manifest"]
+__all__ = ["FORM", "MANIFEST", "UNFINISHED", "Entry", "Manifest", "Source", "examine_prepared", "find_damage"]
+__all__ += ["is_prepared", "parse_manifest", "read_manifest"]
 
 FORM = 1
 """The version of the manifest; other versions cannot be read."""
@@ -76,7 +75,7 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
         ValueError: if the manifest is missing or damaged.
     """
     manifest = read_manifest(directory)
-    listed = manifest["files"]
+    listed = manifest.files
     remedies = {True: "run prepare again, which repairs it", False: "run prepare again with a release that holds it"}
     files = [file._replace(remedy=remedies[file.name in listed]) for file in files]
     paths = {file.name: directory / f"{file.name}.npy" for file in files}
@@ -88,17 +87,17 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
             faults[file.name] = Problem(file.name, f"{path} is missing{place}", "missing")
         elif damage := find_damage(path, listed[file.name]):
             faults[file.name] = Problem(file.name, damage)
-    found = Found(paths, manifest["categories"], declared_ave=manifest["ave"])
+    found = Found(paths, manifest.categories, declared_ave=manifest.ave)
     examine(found, needed, files, faults)
-    if manifest["names"] is not None:
+    if manifest.names is not None:
         try:
-            check_names(found, manifest["names"], directory / MANIFEST)
+            check_names(found, manifest.names, directory / MANIFEST)
         except ValueError as error:
             found.add(MANIFEST, str(error), "run prepare again")
     return found
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a finished dataset.
 
     Raises:
@@ -113,7 +112,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be what prepare wrote, got: {error}; run prepare again") from error
 
 
-def parse_manifest(path: Path) -> dict[str, Any]:
+def parse_manifest(path: Path) -> Manifest:
     """Read a manifest, and check the types of all that it holds.
 
     Raises:
@@ -124,10 +123,10 @@ def parse_manifest(path: Path) -> dict[str, Any]:
     form = content.get("form") if isinstance(content, dict) else None
     if type(form) is int and form != FORM:
         raise ValueError(f"form {form}, expected {FORM}, so use a new directory")
-    return dataclasses.asdict(convert(Manifest, content))
+    return convert(Manifest, content)
 
 
-def find_damage(path: Path, entry: dict[str, Any]) -> str | None:
+def find_damage(path: Path, entry: Entry) -> str | None:
     """Return how a file differs from its entry in the manifest, in one line; None if it does not."""
     if not path.exists():
         return f"{path} is missing"
@@ -135,10 +134,10 @@ def find_damage(path: Path, entry: dict[str, Any]) -> str | None:
         check_regular(path)
     except ValueError as error:
         return str(error)
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{path} must have {entry['bytes']} bytes, as it was written, got {size}"
-    if (digest := _digest(path, size, path.stat().st_mtime_ns)) != entry["sha256"]:
-        return f"{path} must have the digest {entry['sha256'][:12]}..., as it was written, got {digest[:12]}..."
+    if (size := path.stat().st_size) != entry.bytes:
+        return f"{path} must have {entry.bytes} bytes, as it was written, got {size}"
+    if (digest := _digest(path, size, path.stat().st_mtime_ns)) != entry.sha256:
+        return f"{path} must have the digest {entry.sha256[:12]}..., as it was written, got {digest[:12]}..."
     return None
 
 

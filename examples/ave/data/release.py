@@ -162,8 +162,8 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
         places = [directory / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
         there = [path for path in places if path.exists()]
         paths[file.name] = (there or places)[0]
-        if len(there) > 1:
-            message = f"{there[0]} and {there[1].name} must not both be there: remove the one that is not meant"
+        if len(twins := [path.name for path in there if path.stem == there[0].stem]) > 1:
+            message = f"{there[0]} and {twins[1]} must not both be there: remove the one that is not meant"
             faults[file.name] = Problem(file.name, message)
         elif not there:
             faults[file.name] = Problem(file.name, f"{places[0]} is missing", "missing")
@@ -197,8 +197,9 @@ def _read_lines(path: Path) -> list[str]:
 
 def _read_annotations(path: Path) -> list[list[str]]:
     """Read the annotations, whose lines are in the order of the rows."""
-    lines = _read_lines(path)
-    fields = [line.split("&") for line in lines if line is not lines[0] or not line.startswith("Category&")]
+    fields = [line.split("&") for line in _read_lines(path)]
+    if fields and fields[0][0] == "Category":
+        del fields[0]
     for parts in fields:
         if len(parts) != 5:
             came = "&".join(parts)[:60]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,18 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+from ave import InputError, checking_input
 
 __all__ = [
     "check_output",
     "clearing",
     "is_leftover",
+    "make_directory",
     "new_output",
     "write_csv",
     "write_json",
     "write_predictions",
     "write_scores",
     "writing",
+    "writing_directory",
 ]
+
+LOCK = ".lock"
+"""The file in a directory that is locked while a process writes there."""
 
 if TYPE_CHECKING:
     from ave.data.dataset import AVEData, Split
@@ -46,20 +55,62 @@ def check_output(directory: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Tell whether a killed process left this file half-written; the next writing replaces it."""
-    return path.name.startswith(".") and ".partial" in path.name
+    """Tell whether a killed process left this: what it was writing, or its lock."""
+    return path.name == LOCK or (path.name.startswith(".") and ".partial" in path.name)
 
 
 @contextmanager
-def clearing(directory: Path) -> Iterator[None]:
-    """Create a directory, and remove it again if the code inside fails before it has written anything."""
+def clearing(directory: Path, *, new: bool = True, main: bool = True) -> Iterator[None]:
+    """Create a directory, keep other processes out of it, and leave nothing half-written in it.
+
+    If the code inside fails before it has written anything, what was created is removed again, parents too.
+
+    Args:
+        directory: the directory.
+        new: whether it must hold no files yet.
+        main: whether this process writes; the other processes of a launcher do nothing here.
+
+    Raises:
+        InputError: if another process writes to the directory, or ``new`` and it holds files.
+    """
+    if not main:
+        yield
+        return
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
+    with checking_input():
+        if not directory.is_dir():
+            check_output(directory)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with _locking(directory):
+            with checking_input():
+                if new:  # what another process wrote before the lock was free counts
+                    check_output(directory)
+            yield
+            for path in list(directory.rglob(".*.partial*")):
+                _remove(path)
     except BaseException:
-        with suppress(OSError):  # raised if it holds files
-            directory.rmdir()
+        for path in created:
+            with suppress(OSError):  # raised if it holds files
+                path.rmdir()
         raise
+
+
+@contextmanager
+def _locking(directory: Path) -> Iterator[None]:
+    """Lock a directory against other processes. The lock ends with this process, however that ends."""
+    lock = FileLock(directory / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        advice = "wait until it has ended, or choose another directory"
+        raise InputError(f"{directory} is in use by another process: {advice}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows refuses it while the file is open, and removes it with the lock
+            os.unlink(directory / LOCK)
+        lock.release()
 
 
 @contextmanager
@@ -68,18 +119,70 @@ def writing(path: Path) -> Iterator[Path]:
 
     A process that is killed meanwhile leaves ``path`` as it was, and at most the hidden ``.NAME.partial.SUFFIX``,
     which the next writing of ``path`` replaces.
+
+    Raises:
+        FileNotFoundError: if the directory is gone.
     """
     # It has the suffix of path, because some writers choose the format by it.
     temporary = path.with_name(f".{path.name}.partial{path.suffix}")
-    temporary.unlink(missing_ok=True)
+    with _expecting(path.parent):
+        try:
+            _remove(temporary)
+            yield temporary
+            # A full disk may show only when the bytes reach it, and a rename may reach it before the bytes do.
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def writing_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory to write files to, which replaces the directory ``path`` as :func:`writing` does."""
+    temporary, old = (path.with_name(f".{path.name}.partial{suffix}") for suffix in ("", ".old"))
     try:
+        _remove(temporary)
+        make_directory(temporary)
         yield temporary
-        # A full disk may show only when the bytes reach it, and a rename may reach it before the bytes do.
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _remove(old)
+        with suppress(FileNotFoundError):  # a directory that holds files cannot be replaced
+            os.replace(path, old)
+        with _expecting(path.parent):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        _remove(old)
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory if it does not exist, but not its parents.
+
+    Raises:
+        FileNotFoundError: if its parent is gone.
+    """
+    with _expecting(path.parent):
+        path.mkdir(exist_ok=True)
+
+
+@contextmanager
+def _expecting(directory: Path) -> Iterator[None]:
+    """Say of a file that is not found in a directory that the directory is gone, if it is."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        gone = [path for path in (directory, *directory.parents) if not path.exists()]
+        if gone:
+            raise FileNotFoundError(f"{gone[-1]} is gone: deleted or renamed while this ran") from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a directory with all in it, or a link, which is not followed; it need not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
