@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ave.data.batches import Share, Videos
 from ave.data.dataset import SPLITS
-from ave.data.prepared import read_set
+from ave.data.opening import read_set
 from ave.prepare import prepare_release
 from ave.results.files import write_json
 from ave.results.tables import format_table

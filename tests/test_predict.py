@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from ave.data.dataset import AVE_CATEGORIES
+from ave.data.dataset import AVE_CATEGORIES, AVEData
 from ave.networks.cmran import CMRAN, Logits
-from ave.predict import Prediction, UnlabeledVideos, find_events, predict
+from ave.predict import Prediction, find_events, predict, read_batches
 from ave_release import SHAPE, write_dataset, write_release
 from crossmodal_attn import padding_mask
 from oracles import fill_parameters
@@ -92,14 +92,19 @@ def make_model(setting="supervised", **options):
     return fill_parameters(CMRAN(setting, **(small | options))).eval()
 
 
+def batches_of(visual, audio, lengths=None):
+    data = AVEData(visual, audio, torch.zeros(*audio.shape[:2], 0), {}, (), lengths=lengths)
+    return read_batches(data, torch.arange(len(audio)), torch.device("cpu"), "")
+
+
 def test_scores_that_are_not_finite_are_an_error():
-    videos = UnlabeledVideos(torch.rand(3, 5, 3, 2, 11), torch.rand(3, 5, 7), torch.arange(3))
+    batches = batches_of(torch.rand(3, 5, 3, 2, 11), torch.rand(3, 5, 7))
 
     def overflow(*_, **__):
         return Logits(torch.full((3, 5), torch.inf), torch.zeros(3, 3))
 
     with pytest.raises(FloatingPointError, match="not finite: try --precision fp32"):
-        predict(overflow, videos.batches("predicting"), 3, torch.device("cpu"))
+        predict(overflow, batches, 3)
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 1] * 13])
@@ -107,11 +112,9 @@ def test_batches_change_nothing(lengths, draw):
     """39 videos in batches of 16 are what each is by itself, without its padding."""
     model = make_model("weak")
     visual, audio = draw(39, 5, 3, 2, 11, dtype=torch.float32), draw(39, 5, 7, dtype=torch.float32)
-    videos = UnlabeledVideos(visual, audio, torch.arange(39), None, None if lengths is None else torch.tensor(lengths))
-    together = predict(model, videos.batches(""), 3, torch.device("cpu"))
+    together = predict(model, batches_of(visual, audio, None if lengths is None else torch.tensor(lengths)), 3)
     for row, length in enumerate(lengths or [5] * 39):
-        alone = UnlabeledVideos(visual[row : row + 1, :length], audio[row : row + 1, :length], torch.arange(1))
-        (expected,) = predict(model, alone.batches(""), 3, torch.device("cpu"))
+        (expected,) = predict(model, batches_of(visual[row : row + 1, :length], audio[row : row + 1, :length]), 3)
         assert isinstance(together[row], Prediction)
         assert torch.equal(together[row].labels, expected.labels)
         torch.testing.assert_close(together[row].event_score, expected.event_score, rtol=1e-4, atol=1e-5)
@@ -409,13 +412,13 @@ REFUSED = [
     (declare_npz, "undamaged .npz .*, got: visual of shape .* in 10 bytes"),
     (bomb_npz, r"features\.npz must fit into memory, got 8000\.0 GB, of which"),
     (pipe_npz, "must be a regular file, got a named pipe"),
-    (partial(write_npz, audio=None), "must hold an array of numbers called audio, got none"),
-    (partial(write_npz, visual=np.array(["a"])), "must hold an array of numbers called visual, got <U1"),
+    (partial(write_npz, audio=None), "must hold numbers in an array called audio, got none"),
+    (partial(write_npz, visual=np.array(["a"])), "must hold numbers in an array called visual, got <U1"),
     (partial(write_npz, visual=np.float64(3)), r"visual features must have shape \(videos, seconds, .*, got \(\)"),
     (partial(write_npz, visual=np.ones((3, 5, 6, 11))), r"visual features must have shape .* got \(3, 5, 6, 11\)"),
     (partial(write_npz, audio=np.ones((3, 7))), r"audio features must have shape \(videos, seconds, channels\)"),
     (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must be of the same videos and seconds"),
-    (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them empty, got"),
+    (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them 0, got"),
     (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
     (
         partial(write_npz, visual=np.ones((3, 5, 11, 2, 3))),
@@ -429,15 +432,21 @@ REFUSED = [
         "audio features must be finite, got others in row 0, second 0",
     ),
     (partial(write_npz, names=np.array(["a", "b"])), "names must be as many as the 3 videos, got 2"),
-    (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in names, got int64"),
-    (partial(write_npz, lengths=np.array([1.0, 2.0, 3.0])), "must hold integers in lengths, got float64"),
+    (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in an array called names, got int64"),
+    (
+        partial(write_npz, lengths=np.array([1.0, 2.0, 3.0])),
+        "must hold integers in .* lengths, got float64",
+    ),
     (partial(write_npz, lengths=np.array([1, 2, 6])), r"lengths must be 3 numbers from 1 to 5, got \[1, 2, 6\]"),
     (partial(write_npz, lengths=np.array([1, 0, 5])), r"lengths must be 3 numbers from 1 to 5, got \[1, 0, 5\]"),
     (partial(write_npz, lengths=np.array([5, 5])), r"lengths must be 3 numbers from 1 to 5, got \[5, 5\]"),
-    (lambda place: [*write_npz(place), "--split", "test"], "--split must be left out for what is not a directory"),
+    (
+        lambda place: [*write_npz(place), "--split", "test"],
+        "--split test needs test_order, got .*npz without it",
+    ),
     (
         change_release(lambda place: (place / "val_order.h5").unlink(), "--split", "val"),
-        "--split val needs the order files of the release",
+        "--split val needs val_order, got .*ave without it",
     ),
     (change_release(lambda place: (place / "audio_feature.h5").unlink()), "audio_feature"),
     (

@@ -12,8 +12,7 @@ import torch
 import ave_cmran
 from ave import InputError, prepare
 from ave.data import arrays as stored
-from ave.data.prepared import inspect_set, read_features, read_prepared, read_set
-from ave.data.release import read_release
+from ave.data.opening import inspect_set, read_features, read_set
 from ave.prepare import prepare_release, rounding_errors
 from ave.results.tables import files_table
 from ave_release import write_annotations, write_dataset, write_release
@@ -63,7 +62,7 @@ def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype
     assert other.names == own.names == tuple(f"id{row}" for row in range(23))
     features = read_features(tmp_path / "prepared")
     assert features.names == own.names
-    assert list(features.splits()) == ["train", "val", "test"]
+    assert list(features.splits) == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
@@ -95,13 +94,13 @@ def test_weak_files_may_come_later(release, tmp_path):
         (directory / f"{name}.h5").rename(aside / f"{name}.h5")
     output = tmp_path / "prepared"
     prepare_release(directory, output)
-    assert read_prepared(output).video_labels is None
+    assert read_set(output).video_labels is None
     with pytest.raises(FileNotFoundError, match=r"mil_labels\.npy is missing; run prepare again with a release that"):
-        read_prepared(output, "weak")
+        read_set(output, "weak")
     for path in aside.iterdir():
         path.rename(directory / path.name)
     prepare_release(directory, output)
-    assert read_prepared(output, "weak").background_visual.shape == (3, 5, 3, 2, 11)
+    assert read_set(output, "weak").background_visual.shape == (3, 5, 3, 2, 11)
 
 
 def test_a_finished_set_is_left_alone(release, prepared):
@@ -190,7 +189,10 @@ def test_a_file_without_a_digest_is_missing(prepared, left):
 def test_names_are_as_many_as_videos(prepared):
     manifest = json.loads((prepared / "prepared.json").read_text())
     (prepared / "prepared.json").write_text(json.dumps({**manifest, "names": ["one"]}))
-    with pytest.raises(ValueError, match=r"prepared\.json must have names for the 23 videos of labels\.npy, got 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"prepared\.json must name each of the 23 videos of labels\.npy, got 1 names; run prepare again",
+    ):
         read_set(prepared)
 
 
@@ -353,7 +355,7 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     assert message[change] in said[0]
     prepare_release(directory, tmp_path / "fresh", dtype)
     assert contents(output) == contents(tmp_path / "fresh")
-    torch.testing.assert_close(read_set(output).labels, read_release(directory).labels)
+    torch.testing.assert_close(read_set(output).labels, read_set(directory).labels)
 
 
 @pytest.mark.parametrize("limit", [100, 9000, 13900])
@@ -395,13 +397,13 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
         (
             "visual_feature",
             0.0,
-            r"visual_feature\.h5 must hold features of every video, got 1 .*row 22, and maybe more",
+            r"visual_feature\.h5 must hold features of every video, got .* in 1 of 23 videos, .*row 22, and maybe more",
         ),
         ("audio_feature_noisy", np.inf, r"audio_feature_noisy\.h5 must hold finite features"),
         (
             "audio_feature",
             np.nan,
-            r"audio_feature\.h5 must hold finite features, got 1 that are not finite.*`check` finds all",
+            r"audio_feature\.h5 must hold finite features, got others in 1 of 23 videos, .*`check` finds all",
         ),
         (
             "audio_feature",

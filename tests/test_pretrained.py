@@ -230,6 +230,8 @@ def test_a_pipe_is_not_waited_for(saved, name):
     os.mkfifo(saved / name)
     with pytest.raises(FileNotFoundError, match=f"got no {name}"):
         load_model(str(saved))
+    with pytest.raises((FileNotFoundError, ValueError), match=name):
+        CMRAN.from_pretrained(saved)
 
 
 def test_weights_that_are_not_finite_are_refused(saved):

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from ave import InputError
 from ave.checkpoints import Checkpoints
 from ave.data.batches import evaluation_loader
-from ave.data.release import read_release
+from ave.data.opening import read_set
 from ave.networks.cmran import CMRAN
 from ave.results.metrics import Epoch, best_test, chosen, segment_accuracy
 from ave.train import RECIPES, TrainConfig, main
@@ -22,7 +22,7 @@ from running import SMALL
 def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("release")
     write_release(directory)
-    return read_release(directory, "weak")
+    return read_set(directory, "weak")
 
 
 def run(data, output, *, setting="supervised", epochs=3, batch_size=5, lr=1e-3, seed=0, **options):

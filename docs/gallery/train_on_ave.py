@@ -41,7 +41,7 @@ print({split: len(rows) for split, rows in data.splits.items()})
 #    python examples/ave_cmran.py check --data path/to/AVE
 #
 # which tells in one table what is there, and what is missing or wrong. In Python,
-# ``ave.data.prepared.read_set(directory)`` gives the same kind of object as above.
+# ``ave.data.opening.read_set(directory)`` gives the same kind of object as above.
 #
 # The network
 # -----------

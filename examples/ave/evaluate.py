@@ -9,7 +9,7 @@ from typing import Any
 from ave import checking_input
 from ave.data.batches import evaluation_loader
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
-from ave.data.prepared import read_set
+from ave.data.opening import read_set
 from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network

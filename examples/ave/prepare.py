@@ -17,18 +17,11 @@ from tqdm import tqdm
 
 from ave import InputError, checking_input
 from ave.data.dataset import Setting
-from ave.data.prepared import (
-    FORM,
-    MANIFEST,
-    UNFINISHED,
-    Entry,
-    Manifest,
-    Source,
-    find_damage,
-    inspect_set,
-    parse_manifest,
-)
-from ave.data.release import FILES, BadValues, Found, ReleaseFile, clear_padding, examine_release, needed_files
+from ave.data.features import BadValues, clear_padding
+from ave.data.layout import FILES, ReleaseFile, needed_files
+from ave.data.opening import inspect_set
+from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
+from ave.data.release import Found, examine_release
 from ave.results.files import clearing, is_leftover, write_json, writing
 from ave.results.tables import files_table, format_table
 

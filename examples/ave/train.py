@@ -23,7 +23,7 @@ from ave import checking_input
 from ave.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from ave.data.batches import Cache, cache_features, derive_seed, evaluation_loader, training_loader
 from ave.data.dataset import AVEData, Setting
-from ave.data.prepared import inspect_set, read_set
+from ave.data.opening import inspect_set, read_set
 from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss

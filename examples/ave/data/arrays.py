@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,12 @@ from torch import Tensor
 
 from ave.reading import check_regular
 
-__all__ = ["NotOpenedError", "StoredArray"]
+__all__ = ["StoredArray"]
 
 BLOCK_BYTES = 64 << 20  # of a file that are in memory at once, when it is read from end to end
 CHUNK_BYTES = 1 << 30  # the largest chunk that is read, as HDF5 unpacks a chunk as a whole
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-class NotOpenedError(ValueError):
-    """A file that the system does not open, and that may be whole: to get it anew would not help."""
+DAMAGES = (OSError, RuntimeError, ValueError, TypeError, KeyError)  # what HDF5 raises at damaged bytes
 
 
 class StoredArray:
@@ -40,7 +36,7 @@ class StoredArray:
         dataset: which dataset of the HDF5 file; ignored for ``.npy``.
 
     Raises:
-        NotOpenedError: if another process has locked the file, or the system refuses to open it.
+        OSError: if another process has locked the file, or the system refuses to open it, which may be whole.
         ValueError: if the file is damaged, lacks the dataset, or holds no array of numbers.
     """
 
@@ -79,15 +75,20 @@ class StoredArray:
             else:
                 _announce(array, rows)
                 read = np.asarray(array[list(rows)], dtype)
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:  # all of these are HDF5's
+        except DAMAGES as error:
             raise OSError(f"{self.path} is truncated or damaged: {_line(error)}") from error
         return torch.from_numpy(read.reshape(len(read), *self.shape[1:]))
 
-    def blocks(self, *, skip_unwritten: bool = False) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether nothing was ever written, so that all reads as zero."""
+        array = self._array()
+        if not isinstance(array, h5py.Dataset) or array.fillvalue != 0:
+            return False
+        return array.id.get_offset() is None if array.chunks is None else array.id.get_num_chunks() == 0
 
-        Args:
-            skip_unwritten: leave out blocks that were never written, whose rows read as zero.
+    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
 
         Yields:
             The number of a block's first row, and its rows, which the next block overwrites.
@@ -105,14 +106,12 @@ class StoredArray:
             rows = slice(first, min(first + count, len(self)))
             block = buffer[: rows.stop - rows.start]
             try:
-                if skip_unwritten and not _is_written(array, rows):
-                    continue
                 _check_length(array)
                 if isinstance(array, h5py.Dataset):
                     array.read_direct(block, rows)
                 else:
                     block[...] = array[rows]
-            except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            except DAMAGES as error:
                 came = f"damage from row {first} on: {_line(error)}"
                 raise ValueError(f"{self.path} must be whole, got {came}") from error
             yield first, block.reshape(len(block), *self.shape[1:])
@@ -139,8 +138,9 @@ class StoredArray:
             raise
         except Exception as error:  # of damaged bytes, the libraries raise whatever they run into
             if hindrance := _find_hindrance(error):
-                raise NotOpenedError(f"{self.path} {hindrance}") from error
-            raise ValueError(f"{self.path} must be {_expected(self.path)}, got {_look(self.path, error)}") from error
+                raise OSError(f"{self.path} {hindrance}") from error
+            kind = "an array saved by numpy" if self.path.suffix == ".npy" else "a complete HDF5 file"
+            raise ValueError(f"{self.path} must be {kind}, got {_look(self.path, error)}") from error
         if not numbers:
             raise ValueError(f"{self.path} must hold an array of numbers, got {came}")
         return array
@@ -187,20 +187,6 @@ def _check_length(array: Any) -> None:
         raise OSError(f"{mapped.size()} bytes are left of {array.offset + array.nbytes}")
 
 
-def _is_written(array: Any, rows: slice) -> bool:
-    """Tell whether any of the rows are stored in the file, or read as anything but zero."""
-    if not isinstance(array, h5py.Dataset) or array.fillvalue != 0 or array.is_virtual or array.external:
-        return True
-    if array.chunks is None:
-        return array.id.get_offset() is not None
-    if not array.id.get_num_chunks():
-        return False
-    sizes = zip(array.shape[1:], array.chunks[1:], strict=True)
-    inner = (range(0, size, chunk) for size, chunk in sizes)
-    outer = range(rows.start // array.chunks[0] * array.chunks[0], rows.stop, array.chunks[0])
-    return any(array.id.get_chunk_info_by_coord(place).byte_offset is not None for place in product(outer, *inner))
-
-
 def _announce(array: np.memmap[Any, Any], rows: Sequence[int]) -> None:
     """Tell the system which rows come next, so that it reads them together, not page by page."""
     mapped, row_bytes = array.base, prod(array.shape[1:]) * array.itemsize
@@ -220,10 +206,6 @@ def _find_hindrance(error: Exception) -> str | None:
     if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
         return f"must be a file that can be opened, got: {os.strerror(number)}"
     return None
-
-
-def _expected(path: Path) -> str:
-    return "an array saved by numpy" if path.suffix == ".npy" else "a complete HDF5 file"
 
 
 def _look(path: Path, error: Exception) -> str:

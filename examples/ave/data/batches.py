@@ -23,7 +23,7 @@ from ave.data.arrays import StoredArray
 from ave.data.dataset import AVEData, Rows, Setting, Split
 from crossmodal_attn import padding_mask
 
-__all__ = ["Batch", "Cache", "Loader", "Share", "Videos", "cache_features", "derive_seed"]
+__all__ = ["Batch", "Cache", "Loader", "OrderedShares", "Share", "Videos", "cache_features", "derive_seed"]
 __all__ += ["evaluation_loader", "training_loader"]
 
 EVALUATION_BATCH = 16

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ave.data.dataset import AVE_CATEGORIES
-from ave.data.release import ANNOTATIONS, Found, Problem
+from ave.data.layout import ANNOTATIONS
+from ave.data.release import Found, Problem
 from crossmodal_attn import padding_mask
 
 __all__ = ["compare_labels"]
@@ -39,7 +40,7 @@ def compare_labels(found: Found) -> None:
 def _check_labels(found: Found, labels: Tensor, shown: Tensor) -> Iterator[str]:
     """Check that every split has labels, that background is the last column, and that a video has one category."""
     path = found.paths["labels"]
-    for split, rows in found.splits().items():
+    for split, rows in found.splits.items():
         if not labels[rows].any():
             yield f"{path} must hold labels of {split}, got none for its {len(rows)} videos"
     several = shown.sum(-1) > 1

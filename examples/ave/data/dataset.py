@@ -84,7 +84,8 @@ class AVEData:
     audio: Rows
     """(N, T, A)"""
     labels: Tensor
-    """float32 (N, T, K + 1), one-hot: the label of every second; all zero where it has none, as in padding."""
+    """float32 (N, T, K + 1), one-hot: the label of every second; all zero where it has none, as in padding; (N, T, 0)
+    if only the features are known."""
     splits: dict[str, Tensor]
     """int64 row indices of "train", "test" and, unless there is no such split, "val"; disjoint."""
     categories: tuple[str, ...]

@@ -117,6 +117,14 @@ class Pretrained(
                 raise
             raise OSError(f"{checkpoint} must be on the Hugging Face Hub, got: {_line(error)}") from error
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a network from a directory or the Hub; options and errors are those of the mixin of huggingface_hub."""
+        config = Path(pretrained_model_name_or_path) / CONFIG_NAME
+        if config.exists() and not config.is_file():  # the mixin would wait for a pipe without end
+            raise ValueError(f"{config} must be a regular file, got something else")
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         with writing(save_directory / SAFETENSORS_SINGLE_FILE) as temporary:
             temporary.write_bytes(save({name: value.contiguous() for name, value in self.state_dict().items()}))

@@ -9,7 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ave.data.dataset import SPLITS
-from ave.data.release import ANNOTATIONS, CATEGORIES, FILES, Found
+from ave.data.layout import ANNOTATIONS, CATEGORIES, FILES
+from ave.data.release import Found
 from ave.printing import printable
 from ave.results.metrics import METRICS
 
@@ -58,7 +59,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def files_table(found: Found) -> str:
     """List the files of a dataset, with a line below for every problem and every remark."""
-    splits = found.splits()
+    splits = found.splits
     wrong = {problem.file: problem.verdict for problem in found.problems}
     rows = []
     for file in FILES:
