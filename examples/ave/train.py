@@ -7,8 +7,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from ave.results.figures import draw_confusion, draw_examples, draw_learning_cur
 from ave.results.files import check_output, new_output, write_csv, write_json, write_predictions, write_scores
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.tables import category_table, files_table, results_table
+from ave.stopping import pointing_to_resume
 from crossmodal_attn import __version__
 
 __all__ = ["RECIPES", "SavedRun", "TrainConfig", "main"]
@@ -101,7 +101,7 @@ class TrainConfig:
     cache: Cache = "auto"
     """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
     workers: int = 2
-    """data-loading processes (only if features stay on disk)"""
+    """threads that read ahead (only if features stay on disk)"""
     keep: int = 2
     """how many of the last checkpoints to keep"""
     log: Literal["tensorboard"] | None = None
@@ -256,7 +256,7 @@ def main(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}, "
         f"where --resume {output} goes on if this is stopped"
     )
-    with _pointing_to_resume(output):
+    with pointing_to_resume(output):
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
             _save_config(output, config, digest, accelerator.num_processes)
@@ -511,17 +511,3 @@ def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> s
     seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(parts.items()))
     memory = ", ".join(f"{name.removesuffix('_gb')} {size:.1f} GB" for name, size in summary["peak_memory"].items())
     return f"seconds an epoch: {seconds}\n{summary['seconds']:.0f} s since it was started; peak memory: {memory}"
-
-
-@contextmanager
-def _pointing_to_resume(output: Path) -> Iterator[None]:
-    """Add to the errors of what stops a run that it can go on, and how."""
-    advice = f"what is finished is kept: go on with --resume {output}"
-    try:
-        yield
-    except OSError as error:
-        # A worker's error starts with its traceback.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise OSError(f"{reason}; {advice}") from error
-    except KeyboardInterrupt as error:
-        raise type(error)(f"stopped; {advice}") from error
