@@ -26,6 +26,7 @@ from ave.data.prepared import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.cmran import CMRAN, Localization, localize
+from ave.printing import printable
 from ave.reading import check_regular, expecting
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
@@ -97,7 +98,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         videos = UnlabeledVideos.read(config.data, config.split)
         videos.check_fit(model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"CMRAN, {model.setting}, on {config.data}{split}"
+    title = f"CMRAN, {model.setting}, on {printable(config.data)}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
