@@ -14,6 +14,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from ave.printing import printable
+from ave.stopping import Terminated, find_reason, leave, raising_signals, undisturbed
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, leave)  # while modules are imported, for seconds, which might catch an exception
 try:
     import tyro
 
@@ -23,8 +28,6 @@ try:
     from ave.predict import PredictConfig
     from ave.predict import main as predict
     from ave.prepare import CheckConfig, PrepareConfig, check, prepare
-    from ave.printing import printable
-    from ave.stopping import Terminated, find_reason, terminate, undisturbed
     from ave.train import SavedRun, TrainConfig
     from ave.train import main as train
 except ImportError as _error:
@@ -34,7 +37,7 @@ except ImportError as _error:
     print(f"ave_cmran.py: error: {_error}: {_hint}", file=sys.stderr)
     sys.exit(2)
 except KeyboardInterrupt:
-    sys.exit(130)
+    leave(signal.SIGINT)
 
 COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
     "train": (TrainConfig, train),
@@ -125,9 +128,5 @@ def _flush(stream: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)
-    try:
+    with raising_signals():
         main()
-    finally:  # what comes now ends it at once
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)

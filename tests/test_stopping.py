@@ -14,6 +14,7 @@ import torch
 
 import ave.devices
 import ave.printing
+import ave.stopping
 import ave_cmran
 from ave.data.arrays import StoredArray
 from ave.stopping import find_reason
@@ -52,13 +53,23 @@ def start_anew(errors):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def get_stopped(number, arguments, errors):
+def get_stopped(number, lost, arguments, errors):
     """Run the script, which a signal to its group reaches in the second step, and once more while it tells so."""
     start_anew(errors)
 
+    class Callback:
+        """Python only prints an exception in it."""
+
+        def __del__(self):
+            os.killpg(0, number)
+
     def send():
         assert psutil.Process().children() == []  # which the signal would reach, too
-        os.killpg(0, number)
+        if lost:
+            ave.stopping.AGAIN = 0.1
+            Callback()
+        else:
+            os.killpg(0, number)
 
     at_step(2, send)
     printable = ave.printing.printable
@@ -68,10 +79,11 @@ def get_stopped(number, arguments, errors):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="these signals are those of POSIX")
+@pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_all_processes_ends_in_a_line(number, code, release, tmp_path, processes):
+def test_a_signal_to_all_processes_ends_in_a_line(number, code, lost, release, tmp_path, processes):
     options = ("--data", release, "--batch-size", 5, "--cache", "disk", "--workers", 2, "--output", tmp_path / "run")
-    process = processes.Process(target=get_stopped, args=(number, options, tmp_path / "errors"))
+    process = processes.Process(target=get_stopped, args=(number, lost, options, tmp_path / "errors"))
     process.start()
     process.join()
     assert (tmp_path / "errors").read_text() == f"ave_cmran.py: error: stopped; {KEPT} {tmp_path / 'run'}\n"

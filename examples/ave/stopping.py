@@ -5,31 +5,65 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Terminated", "find_reason", "lacks_memory", "pointing_to_resume", "terminate", "undisturbed"]
+__all__ = ["Terminated", "find_reason", "lacks_memory", "leave", "pointing_to_resume"]
+__all__ += ["raising_signals", "terminate", "undisturbed"]
 
 NO_MEMORY = re.compile("DefaultCPUAllocator|out of memory|bad_alloc")
 """In a RuntimeError of torch, that it found no memory."""
 NO_ANSWER = re.compile("gloo|nccl|connection|socket|broken pipe|timed? ?out", re.IGNORECASE)
 """In a RuntimeError of one of several processes, that another one is gone."""
 
+AGAIN = 3.0
+"""Seconds after which a signal that has not ended the command raises once more."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does, so that it cleans up."""
 
 
-def terminate(*_: object) -> None:
-    """Raise :class:`Terminated`, when SIGTERM comes."""
-    raise Terminated
+def leave(number: int, *_: object) -> None:
+    """End the process at once on a signal, when there is nothing to clean up."""
+    os.write(2, b"ave_cmran.py: error: stopped\n")
+    os._exit(128 + number)
+
+
+def terminate(number: int, *_: object) -> None:
+    """Raise :class:`Terminated` on SIGTERM, and KeyboardInterrupt on Ctrl-C; again and again, until it is caught.
+
+    An exception may be lost, such as in the callbacks of Python's own imports, where it would only be printed.
+    """
+    sys.unraisablehook = lambda _: None
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, lambda *_: terminate(number))
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise inside; afterwards they end the process as the system does it."""
+    signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is terminate:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM, while a command that they stop says so."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, 0)
     try:
         yield
     finally:
