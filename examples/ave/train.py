@@ -6,8 +6,7 @@ import dataclasses
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +40,7 @@ from ave.results.files import (
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.report import report
 from ave.results.tables import files_table
+from ave.stopping import pointing_to_resume
 from crossmodal_attn import __version__
 
 __all__ = ["RECIPES", "SavedRun", "TrainConfig", "main"]
@@ -112,7 +112,7 @@ class TrainConfig:
     cache: Cache = "auto"
     """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
     workers: int = 2
-    """data-loading processes (only if features stay on disk)"""
+    """threads that read ahead (only if features stay on disk)"""
     keep: int = 2
     """how many of the last checkpoints to keep"""
     log: Literal["tensorboard"] | None = None
@@ -266,7 +266,7 @@ def main(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
         f"if this is stopped, --resume {output} continues it"
     )
-    with clearing(output, new=saved is None, main=accelerator.is_main_process), _pointing_to_resume(output):
+    with clearing(output, new=saved is None, main=accelerator.is_main_process), pointing_to_resume(output):
         if accelerator.is_main_process:
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
@@ -494,17 +494,3 @@ def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> s
     seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(parts.items()))
     memory = ", ".join(f"{name.removesuffix('_gb')} {size:.1f} GB" for name, size in summary["peak_memory"].items())
     return f"seconds an epoch: {seconds}\n{summary['seconds']:.0f} s since it was started; peak memory: {memory}"
-
-
-@contextmanager
-def _pointing_to_resume(output: Path) -> Iterator[None]:
-    """Add to the errors of what stops a run that it can go on, and how."""
-    advice = f"what is finished is kept: go on with --resume {output}"
-    try:
-        yield
-    except OSError as error:
-        # A worker's error starts with its traceback.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise OSError(f"{reason}; {advice}") from error
-    except KeyboardInterrupt as error:
-        raise type(error)(f"stopped; {advice}") from error
