@@ -209,8 +209,7 @@ def test_attention_of_one_video(segments):
     outcomes = Outcomes(
         truth=torch.tensor([[2] * segments, [1] + [2] * (segments - 1)]),
         prediction=torch.zeros(2, segments, dtype=torch.long),
-        event_logits=torch.zeros(2, segments),
-        category_logits=torch.zeros(2, 2),
+        event_score=torch.full((2, segments), 0.5),
         lengths=torch.tensor([segments, segments]),
         spatial_map=spatial_map,
         relations=torch.rand(2, segments, 2 * segments, generator=generator).softmax(-1),

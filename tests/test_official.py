@@ -17,7 +17,8 @@ import torch
 
 from ave.data.dataset import AVE_CATEGORIES
 from ave.networks.authors_weights import load_official_state_dict, read_official
-from ave.networks.cmran import CMRAN, supervised_loss, video_scores, weak_loss
+from ave.networks.cmran import CMRAN
+from ave.networks.two_scores import supervised_loss, video_scores, weak_loss
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,7 +15,7 @@ from ave.data.dataset import AVE_CATEGORIES, AVEData
 from ave.data.layout import FILES, needed_files
 from ave.data.opening import inspect_set, read_features, read_set
 from ave.data.release import Found, Problem, examine
-from ave.networks.cmran import Logits, supervised_loss
+from ave.networks.two_scores import Logits, supervised_loss
 from ave.prepare import prepare_release
 from ave.results.figures import draw_examples
 from ave.results.metrics import measure, observe, score, segment_accuracy

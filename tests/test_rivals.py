@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_leaves
 from ave.networks.agva import AGVA
 from ave.networks.avel import AVEL
 from ave.networks.avsdn import AVSDN
-from ave.networks.cmran import Logits, video_scores
 from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import SegmentClassifier
 from ave.networks.padded import run_lstm
 from ave.networks.registry import NETWORKS
+from ave.networks.two_scores import Logits, video_scores
 from crossmodal_attn import padding_mask
 from oracles import fill_parameters
 
@@ -59,9 +59,10 @@ THEIR_NAMES = (
 )
 """Turn the name of a parameter of ours into that of the public code, one rule after the other."""
 
+RIVALS = [name for name in NETWORKS if name != "cmran"]
 CASES = {
-    **{f"{name}-supervised": (name, "supervised", {}) for name in NETWORKS},
-    **{f"{name}-weak": (name, "weak", {}) for name in NETWORKS if name not in ("dam", "ed-tcn")},
+    **{f"{name}-supervised": (name, "supervised", {}) for name in RIVALS},
+    **{f"{name}-weak": (name, "weak", {}) for name in RIVALS if name not in ("dam", "ed-tcn")},
     "avel-add": ("avel-av", "supervised", {"fusion": "add"}),
     "avel-mean-weak": ("avel-av", "weak", {"pooling": "mean"}),
     "avel-published": ("avel-av-att", "supervised", {"as_published": True}),
@@ -149,7 +150,7 @@ def test_figures_of_the_public_code(module):
             outputs["video_scores"] = model.pool(logits).softmax(-1)
         else:
             attended = model.attention(video, audio)
-            outputs |= logits._asdict()
+            outputs |= model.name_logits(logits)
             outputs["features"] = model.sequence_to_sequence(attended, audio, None)
             outputs["video_scores"] = video_scores(logits)
         if module == "avel_av_att":
@@ -171,7 +172,7 @@ def test_figures_of_the_public_code(module):
     assert_golden(torch.stack(losses), f"{module}/losses", 1e-8)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", RIVALS)
 def test_number_of_parameters(name):
     assert sum(parameter.numel() for parameter in NETWORKS[name]().parameters()) == PARAMETERS[name]
 
@@ -534,7 +535,7 @@ def test_initial_weights_are_drawn_as_in_the_code():
     assert all(drawn_by_xavier(layer) and not layer.bias.any() for layer in (*network.encoder, *network.decoder))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", RIVALS)
 def test_saved_network_is_loaded(name, draw, tmp_path, assert_close):
     """Its variant is among its arguments; they come back from a directory with the weights."""
     network = make(name).float().eval()

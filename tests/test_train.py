@@ -13,7 +13,7 @@ from ave.data.batches import evaluation_loader
 from ave.data.opening import read_set
 from ave.networks.cmran import CMRAN
 from ave.results.metrics import Epoch, best_test, chosen, segment_accuracy
-from ave.train import RECIPES, TrainConfig, main
+from ave.train import TrainConfig, main
 from ave_release import write_release
 from running import SMALL
 
@@ -101,13 +101,14 @@ def test_chosen_is_the_first_of_equals():
 
 
 def test_the_learning_rate_is_halved_after_these_epochs(data, setting, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, setting, RECIPES[setting]._replace(milestones=(1, 3)))
+    recipe = CMRAN.recipes[setting]._replace(milestones=(1, 3))
+    monkeypatch.setitem(CMRAN.recipes, setting, recipe)
     history, _ = run(data, tmp_path / "run", setting=setting, epochs=5, lr=0.008)
     assert [line["learning_rate"] for line in history] == [0.008, 0.004, 0.004, 0.002, 0.002]
 
 
 def test_the_recipes_of_the_authors():
-    assert {name: (recipe.clip_norm, recipe.milestones) for name, recipe in RECIPES.items()} == {
+    assert {name: (recipe.clip_norm, recipe.milestones) for name, recipe in CMRAN.recipes.items()} == {
         "supervised": (0.1, (10, 20, 30)),
         "weak": (0.5, (5, 20, 40)),
     }

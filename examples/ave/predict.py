@@ -6,7 +6,7 @@ Axes: N videos, B of them in a batch, T segments of a second, H x W positions, C
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from ave.data.npz import read_npz
 from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
-from ave.networks.cmran import CMRAN, Logits, localize
+from ave.networks.localizer import Decision, Localizer
 from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
@@ -92,12 +92,12 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         rows = torch.arange(len(data.audio)) if config.split is None else data.splits[config.split]
         check_features(data, rows, model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"CMRAN, {model.setting}, on {printable(config.data)}{split}"
+    title = f"{type(model).__name__}, {model.setting}, on {printable(config.data)}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
         batches = read_batches(data, rows, accelerator.device, "predicting")
-        predictions = predict(network, batches, model.num_categories)
+        predictions = predict(network, batches)
         events = [
             {
                 "video": str(row) if data.names is None else data.names[row],
@@ -139,7 +139,7 @@ class Event(NamedTuple):
     """The second at which it ends; it lasts ``end - start`` seconds."""
     category: int
     score: float
-    """In [0, 1]: the mean over its seconds of the event's probability, times the probability of its category."""
+    """In [0, 1]: the mean over its seconds of the event's probability times the probability of its category."""
 
 
 class Prediction(NamedTuple):
@@ -152,13 +152,11 @@ class Prediction(NamedTuple):
     events: list[Event]
 
 
-def find_events(logits: Logits, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
-    """Return the runs of consecutive seconds that are not background; all events of a video have its best category.
-
-    If background is the best category, as it can be in the weak setting, there is no event.
+def find_events(decision: Decision, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
+    """Return the runs of consecutive seconds that have the same category.
 
     Args:
-        logits: the logits of either setting.
+        decision: of B videos.
         background: the index of background, which is the number of categories.
         padding_mask: bool (B, T), True = padding, in which there are no events.
 
@@ -166,35 +164,33 @@ def find_events(logits: Logits, *, background: int = 28, padding_mask: Tensor | 
         list: for each of the B videos its events, the earliest first.
 
     Examples:
-        >>> event_logits = torch.tensor([[-5.0, 5.0, 5.0, -5.0, 5.0]])
-        >>> category_logits = torch.tensor([[0.0, 9.0, 0.0]])
-        >>> events = find_events(Logits(event_logits, category_logits), background=3)
-        >>> [(event.start, event.end, event.category, round(event.score, 2)) for event in events[0]]
-        [(1, 3, 1, 0.99), (4, 5, 1, 0.99)]
+        >>> score = torch.tensor([[0.2, 0.9, 0.7, 0.1, 0.8]])
+        >>> decision = Decision(torch.tensor([[3, 1, 1, 3, 1]]), score, torch.full((1, 5), 0.5))
+        >>> for event in find_events(decision, background=3)[0]:
+        ...     print(event.start, event.end, event.category, round(event.score, 2))
+        1 3 1 0.4
+        4 5 1 0.4
     """
-    eventful = localize(logits, background=background) != background
-    if padding_mask is not None:
-        eventful &= ~padding_mask
-    event_score = logits.event.float().sigmoid()
-    probability, category = logits.category.float().softmax(-1).max(-1)
-    # A run begins where a second differs from the one before, and ends where it differs from the one after.
-    steps = F.pad(eventful.int(), (1, 1)).diff(dim=1)
-    events: list[list[Event]] = [[] for _ in range(len(eventful))]
-    starts, ends = (steps == 1).nonzero().tolist(), (steps == -1).nonzero().tolist()
-    for (video, start), (_, end) in zip(starts, ends, strict=True):
-        score = event_score[video, start:end].mean() * probability[video]
-        events[video].append(Event(start, end, int(category[video]), float(score)))
+    labels = decision.labels if padding_mask is None else decision.labels.masked_fill(padding_mask, background)
+    score = decision.event_score * decision.category_score
+    # A run begins where the label differs from the one before, and ends where it differs from the one after.
+    differs = F.pad(labels, (1, 1), value=background).diff(dim=1) != 0
+    starts = (differs[:, :-1] & (labels != background)).nonzero().tolist()
+    ends = (differs[:, 1:] & (labels != background)).nonzero().tolist()
+    events: list[list[Event]] = [[] for _ in range(len(labels))]
+    for (video, start), (_, last) in zip(starts, ends, strict=True):
+        category = int(labels[video, start])
+        events[video].append(Event(start, last + 1, category, float(score[video, start : last + 1].mean())))
     return events
 
 
 @torch.no_grad()
-def predict(model: Callable[..., Logits], batches: Iterable[Batch], background: int) -> list[Prediction]:
+def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
     """Run a network over videos, and return their predictions in order.
 
     Args:
-        model: a CMRAN in evaluation mode.
+        model: a network in evaluation mode.
         batches: of the videos, on the device of the network.
-        background: the index of background, which is the number of categories.
 
     Raises:
         FloatingPointError: if the logits are not finite.
@@ -202,16 +198,14 @@ def predict(model: Callable[..., Logits], batches: Iterable[Batch], background: 
     predictions: list[Prediction] = []
     for batch in batches:
         logits = model(batch.video, batch.audio, padding_mask=batch.padding_mask)
-        logits = Logits(*(part.float().cpu() for part in logits))
-        if not all(part.isfinite().all() for part in logits):
+        if not all(part.isfinite().all() for part in model.name_logits(logits).values()):
             raise FloatingPointError("the scores are not finite: try --precision fp32")
+        decision = Decision(*(part.cpu() for part in model.decide(logits)))
         mask = None if batch.padding_mask is None else batch.padding_mask.cpu()
-        labels = localize(logits, background=background)
-        scores = logits.event.sigmoid()
-        events = find_events(logits, background=background, padding_mask=mask)
-        lengths = [labels.shape[1]] * len(labels) if mask is None else (~mask).sum(1).tolist()
-        for video, length in enumerate(lengths):
-            predictions.append(Prediction(labels[video, :length], scores[video, :length], events[video]))
+        events = find_events(decision, background=model.num_categories, padding_mask=mask)
+        lengths = [batch.audio.shape[1]] * len(events) if mask is None else (~mask).sum(1).tolist()
+        for labels, scores, found, length in zip(decision.labels, decision.event_score, events, lengths, strict=True):
+            predictions.append(Prediction(labels[:length], scores[:length], found))
     return predictions
 
 
@@ -225,7 +219,7 @@ def read_batches(data: AVEData, rows: Tensor, device: torch.device, description:
             bar.update(len(batch.audio))
 
 
-def check_features(data: AVEData, rows: Tensor, model: CMRAN) -> None:
+def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
     """Refuse features that a network cannot take, before anything is computed; this reads them all once.
 
     Raises:

@@ -195,7 +195,7 @@ class Loader:
 
 
 def training_loader(
-    data: AVEData, setting: Setting, accelerator: Accelerator, *, batch_size: int, seed: int, workers: int = 0
+    data: AVEData, setting: Setting, accelerator: Accelerator, *, batch_size: int, seed: int | None, workers: int = 0
 ) -> Loader:
     """Return the batches of training: with segment labels, or weakly with video labels and any background videos.
 
@@ -204,11 +204,12 @@ def training_loader(
         setting: which targets.
         accelerator: knows the device, and which process of how many this is.
         batch_size: videos in a step, over all processes.
-        seed: of the order.
+        seed: of the order; with None the videos keep their order, and the last ones that fill no batch are left out, as
+            in the code of AVEL.
         workers: threads that read ahead, if features stay on disk; 0 reads each batch when it is asked for.
 
     Raises:
-        ValueError: if the setting is weak and ``data`` has no video labels.
+        ValueError: if the setting is weak and ``data`` has no video labels, or no batch can be filled without a seed.
     """
     rows = data.splits["train"]
     if setting == "supervised":
@@ -221,7 +222,13 @@ def training_loader(
         if visual is not None and audio is not None and labels is not None:
             parts.append(Part(visual, audio, labels, torch.arange(len(labels)), data.background_lengths))
     videos = Videos(*parts)
-    shares = Shares(len(videos), batch_size, seed, accelerator.process_index, accelerator.num_processes)
+    count = len(videos)
+    if seed is None:
+        count -= count % batch_size
+        if not accelerator.num_processes <= batch_size <= len(videos):
+            expected = f"from {accelerator.num_processes} to {len(videos)} with --as-published"
+            raise ValueError(f"--batch-size must be {expected}, which drops the last videos, got {batch_size}")
+    shares = Shares(count, batch_size, seed, accelerator.process_index, accelerator.num_processes)
     return Loader(videos, shares, accelerator.device, workers)
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ave import Setting
 from ave.networks.agva import AGVA
-from ave.networks.localizer import Recipe, SegmentClassifier, Setting
+from ave.networks.localizer import Recipe, SegmentClassifier
 from ave.networks.padded import mean_over_time, run_lstm
 from crossmodal_attn import zero_padding
 

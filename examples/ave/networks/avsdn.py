@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ave import Setting
 from ave.networks.agva import AGVA
 from ave.networks.avel import DualResidual
-from ave.networks.cmran import Logits
-from ave.networks.localizer import Recipe, SegmentClassifier, Setting
+from ave.networks.localizer import Recipe, SegmentClassifier
 from ave.networks.padded import mean_over_time, run_lstm
-from ave.networks.two_scores import TwoScores
+from ave.networks.two_scores import Logits, TwoScores
 from crossmodal_attn import zero_padding
 
 __all__ = ["AVSDN", "AVSDNTwoScores", "SequenceToSequence"]

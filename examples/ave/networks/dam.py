@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ave import Setting
 from ave.networks.agva import AGVA
-from ave.networks.cmran import Logits
-from ave.networks.localizer import Recipe, Setting
+from ave.networks.localizer import Recipe
 from ave.networks.padded import mean_over_time
-from ave.networks.two_scores import TwoScores
+from ave.networks.two_scores import Logits, TwoScores
 from crossmodal_attn import CMRA, zero_padding
 
 __all__ = ["DAM", "matching_logit"]

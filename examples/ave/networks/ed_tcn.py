@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.networks.localizer import Recipe, SegmentClassifier, Setting
+from ave import Setting
+from ave.networks.localizer import Recipe, SegmentClassifier
 from ave.networks.padded import lengths_of, order_valid_first, reorder
 from crossmodal_attn import zero_padding
 

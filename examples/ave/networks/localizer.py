@@ -6,18 +6,18 @@ Axes: B videos, T segments, H x W positions, C visual channels, A audio channels
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ave import Setting
 from ave.networks.padded import max_over_time
 from ave.networks.pretrained import Pretrained
 
-__all__ = ["Decision", "Localizer", "Recipe", "SegmentClassifier", "Setting"]
-
-Setting = Literal["supervised", "weak"]
+__all__ = ["Decision", "Localizer", "Recipe", "SegmentClassifier", "full_precision"]
 
 
 class Decision(NamedTuple):
@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
     lr_decay: float = 0.5
     clip_norm: float | None = None
     """The largest total norm of the gradient; None does not clip."""
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, fused=True)
 
 
 class Localizer(Pretrained):
@@ -92,6 +92,8 @@ class Localizer(Pretrained):
         for name, size in (("video_dim", video_dim), ("audio_dim", audio_dim), ("num_categories", num_categories)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {size!r}")
+        arguments: Any = self._hub_mixin_config
+        self._hub_mixin_config = {"network": type(self).__name__, **arguments}  # for config.json
         self.setting = setting
         self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories
         self.categories = None if categories is None else tuple(categories)
@@ -120,6 +122,10 @@ class Localizer(Pretrained):
         Args:
             logits: what the network returned.
         """
+        raise NotImplementedError
+
+    def name_logits(self, logits: Any) -> dict[str, Tensor]:
+        """Return the logits by the names that they have in ``predictions.npz``."""
         raise NotImplementedError
 
     def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
@@ -188,4 +194,14 @@ class SegmentClassifier(Localizer):
 
     def decide(self, logits: Tensor) -> Decision:
         """Return the best class of every segment; its event score is the probability of all but background."""
+        logits = full_precision(logits)
         return Decision(logits.argmax(-1), 1 - logits.softmax(-1)[..., -1], logits[..., :-1].softmax(-1).amax(-1))
+
+    def name_logits(self, logits: Tensor) -> dict[str, Tensor]:
+        """Return the logits by their name in ``predictions.npz``."""
+        return {"segment_logits": logits}
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Return logits in float32 or, if they are, in float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -251,7 +251,7 @@ def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Sp
             rows=np.array(rows),
             labels=outcomes.truth.numpy(),
             predictions=outcomes.prediction.numpy(),
-            event_logits=outcomes.event_logits.numpy(),
-            category_logits=outcomes.category_logits.numpy(),
+            allow_pickle=False,
+            **{name: logits.numpy() for name, logits in outcomes.logits.items()},
             categories=np.array(data.categories),
         )
