@@ -96,7 +96,13 @@ class CMRAN(Pretrained):
         if not isinstance(num_categories, int) or num_categories < 1:
             raise ValueError(f"num_categories must be an int of at least 1, got {num_categories!r}")
         if categories is not None:
-            _check_categories(categories, num_categories)
+            if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
+                raise TypeError(f"categories must be a list or tuple of str, got {categories!r}")
+            if not len(categories) == len(different := set(categories)) == num_categories:
+                raise ValueError(
+                    f"categories must be {num_categories} different names, as num_categories says, got "
+                    f"{len(categories)}, {len(different)} of them different"
+                )
         self.setting, self.senses = setting, senses
         self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories
         self.categories = None if categories is None else tuple(categories)
@@ -168,17 +174,6 @@ class CMRAN(Pretrained):
                 f"padding_mask must be bool, of the batch and time of video, {tuple(audio.shape[:2])}, "
                 f"got {padding_mask.dtype} {tuple(padding_mask.shape)}"
             )
-
-
-def _check_categories(categories: Sequence[str], num_categories: int) -> None:
-    """Check that they are distinct names, in a list or tuple, which JSON can hold."""
-    if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
-        raise TypeError(f"categories must be a list or tuple of str, got {categories!r}")
-    if len(categories) != num_categories or len(set(categories)) != num_categories:
-        raise ValueError(
-            f"categories must be {num_categories} different names, as num_categories says, got {len(categories)}, "
-            f"{len(set(categories))} of them different"
-        )
 
 
 def _pool(fused: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from typing_extensions import Self
 from ave.reading import expecting, load_json
 from ave.results.files import writing
 
-__all__ = ["Pretrained", "find_checkpoint"]
+__all__ = ["Pretrained"]
 
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
@@ -94,19 +94,27 @@ class Pretrained(
         """Load the network of ``--checkpoint``, in evaluation mode and on the CPU.
 
         Args:
-            checkpoint: a directory that ``save_pretrained`` wrote; the directory of a training, or of one of its
-                seeds; or "hf:owner/name", which is on the Hugging Face Hub.
+            checkpoint: a directory that ``save_pretrained`` wrote; the directory of a training that left one network,
+                or of one of its seeds; or "hf:owner/name", which is on the Hugging Face Hub.
 
         Raises:
             OSError: if there is no such network, or the Hub cannot be reached.
             ValueError: if a training left several networks, or a file is damaged.
         """
         expected = f"a directory that save_pretrained wrote, or {HUB}owner/name on the Hugging Face Hub"
-        if not checkpoint.startswith(HUB):
-            name = find_checkpoint(checkpoint)
-            if not Path(name).is_dir():  # a misspelled directory is never asked for on the network
-                raise FileNotFoundError(f"--checkpoint must be {expected}, got {name}, which is no directory")
-            return cls._read(name, Path(name), {})
+        if not checkpoint.startswith(HUB):  # a misspelled directory is never asked for on the network
+            path = Path(checkpoint)
+            if path.is_file():
+                raise ValueError(
+                    f"--checkpoint must be a directory, got the file {path}; --official reads the authors' files"
+                )
+            if not path.is_dir():
+                raise FileNotFoundError(f"--checkpoint must be {expected}, got {path}, which is no directory")
+            found = sorted([*path.glob("model"), *path.glob("seed-*/model")]) or [path]
+            if len(found) > 1:
+                came = f"got {path}, which holds several: name one of {', '.join(map(str, found))}"
+                raise ValueError(f"--checkpoint must be one network, {came}")
+            return cls._read(str(found[0]), found[0], {})
         name = checkpoint.removeprefix(HUB)
         if Path(name).is_dir() or name.count("/") != 1:
             raise ValueError(f"--checkpoint must be {expected}, got {checkpoint}")
@@ -124,22 +132,6 @@ class Pretrained(
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Fill in the template with the arguments of this network, and ``data`` and ``metrics`` if they are given."""
         return super().generate_model_card(*args, model=self, **kwargs)
-
-
-def find_checkpoint(checkpoint: str) -> str:
-    """Return the directory of the one network that a training left, or else ``checkpoint`` itself.
-
-    Raises:
-        ValueError: if it is a file, or the training left several networks.
-    """
-    path = Path(checkpoint)
-    if path.is_file():
-        raise ValueError(f"--checkpoint must be a directory, got the file {path}; --official reads the authors' files")
-    found = sorted(map(str, [*path.glob("model"), *path.glob("seed-*/model")]))
-    if len(found) > 1:
-        came = f"got {path}, which holds several: name one of {', '.join(found)}"
-        raise ValueError(f"--checkpoint must be one network, {came}")
-    return found[0] if found else checkpoint
 
 
 def _line(error: object) -> str:
