@@ -108,12 +108,7 @@ def segment_accuracy(model: Localizer, batches: Iterable[Batch]) -> float:
 
 @torch.no_grad()
 def observe(model: Localizer, batches: Loader, accelerator: Accelerator) -> Outcomes:
-    """Run a network over a split and keep decisions and attention; every process returns those of all videos.
-
-    Args:
-        model: the network, on the accelerator's device.
-        batches: this process's videos, as :func:`ave.data.batches.evaluation_loader` returns them.
-        accelerator: joins the processes.
+    """Run a network over the videos of this process, and return the outcomes of all videos of all processes.
 
     Raises:
         FloatingPointError: if a score is not finite.
@@ -190,18 +185,10 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         seen: bool (B,), the videos whose YouTube id is in train, too, if that is known.
 
     Returns:
-        Values that JSON can hold. All shares are in [0, 1], or None if their denominator is zero:
-
-        - ``videos``, ``segments``: B, and the seconds that have a label.
-        - ``accuracy``: the paper's metric, the share of seconds with the right label, background included.
-        - ``event_precision``, ``event_recall``, ``event_f1``: of event against background by second, whatever the
-          category. With n seconds that have an event in truth and prediction, p in the prediction and t in the truth:
-          n / p, n / t and 2 n / (p + t).
-        - ``seen_videos``, ``accuracy_without_seen``: the number of videos in ``seen``, and the accuracy on the others;
-          None without ``seen``.
-        - ``category_accuracy``: by name, the share of a category's true seconds that are predicted as such, background
-          last.
-        - ``confusion``: K + 1 lists of K + 1 counts of seconds; rows are true, columns are predicted.
+        Values that JSON can hold. ``accuracy`` is the paper's metric, the share of seconds with the right label,
+        background included; ``event_precision``, ``event_recall`` and ``event_f1`` are of event against background,
+        whatever the category. The rows of ``confusion`` are true, its columns predicted. All shares are in [0, 1], or
+        None if their denominator is zero.
 
     Raises:
         ValueError: if the shapes differ.
@@ -243,31 +230,22 @@ def _share(part: Tensor, whole: Tensor) -> float | None:
 
 
 def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
-    """Find the videos of a split whose YouTube id is also in train; a few ids of AVE name several videos.
+    """Tell which videos of a split have a YouTube id that is also in train: bool (B,), or None if there are no ids.
 
-    Returns:
-        bool (B,), in the order of the split, or None if the dataset has no names.
+    A few ids of AVE name several videos.
     """
-    if data.names is None:
+    if (names := data.names) is None:
         return None
-    names = data.names
     trained = {names[row] for row in data.splits["train"].tolist()}
     return torch.tensor([names[row] in trained for row in data.splits[split].tolist()], dtype=torch.bool)
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and standard deviation over runs that differ in their seed.
+    """Return mean and standard deviation over runs, at least one, that differ in their seed.
 
-    Args:
-        runs: the metrics of each, with ``category_accuracy`` and ``confusion``; at least one.
-
-    Returns:
-        Values that JSON can hold:
-
-        - for every number that all runs have but ``seed``, ``{"mean": ..., "std": ...}``; ``std`` is that of a sample
-          (n - 1 in the denominator), None for a single run. If the number is None in any run, both are None.
-        - ``category_accuracy``: the same for every category.
-        - ``confusion``: the sum.
+    Every number that all runs have but ``seed``, and every share of ``category_accuracy``, becomes ``{"mean": ...,
+    "std": ...}``: ``std`` is that of a sample (n - 1 in the denominator), None for a single run. If the number is None
+    in any run, both are None. ``confusion`` is the sum.
     """
     numbers = (int, float, type(None))  # but not bool, which is a subclass of int
     summary: dict[str, Any] = {
