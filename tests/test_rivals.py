@@ -594,8 +594,8 @@ INPUTS = torch.zeros(2, 3, 2, 2, 11), torch.zeros(2, 3, 7)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DAM("weak"), "setting must be \"supervised\" for DAM, got 'weak'"),
-        (lambda: AVEL("strong"), 'setting must be "supervised" or "weak" for AVEL, got \'strong\''),
+        (lambda: DAM("weak"), 'setting must be "supervised", got .weak., which DAM does not have'),
+        (lambda: AVEL("strong"), 'setting must be "supervised" or "weak", got \'strong\', which AVEL'),
         (lambda: AVEL(streams="audio"), 'attention must be False with streams="audio", which has no map, got True'),
         (lambda: AVEL(streams="smell"), "streams must be one of both, video, audio, got 'smell'"),
         (lambda: AVEL(streams="video", fusion="add"), "fusion must be left out with streams=\"video\", got 'add'"),

@@ -78,7 +78,7 @@ class Localizer(Pretrained):
         super().__init__()
         if setting not in self.recipes:
             known = " or ".join(f'"{name}"' for name in self.recipes)
-            raise ValueError(f"setting must be {known} for {type(self).__name__}, got {setting!r}")
+            raise ValueError(f"setting must be {known}, got {setting!r}, which {type(self).__name__} does not have")
         if categories is not None:
             if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
                 raise TypeError(f"categories must be a list or tuple of str, got {categories!r}")
@@ -137,8 +137,8 @@ class Localizer(Pretrained):
         ):
             if not isinstance(features, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
-            autocast = torch.is_autocast_enabled(features.device.type)
-            if features.dtype != weight.dtype and weight.is_floating_point() and not autocast:
+            differs = features.dtype != weight.dtype and weight.is_floating_point()
+            if differs and not torch.is_autocast_enabled(features.device.type):
                 raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, got {features.dtype}")
             dimensions = axes.count(",") + 2
             if features.dim() != dimensions or features.shape[-1] != width or 0 in features.shape[1:]:
