@@ -25,7 +25,7 @@ from ave.data.arrays import StoredArray
 from ave.data.dataset import AVEData, Rows, Setting, Split
 from crossmodal_attn import padding_mask
 
-__all__ = ["Batch", "Cache", "Loader", "Part", "Share", "Shares", "Videos", "cache_features"]
+__all__ = ["EVALUATION_BATCH", "Batch", "Cache", "Loader", "Part", "Share", "Shares", "Videos", "cache_features"]
 __all__ += ["derive_seed", "evaluation_loader", "training_loader"]
 
 EVALUATION_BATCH = 16
