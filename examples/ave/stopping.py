@@ -47,15 +47,15 @@ def terminate(number: int, *_: object) -> None:
 @contextmanager
 def raising_signals() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM raise inside; afterwards they end the process as the system does it."""
-    signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
-        signal.signal(signal.SIGINT, terminate)
+    # They may be ignored, as Ctrl-C is in the background.
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if signal.getsignal(signal.SIGINT) is terminate:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -127,12 +127,12 @@ class Shares:
     """One process's shares of the batches of an epoch: shuffled by the seed and the epoch alone, or in order."""
 
     videos: int
-    batch_size: int
+    batch_size: int = EVALUATION_BATCH
     """Over all processes."""
-    seed: int | None
+    seed: int | None = None
     """None for videos in order, each once; shuffled, every process takes part in every batch."""
-    process: int
-    processes: int
+    process: int = 0
+    processes: int = 1
     epoch: int = 1
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class Loader:
     pad the batches.
     """
 
-    def __init__(self, videos: Videos, shares: Shares, device: torch.device, workers: int) -> None:
+    def __init__(self, videos: Videos, shares: Shares, device: torch.device, workers: int = 0) -> None:
         self.videos, self.shares, self.device = videos, shares, device
         self.workers = workers if videos.on_disk else 0
 
@@ -243,11 +243,9 @@ def evaluation_loader(data: AVEData, split: Split, accelerator: Accelerator, wor
     if not data.labels[data.splits[split]].any():
         raise ValueError(f"{split} must have labels, got none for its {len(data.splits[split])} videos")
     videos = Videos(Part(data.visual, data.audio, data.labels, data.splits[split], data.lengths))
-    if len(videos) < accelerator.num_processes:
-        raise ValueError(
-            f"{split} must have a video for each of {accelerator.num_processes} processes, got {len(videos)}"
-        )
     processes = accelerator.num_processes
+    if len(videos) < processes:
+        raise ValueError(f"{split} must have a video for each of {processes} processes, got {len(videos)}")
     shares = Shares(len(videos), EVALUATION_BATCH * processes, None, accelerator.process_index, processes)
     return Loader(videos, shares, accelerator.device, workers)
 
