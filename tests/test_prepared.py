@@ -14,7 +14,7 @@ from ave import InputError, prepare
 from ave.data import arrays as stored
 from ave.data.prepared import inspect_set, read_features, read_prepared, read_set
 from ave.data.release import read_release
-from ave.prepare import prepare_release, rounding_errors
+from ave.prepare import prepare_release
 from ave.results.tables import files_table
 from ave_release import write_annotations, write_dataset, write_release
 
@@ -79,12 +79,25 @@ def test_manifest_tells_the_rounding(release, tmp_path, dtype):
     assert files["labels"].absolute_error == files["train_order"].absolute_error == 0
 
 
-def test_rounding_of_every_kind_of_number():
-    numbers = np.array([0.0, 1e-9, 2**-24, 6e-5, 1.0, 1.0004, 65504.0, 65519.0])
-    absolute, relative = rounding_errors(numbers, numbers.astype("float16"))
-    assert absolute == 15
-    assert relative == pytest.approx(0.0004 / 1.0004)
-    assert rounding_errors(np.arange(7), np.arange(7).astype("float16")) == (0, 0)
+@pytest.mark.parametrize(
+    ("numbers", "rounded", "errors"),
+    [
+        (
+            [1e-9, -6e-5, 1.0, -1.0004, 0, 65504, 65519],
+            [0, -1007 * 2**-24, 1, -1, 0, 65504, 65504],
+            (15, 0.0004 / 1.0004),
+        ),
+        ([0, 1, 2, -3, 4, 5, 2049], [0, 1, 2, -3, 4, 5, 2048], (1, 1 / 2049)),
+        ([0, 1, 2, -3, 4, 5, 6], [0, 1, 2, -3, 4, 5, 6], (0, 0)),
+    ],
+)
+def test_rounding_of_every_kind_of_number(release, tmp_path, numbers, rounded, errors):
+    directory, arrays = release
+    array = np.broadcast_to(numbers, arrays["audio_feature"].shape)
+    write_dataset(directory / "audio_feature.h5", array)
+    entry = prepare_release(directory, tmp_path / "prepared").files["audio_feature"]
+    np.testing.assert_array_equal(read_set(tmp_path / "prepared").audio[[3]][0, 0].double(), rounded)
+    assert (entry.absolute_error, entry.relative_error) == pytest.approx(errors)
 
 
 def test_weak_files_may_come_later(release, tmp_path):
