@@ -369,6 +369,29 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     torch.testing.assert_close(read_set(output).labels, read_release(directory).labels)
 
 
+def test_files_of_another_release_that_was_begun_go(release, tmp_path, monkeypatch):
+    directory, _ = release
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11)
+        with pytest.raises(Stopped):
+            prepare_release(directory, tmp_path / "output")
+    assert (tmp_path / "output" / "audio_feature_noisy.npy").exists()
+    for path in directory.glob("*_noisy.h5"):
+        path.unlink()
+    prepare_release(directory, tmp_path / "output")
+    prepare_release(directory, tmp_path / "fresh")
+    assert contents(tmp_path / "output") == contents(tmp_path / "fresh")
+
+
+def test_names_that_are_of_no_file_of_a_set_are_passed_over(release, prepared):
+    manifest = json.loads((prepared / "prepared.json").read_text())
+    manifest["files"]["../other"] = manifest["files"]["labels"]
+    (prepared / "prepared.json").write_text(json.dumps(manifest))
+    said = []
+    prepare_release(release[0], prepared, say=said.append)
+    assert "nothing to do" in said[0]
+
+
 @pytest.mark.parametrize("limit", [100, 9000, 13900])
 def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_path, monkeypatch, capsys, limit):
     """A limit on the size of files fails as a full disk does, with another number."""

@@ -151,6 +151,9 @@ def prepare_release(
             # ---- The manifest makes the dataset complete ----
             files = {file.name: manifest.files[file.name] for file in FILES if file.name in manifest.files}
             manifest = replace(manifest, files=files)
+            for file in FILES:
+                if file.name not in files:  # left by a preparation of another release
+                    (output / f"{file.name}.npy").unlink(missing_ok=True)
             write_json(output / MANIFEST, asdict(manifest))
             (output / UNFINISHED).unlink()
         except ValueError as error:
@@ -183,9 +186,8 @@ def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], obj
         say(f"{path} is damaged, so all is prepared anew: {error}")
         return fresh
     listed = {file.name: old.files[file.name] for file in FILES if file.name in old.files}
-    changed = [
-        name for name in listed if name not in found.arrays or listed[name].source != Source.of(found.paths[name])
-    ]
+    sources = {name: Source.of(array.path) for name, array in found.arrays.items()}
+    changed = [name for name, entry in listed.items() if entry.source != sources.get(name)]
     if old.dtype != dtype or changed:
         other = f"from another {found.paths[changed[0]].name}" if changed else f"in {old.dtype}"
         if finished:
