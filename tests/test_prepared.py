@@ -13,7 +13,7 @@ import ave_cmran
 from ave import InputError, prepare
 from ave.data import arrays as stored
 from ave.data.opening import inspect_set, read_features, read_set
-from ave.prepare import prepare_release, rounding_errors
+from ave.prepare import prepare_release
 from ave.results.tables import files_table
 from ave_release import write_annotations, write_dataset, write_release
 
@@ -78,12 +78,25 @@ def test_manifest_tells_the_rounding(release, tmp_path, dtype):
     assert files["labels"].absolute_error == files["train_order"].absolute_error == 0
 
 
-def test_rounding_of_every_kind_of_number():
-    numbers = np.array([0.0, 1e-9, 2**-24, 6e-5, 1.0, 1.0004, 65504.0, 65519.0])
-    absolute, relative = rounding_errors(numbers, numbers.astype("float16"))
-    assert absolute == 15
-    assert relative == pytest.approx(0.0004 / 1.0004)
-    assert rounding_errors(np.arange(7), np.arange(7).astype("float16")) == (0, 0)
+@pytest.mark.parametrize(
+    ("numbers", "rounded", "errors"),
+    [
+        (
+            [1e-9, -6e-5, 1.0, -1.0004, 0, 65504, 65519],
+            [0, -1007 * 2**-24, 1, -1, 0, 65504, 65504],
+            (15, 0.0004 / 1.0004),
+        ),
+        ([0, 1, 2, -3, 4, 5, 2049], [0, 1, 2, -3, 4, 5, 2048], (1, 1 / 2049)),
+        ([0, 1, 2, -3, 4, 5, 6], [0, 1, 2, -3, 4, 5, 6], (0, 0)),
+    ],
+)
+def test_rounding_of_every_kind_of_number(release, tmp_path, numbers, rounded, errors):
+    directory, arrays = release
+    array = np.broadcast_to(numbers, arrays["audio_feature"].shape)
+    write_dataset(directory / "audio_feature.h5", array)
+    entry = prepare_release(directory, tmp_path / "prepared").files["audio_feature"]
+    np.testing.assert_array_equal(read_set(tmp_path / "prepared").audio[[3]][0, 0].double(), rounded)
+    assert (entry.absolute_error, entry.relative_error) == pytest.approx(errors)
 
 
 def test_weak_files_may_come_later(release, tmp_path):
@@ -356,6 +369,29 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     prepare_release(directory, tmp_path / "fresh", dtype)
     assert contents(output) == contents(tmp_path / "fresh")
     torch.testing.assert_close(read_set(output).labels, read_set(directory).labels)
+
+
+def test_files_of_another_release_that_was_begun_go(release, tmp_path, monkeypatch):
+    directory, _ = release
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11)
+        with pytest.raises(Stopped):
+            prepare_release(directory, tmp_path / "output")
+    assert (tmp_path / "output" / "audio_feature_noisy.npy").exists()
+    for path in directory.glob("*_noisy.h5"):
+        path.unlink()
+    prepare_release(directory, tmp_path / "output")
+    prepare_release(directory, tmp_path / "fresh")
+    assert contents(tmp_path / "output") == contents(tmp_path / "fresh")
+
+
+def test_names_that_are_of_no_file_of_a_set_are_passed_over(release, prepared):
+    manifest = json.loads((prepared / "prepared.json").read_text())
+    manifest["files"]["../other"] = manifest["files"]["labels"]
+    (prepared / "prepared.json").write_text(json.dumps(manifest))
+    said = []
+    prepare_release(release[0], prepared, say=said.append)
+    assert "nothing to do" in said[0]
 
 
 @pytest.mark.parametrize("limit", [100, 9000, 13900])

@@ -32,6 +32,12 @@ class Source:
     bytes: int
     modified_ns: int
 
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        """Return the size and time of a file, by which a changed one is noticed."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns)
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -296,7 +296,7 @@ def draw_examples(outcomes: Outcomes, data: AVEData, split: Split, title: str) -
     lengths = outcomes.lengths.tolist()
     truth, prediction, event_score = (
         [values[:length] for values, length in zip(tensor, lengths, strict=True)]
-        for tensor in (outcomes.truth, outcomes.prediction, outcomes.event_logits.sigmoid())
+        for tensor in (outcomes.truth, outcomes.prediction, outcomes.event_score)
     )
     labeled = [row for row, labels in enumerate(truth) if (labels >= 0).all()]
     candidates = labeled or list(range(len(truth)))

@@ -167,7 +167,7 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def _expecting(directory: Path) -> Iterator[None]:
-    """Say of a file that is not found in a directory that the directory is gone, if it is."""
+    """Name the directory that is gone, if that is why a file is not found."""
     try:
         yield
     except FileNotFoundError as error:
