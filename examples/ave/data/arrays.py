@@ -83,9 +83,12 @@ class StoredArray:
     def is_unwritten(self) -> bool:
         """Whether nothing was ever written, so that all reads as zero."""
         array = self._array()
-        if not isinstance(array, h5py.Dataset) or array.fillvalue != 0:
+        try:
+            if not isinstance(array, h5py.Dataset) or array.fillvalue != 0:
+                return False
+            return array.id.get_offset() is None if array.chunks is None else array.id.get_num_chunks() == 0
+        except DAMAGES:  # which reading names
             return False
-        return array.id.get_offset() is None if array.chunks is None else array.id.get_num_chunks() == 0
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
