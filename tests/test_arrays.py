@@ -270,3 +270,11 @@ def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
         array[[22]]
     with pytest.raises(ValueError, match=r"array\.npy must be whole, got damage"):
         list(array.blocks())
+
+
+def test_a_file_that_is_replaced_while_it_is_not_open(tmp_path):
+    """As a worker process finds it, which opens it anew."""
+    copy = pickle.dumps(StoredArray(write(tmp_path / "array.h5")))
+    (tmp_path / "array.h5").write_bytes(b"other")
+    with pytest.raises(OSError, match=r"array\.h5 is truncated or damaged: .* a file of another kind"):
+        pickle.loads(copy)[[1]]  # noqa: S301

@@ -62,9 +62,9 @@ class StoredArray:
         Raises:
             OSError: if the file was cut short, or is damaged inside.
         """
-        array = self._array()
         dtype = np.dtype(np.float32) if self.dtype.kind == "f" and self.dtype.itemsize > 4 else self.dtype
         try:
+            array = self._array()
             _check_length(array)
             if isinstance(rows, slice):
                 read = np.array(array[rows], dtype)
