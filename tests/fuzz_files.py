@@ -29,7 +29,8 @@ from ave_release import SHAPE, write_annotations, write_release  # noqa: E402
 from running import call_main  # noqa: E402
 
 FAULTS = ("traceback", "crash", "hang", "several lines", "memory")
-TIME_LIMIT = 60
+TIME_LIMIT = 180
+"""Seconds of a process; most take less than one, but a busy machine may stop for long."""
 MEMORY_LIMIT = 4 << 30
 START = 4096
 """Half of the flips are in so many bytes at the start, where the formats say what follows."""

@@ -116,7 +116,7 @@ def test_pickling_takes_no_handle_along(array):
         (b"PK\x03\x04 and so on", r"which begins with b'PK\\x03\\x04 and'"),
         ("half", "one that is cut short or damaged"),
         ("header", "one that is cut short or damaged"),
-        ("folder", "must be a complete HDF5 file, got a directory"),
+        ("folder", "must be a regular file, got a directory"),
     ],
 )
 def test_what_is_no_hdf5_file_is_named(content, message, tmp_path):
@@ -234,7 +234,7 @@ def virtual(file, secret):
         (virtual, "itself, got a virtual dataset, of parts of other files, refused"),
         (
             lambda file, _: file.create_dataset("avadataset", (2**30,), "f8", chunks=(2**28,)),
-            r"must have chunks of at most 1 GiB, got \(268435456,\) of float64",
+            r"must hold chunks of at most 1 GiB, got \(268435456,\) of float64",
         ),
     ],
 )
@@ -270,3 +270,11 @@ def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
         array[[22]]
     with pytest.raises(ValueError, match=r"array\.npy must be whole, got damage"):
         list(array.blocks())
+
+
+def test_a_file_that_is_replaced_while_it_is_not_open(tmp_path):
+    """As a worker process finds it, which opens it anew."""
+    copy = pickle.dumps(StoredArray(write(tmp_path / "array.h5")))
+    (tmp_path / "array.h5").write_bytes(b"other")
+    with pytest.raises(OSError, match=r"array\.h5 is truncated or damaged: .* a file of another kind"):
+        pickle.loads(copy)[[1]]  # noqa: S301

@@ -163,6 +163,11 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
             r"got: Manifest.files.labels must be",
         ),
         ('{"form": 1, "dtype": "float16", "files": {}, "names": [1]}', r"got: Manifest.names must be"),
+        (json.dumps({"form": 1, "x" * 10**5: 1}), "got: Manifest has no x{60}; run prepare again"),
+        (
+            json.dumps({"form": 1, "dtype": "float16", "files": {"y" * 10**5: 1}, "names": None}),
+            "got: Manifest.files.y{60} must be Entry, got 1; run prepare again",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_named(prepared, text, message):

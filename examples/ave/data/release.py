@@ -39,8 +39,8 @@ AXES = {
 }
 MOST = {"N": 10**7, "M": 10**7, "R": 10**7, "C": 2**14, "A": 2**14}
 """The largest sizes of axes that are read; the network has matrices of channels x channels."""
-MOST_NUMBERS = 2**27
-"""The most numbers that are in memory at once: of all labels, of an order, or of the features of one video."""
+MOST_NUMBERS, MOST_OF_VIDEO = 2**27, 2**25
+"""The most numbers of a file that is read as a whole, and of the features of one video."""
 Verdict = Literal["wrong", "missing", "not opened"]
 
 
@@ -269,17 +269,16 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
             message += f"without background, got {len(found.categories)} lines, {distinct} such names among them"
             found.add(CATEGORIES, message)
 
-    orders = [file for file in files if file.axes == "R"]
-    rows = {file: set(found.tensors[file.name].tolist()) for file in orders if file.name in found.tensors}
-    for (file, own), (other, others) in combinations(rows.items(), 2):
-        if common := sorted(own & others):
-            both = f"{found.paths[file.name]} and {found.paths[other.name].name}"
-            message = f"{both} must have no row in common, got {len(common)}, for example row {common[0]}"
-            found.add(file.name, message, file.remedy)
-    if rows and "N" in found.sizes and all(file in rows or file.name in absent for file in orders):
-        left = sorted(set(range(found.sizes["N"][0])).difference(*rows.values()))
-        if left:
-            found.remarks.append(f"{len(left)} videos are in no split, for example row {left[0]}")
+    for (split, own), (other, others) in combinations(found.splits.items(), 2):
+        if len(common := own[torch.isin(own, others)]):
+            both = f"{found.paths[f'{split}_order']} and {found.paths[f'{other}_order'].name}"
+            came = f"got {len(common)}, for example row {int(common.min())}"
+            remedy = next(file.remedy for file in files if file.name == f"{split}_order")
+            found.add(f"{split}_order", f"{both} must have no row in common, {came}", remedy)
+    if found.splits and "N" in found.sizes and not any(problem.file.endswith("_order") for problem in found.problems):
+        left = torch.ones(found.sizes["N"][0]).index_fill(0, torch.cat(list(found.splits.values())), 0).nonzero()
+        if len(left):
+            found.remarks.append(f"{len(left)} videos are in no split, for example row {int(left[0])}")
 
 
 def _check_shape(found: Found, file: ReleaseFile, array: StoredArray) -> None:
@@ -301,9 +300,11 @@ def _check_shape(found: Found, file: ReleaseFile, array: StoredArray) -> None:
     for axis, size in own.items():
         if size > (most := MOST.get(axis, MOST_NUMBERS)):
             raise ValueError(f"{must} have at most {most} {AXES[axis]}, got {size}")
-    if (numbers := prod(array.shape[1:] if file.is_features else array.shape)) > MOST_NUMBERS:
-        what = "numbers a video" if file.is_features else "numbers"
-        raise ValueError(f"{must} have at most {MOST_NUMBERS} {what}, got {numbers}, in the shape {array.shape}")
+    numbers, most, what = prod(array.shape), MOST_NUMBERS, "numbers"
+    if file.is_features:
+        numbers, most, what = prod(array.shape[1:]), MOST_OF_VIDEO, "numbers a video"
+    if numbers > most:
+        raise ValueError(f"{must} have at most {most} {what}, got {numbers}, in the shape {array.shape}")
     videos, owner = sizes.get("N", (MOST["R"], array.path))
     if own.get("R", 0) > videos:
         raise ValueError(f"{must} hold every row once, of the {videos} videos of {owner.name}, got {own['R']} rows")
