@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ave.data.batches import Share, Videos
+from ave.data.batches import Part, Share, Videos
 from ave.data.dataset import SPLITS
-from ave.data.prepared import read_set
+from ave.data.opening import read_set
 from ave.prepare import prepare_release
 from ave.results.files import write_json
 from ave.results.tables import format_table
@@ -111,7 +111,7 @@ class ByDataset:
 
     def __init__(self, directory: Path) -> None:
         data = read_set(directory, "supervised")
-        self.videos = Videos((data.visual, data.audio, data.labels, torch.arange(len(data.labels))))
+        self.videos = Videos(Part(data.visual, data.audio, data.labels, torch.arange(len(data.labels))))
 
     def __call__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Return the features of a batch."""

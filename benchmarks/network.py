@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ave.networks.authors_weights import load_official_state_dict
-from ave.networks.cmran import CMRAN, supervised_loss
+from ave.networks.cmran import CMRAN
+from ave.networks.two_scores import supervised_loss
 from benchmarks.graphs import in_graph
 from benchmarks.measuring import SEED, Form, Session, compare
 from benchmarks.products import Product, make_replay, record_products

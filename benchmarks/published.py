@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ave.networks.cmran import Logits
+from ave.networks.two_scores import Logits
 from benchmarks.rivals import LiteralAGSCA
 
 __all__ = ["PublishedCMRAN"]

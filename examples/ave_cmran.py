@@ -6,15 +6,20 @@ on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
+from ave.printing import printable
+from ave.stopping import Terminated, find_reason, leave, raising_signals, undisturbed
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, leave)  # while modules are imported, for seconds, which might catch an exception
 try:
-    import torch
     import tyro
 
     from ave import InputError, checking_input
@@ -31,6 +36,8 @@ except ImportError as _error:
     _hint = 'run pip install -e ".[examples]" in the root of the repository'
     print(f"ave_cmran.py: error: {_error}: {_hint}", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    leave(signal.SIGINT)
 
 COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
     "train": (TrainConfig, train),
@@ -60,25 +67,39 @@ def parse(arguments: list[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None, **options: Any) -> None:
-    """Run a subcommand. Exit codes: 2 for wrong input, 1 for a later failure, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run a subcommand.
+
+    Exit codes: 2 for wrong input, 1 for a later failure, 130 for Ctrl-C, 143 for SIGTERM, 141 if nobody reads any more
+    what it prints.
 
     Args:
         arguments: the command line, by default that of the process.
         **options: passed on to the function that runs the subcommand.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that it cannot encode stop nothing
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         run = next(run for kind, run in COMMANDS.values() if kind is type(config))
         run(config, **options)
+        sys.stdout.flush()
     except InputError as error:
         sys.exit(_say(error, 2))
-    except (FloatingPointError, OSError) as error:
+    except FloatingPointError as error:
         sys.exit(_say(error, 1))
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0]
-        sys.exit(_say(f"{reason} Use a smaller --batch-size, or another --cache", 1))
+    except BrokenPipeError:
+        sys.exit(141)
     except KeyboardInterrupt as error:
-        sys.exit(_say(error if str(error) else "stopped", 143 if isinstance(error, Terminated) else 130))
+        with undisturbed():
+            sys.exit(_say(error if str(error) else "stopped", 143 if isinstance(error, Terminated) else 130))
+    except Exception as error:
+        if (reason := find_reason(error)) is None:
+            raise
+        sys.exit(_say(reason, 1))
+    finally:
+        _flush(sys.stdout)
+        _flush(sys.stderr)
 
 
 def _check_seeds(arguments: list[str]) -> None:
@@ -92,21 +113,20 @@ def _check_seeds(arguments: list[str]) -> None:
             )
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, so that it cleans up."""
-
-
 def _say(error: object, code: int) -> int:
-    if code == 1 or os.environ.get("RANK", "0") == "0":  # wrong input is the same for all processes
-        print(f"ave_cmran.py: error: {error}", file=sys.stderr)
+    if code != 2 or os.environ.get("RANK", "0") == "0":  # wrong input is the same for all processes
+        print(f"ave_cmran.py: error: {printable(error)}", file=sys.stderr)
     return code
 
 
-def terminate(*_: object) -> None:
-    """Raise :class:`Terminated`, when SIGTERM comes."""
-    raise Terminated
+def _flush(stream: TextIO) -> None:
+    """Write out what was printed; drop what cannot be written, which would fail once more when Python ends."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)
-    main()
+    with raising_signals():
+        main()

@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "examples")]
 
-from ave.data.release import read_release  # noqa: E402
+from ave.data.opening import read_set  # noqa: E402
 from ave.prepare import prepare_release  # noqa: E402
 from ave.train import TrainConfig, main  # noqa: E402
 from ave_release import write_release  # noqa: E402
@@ -37,7 +37,7 @@ def train(release, output):
     AcceleratorState._reset_state(reset_partial_state=True)
     place = {"resume" if (output / "config.json").exists() else "output": output}
     config = TrainConfig(epochs=2, batch_size=13, keep=1, device="cpu", **place)
-    main(config, data=read_release(release), network=SMALL, draw=False)
+    main(config, data=read_set(release), network=SMALL, draw=False)
 
 
 def kill_at(number, directory):

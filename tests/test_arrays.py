@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ave.data import arrays
-from ave.data.arrays import NotOpenedError, StoredArray
+from ave.data.arrays import StoredArray
 
 # What float32 holds too, as nothing wider is read.
 VALUES = np.random.default_rng(0).random((23, 5, 3), np.float32).astype(np.float64)
@@ -64,23 +64,17 @@ def test_blocks_take_whole_chunks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("chunks", [None, (2, 5, 3), (3, 2, 2)])
-def test_what_was_never_written_is_skipped(chunks, tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "BLOCK_BYTES", 6 * 120)
+@pytest.mark.parametrize("fill", [0.0, -1.0])
+def test_what_was_never_written_is_known(chunks, fill, tmp_path):
+    """Unless it reads as something else than zero."""
     path = tmp_path / "array.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("avadataset", VALUES.shape, "f8", chunks=chunks)
-    assert list(StoredArray(path).blocks(skip_unwritten=True)) == []
-    assert sum(len(block) for _, block in StoredArray(path).blocks()) == 23
+        file.create_dataset("avadataset", VALUES.shape, "f8", chunks=chunks, fillvalue=fill)
+    assert StoredArray(path).is_unwritten == (fill == 0)
+    assert sum(block.sum() for _, block in StoredArray(path).blocks()) == fill * VALUES.size
     with h5py.File(path, "a") as file:
         file["avadataset"][13, 4, 2] = 7.0
-    blocks = {first: block.sum() for first, block in StoredArray(path).blocks(skip_unwritten=True)}
-    assert blocks == ({12: 7.0} if chunks else {0: 0.0, 6: 0.0, 12: 7.0, 18: 0.0})
-
-
-def test_a_fill_value_is_not_skipped(tmp_path):
-    with h5py.File(tmp_path / "array.h5", "w") as file:
-        file.create_dataset("avadataset", (23, 5, 3), "f8", chunks=(1, 5, 3), fillvalue=-1.0)
-    assert sum(block.sum() for _, block in StoredArray(tmp_path / "array.h5").blocks(skip_unwritten=True)) == -23 * 15
+    assert not StoredArray(path).is_unwritten
 
 
 class RowsOfArray(Dataset):
@@ -122,7 +116,7 @@ def test_pickling_takes_no_handle_along(array):
         (b"PK\x03\x04 and so on", r"which begins with b'PK\\x03\\x04 and'"),
         ("half", "one that is cut short or damaged"),
         ("header", "one that is cut short or damaged"),
-        ("folder", "must be a complete HDF5 file, got a directory"),
+        ("folder", "must be a regular file, got a directory"),
     ],
 )
 def test_what_is_no_hdf5_file_is_named(content, message, tmp_path):
@@ -146,9 +140,7 @@ def test_a_locked_file_is_not_called_damaged(tmp_path):
     path = write(tmp_path / "array.h5")
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(
-            NotOpenedError, match=r"array\.h5 is locked by another process, which has it open for writing"
-        ):
+        with pytest.raises(OSError, match=r"array\.h5 is locked by another process, which has it open for writing"):
             StoredArray(path)
     np.testing.assert_array_equal(StoredArray(path)[:], VALUES)
 
@@ -169,7 +161,7 @@ def test_a_file_that_the_system_does_not_open_is_not_called_damaged(error, messa
     path = write(tmp_path / "array.h5", layout)
     monkeypatch.setattr(h5py, "File", refuse)
     monkeypatch.setattr(np, "load", refuse)
-    with pytest.raises(NotOpenedError, match=message) as raised:
+    with pytest.raises(OSError, match=message) as raised:
         StoredArray(path)
     assert str(path) in str(raised.value)
     assert "damaged" not in str(raised.value)
@@ -242,7 +234,7 @@ def virtual(file, secret):
         (virtual, "itself, got a virtual dataset, of parts of other files, refused"),
         (
             lambda file, _: file.create_dataset("avadataset", (2**30,), "f8", chunks=(2**28,)),
-            r"must have chunks of at most 1 GiB, got \(268435456,\) of float64",
+            r"must hold chunks of at most 1 GiB, got \(268435456,\) of float64",
         ),
     ],
 )
@@ -278,3 +270,11 @@ def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
         array[[22]]
     with pytest.raises(ValueError, match=r"array\.npy must be whole, got damage"):
         list(array.blocks())
+
+
+def test_a_file_that_is_replaced_while_it_is_not_open(tmp_path):
+    """As a worker process finds it, which opens it anew."""
+    copy = pickle.dumps(StoredArray(write(tmp_path / "array.h5")))
+    (tmp_path / "array.h5").write_bytes(b"other")
+    with pytest.raises(OSError, match=r"array\.h5 is truncated or damaged: .* a file of another kind"):
+        pickle.loads(copy)[[1]]  # noqa: S301

@@ -14,8 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ave_cmran
+from ave.data.opening import read_set
 from ave.data.procedural import make_procedural_set
-from ave.data.release import read_release
 from ave.devices import make_accelerator
 from ave.networks.cmran import CMRAN
 from ave_release import SHAPE
@@ -129,7 +129,7 @@ def test_metrics_follow_from_the_history(release, tmp_path):
 def check_predictions(path, release, metrics):
     """The logits give the metrics, and the labels are those of the release's rows."""
     found = np.load(path)
-    test = read_release(release)
+    test = read_set(release)
     rows = test.splits["test"]
     assert found["rows"].tolist() == rows.tolist() == [int(name) for name in found["names"]]
     assert found["labels"].tolist() == test.labels[rows].argmax(-1).tolist()
@@ -226,7 +226,7 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
         (["--lr", "1e999"], "--lr must be a number above 0, got inf"),
         (["--batch-size", "many"], "--batch-size: invalid literal for int() with base 10: 'many'"),
         (["--lr", "-1"], "--lr must be a number above 0, got -1"),
-        (["--lr-decay", "0"], "--lr-decay must be a number above 0, at most 1, got 0"),
+        (["--lr-decay", "0"], "--lr-decay must be above 0, at most 1, got 0"),
         (["--milestones", "0", "3"], "--milestones must be epochs from 1 on, got 0 3"),
         (["--milestones", "3", "3"], "--milestones must be all different, got 3 3"),
         (["--lr", "nan"], "--lr must be a number above 0, got nan"),

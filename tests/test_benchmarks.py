@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ave.networks.authors_weights import load_official_state_dict
-from ave.networks.cmran import CMRAN, supervised_loss
+from ave.networks.cmran import CMRAN
+from ave.networks.two_scores import supervised_loss
 from benchmarks import __main__ as command
 from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report
 from benchmarks.measuring import Form, Session, compare

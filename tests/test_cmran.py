@@ -9,7 +9,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import oracles
-from ave.networks.cmran import CMRAN, Logits, localize, supervised_loss, video_scores, weak_loss
+from ave.networks.cmran import CMRAN
+from ave.networks.two_scores import Logits, decide, supervised_loss, video_scores, weak_loss
 from crossmodal_attn import padding_mask
 
 EVENT = torch.tensor([[0.0, -1e-6, 3.0], [-2.0, -1.0, -0.5]], dtype=torch.float64)
@@ -27,16 +28,16 @@ def softmax(row):
     return [power / sum(powers) for power in powers]
 
 
-def test_localize():
+def test_decide():
     """An event score of exactly 0.5 is an event; all others get the background that is named, 28 by default."""
-    assert localize(Logits(EVENT, CATEGORY)).tolist() == [[1, 28, 1], [28, 28, 28]]
-    assert localize(Logits(EVENT, CATEGORY), background=3).tolist() == [[1, 3, 1], [3, 3, 3]]
+    assert decide(Logits(EVENT, CATEGORY)).labels.tolist() == [[1, 28, 1], [28, 28, 28]]
+    assert decide(Logits(EVENT, CATEGORY), background=3).labels.tolist() == [[1, 3, 1], [3, 3, 3]]
 
 
 def test_localize_may_call_an_event_background_in_the_weak_setting():
     """Where background is a category, it can be the best one."""
     category = torch.tensor([[0.1, 0.2, 0.3, 0.9], [0.1, 0.8, 0.3, 0.4]])
-    assert localize(Logits(EVENT.abs(), category), background=3).tolist() == [[3, 3, 3], [1, 1, 1]]
+    assert decide(Logits(EVENT.abs(), category), background=3).labels.tolist() == [[3, 3, 3], [1, 1, 1]]
 
 
 def test_supervised_loss():
@@ -151,14 +152,14 @@ def test_categories_are_counted():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: CMRAN("strong"), r'setting must be "supervised" or "weak", got \'strong\''),
+        (lambda: CMRAN("strong"), r'setting must be "supervised" or "weak" for CMRAN, got \'strong\''),
         (
             lambda: CMRAN()(torch.rand(2, 5, 3, 2, 11), torch.rand(2, 5, 128)),
             r"video must have shape \(batch, time, height, width, 512\), .* got \(2, 5, 3, 2, 11\)",
         ),
         (
             lambda: CMRAN()(torch.rand(2, 5, 3, 2, 512), torch.rand(2, 5, 7)),
-            r"audio has 7 channels in its last dimension, but this CMRAN was built with audio_dim=128",
+            r"audio must have shape \(batch, time, 128\), .* got \(2, 5, 7\)",
         ),
         (
             lambda: CMRAN()(
@@ -168,7 +169,7 @@ def test_categories_are_counted():
         ),
         (
             lambda: CMRAN()(torch.rand(2, 5, 3, 2, 512), torch.rand(2, 7, 128)),
-            r"audio must have shape .* the batch and time of video, \(2, 5\), got \(2, 7, 128\)",
+            r"audio must have the batch and time of video, \(2, 5\), got \(2, 7\)",
         ),
         (lambda: CMRAN()(torch.rand(2, 0, 3, 2, 512), torch.rand(2, 0, 128)), r"none of them empty but the batch"),
         (lambda: CMRAN(num_categories=0), "num_categories must be an int of at least 1, got 0"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ave.networks.cmran import localize, supervised_loss, video_scores, weak_loss
+from ave.networks.two_scores import decide, supervised_loss, video_scores, weak_loss
 from crossmodal_attn import padding_mask
 
 LENGTHS = [5, 2, 1]
@@ -56,8 +56,8 @@ def test_padded_batch_equals_videos_one_by_one(cmran, setting, videos, labels, a
     assert_close(batch.category, torch.cat([one.category for one in alone]))
     scores = video_scores(batch, padding_mask=mask)
     assert_close(scores, torch.cat([video_scores(one) for one in alone]))
-    decided = localize(batch, background=5)
-    assert torch.equal(decided[~mask], torch.cat([localize(one, background=5)[0] for one in alone]))
+    decided = decide(batch, background=5).labels
+    assert torch.equal(decided[~mask], torch.cat([decide(one, background=5).labels[0] for one in alone]))
 
     loss = loss_of(setting, batch, pad(labels, torch.nan if fill != 0.5 else 1.0), mask)
     # The mean over videos, except of the event term, which is the mean over valid segments.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ave.networks.cmran import supervised_loss, weak_loss
+from ave.networks.two_scores import supervised_loss, weak_loss
 from crossmodal_attn import CMRA, CrossModalRelation, padding_mask, record_attention
 from crossmodal_attn.dropout import Dropout, ReLUDropout
 from oracles import CASES, fill_parameters, make_cmran

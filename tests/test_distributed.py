@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from ave.networks.cmran import supervised_loss, weak_loss
+from ave.networks.two_scores import supervised_loss, weak_loss
 from crossmodal_attn import padding_mask
 from oracles import make_cmran
 

@@ -209,8 +209,7 @@ def test_attention_of_one_video(segments):
     outcomes = Outcomes(
         truth=torch.tensor([[2] * segments, [1] + [2] * (segments - 1)]),
         prediction=torch.zeros(2, segments, dtype=torch.long),
-        event_logits=torch.zeros(2, segments),
-        category_logits=torch.zeros(2, 2),
+        event_score=torch.full((2, segments), 0.5),
         lengths=torch.tensor([segments, segments]),
         spatial_map=spatial_map,
         relations=torch.rand(2, segments, 2 * segments, generator=generator).softmax(-1),
@@ -265,11 +264,9 @@ def test_names_out_of_files_are_drawn_plain(tmp_path, capfd):
         tuple(HOSTILE),
         tuple(HOSTILE),
     )
-    figures = {}
-    for number, title in enumerate(HOSTILE):
-        figures |= {f"{number}-{name}": figure for name, figure in draw_examples(outcomes, data, "test", title).items()}
-    figures["confusion.png"] = draw_confusion(np.eye(5, dtype=int), HOSTILE, HOSTILE[0])
-    figures["curves.png"] = draw_learning_curves({0: draw_history(3)}, HOSTILE[0])
+    figures = draw_examples(outcomes, data, "test", HOSTILE[0])
+    figures["confusion.png"] = draw_confusion(np.eye(5, dtype=int), HOSTILE, HOSTILE[2])
+    figures["curves.png"] = draw_learning_curves({0: draw_history(3)}, HOSTILE[3])
     save_figures(tmp_path, figures)
     assert {path.name for path in tmp_path.iterdir()} == set(figures)
     assert capfd.readouterr() == ("", "")

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -158,23 +159,34 @@ def test_killed_process_leaves_what_was_and_is_tidied_up_after(tmp_path, signal)
 
 
 HOLDING = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from ave.results.files import clearing
 with clearing(Path(sys.argv[1])):
-    os.kill(os.getpid(), signal.SIGKILL)
+    if child := os.fork():
+        print(child)
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(1)
+    time.sleep(60)
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="this signal is one of POSIX")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
 def test_killed_process_leaves_no_lock(tmp_path):
+    """Nor do those that it has started to read data."""
     output = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": str(Path(ave.__file__).parents[1])}
-    process = subprocess.run([sys.executable, "-c", HOLDING, str(output)], env=environment, check=False)  # noqa: S603
+    process = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", HOLDING, str(output)], env=environment, check=False, stdout=subprocess.PIPE
+    )
     assert process.returncode < 0
     check_output(output)
-    with clearing(output):
-        pass
+    try:
+        with clearing(output):
+            pass
+    finally:
+        os.kill(int(process.stdout), signal.SIGKILL)
     assert list(output.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from torch import distributed
 
 import ave_cmran
 from ave.checkpoints import Checkpoints
-from ave.data.release import read_release
+from ave.data.opening import read_set
 from ave.networks.cmran import CMRAN
 from ave.train import TrainConfig, main
 from ave_release import SHAPE, write_release
@@ -69,7 +69,7 @@ def work(rank, folder, processes):
             distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=PATIENCE)
         # 13 videos in batches of 5, and 16 weakly: two processes have unequal shares, and of the last batch weakly,
         # which is a single video, one has none. Accuracies are of what is trained on, so that they soon leave zero.
-        data = read_release(folder, setting)
+        data = read_set(folder, setting)
         data = dataclasses.replace(data, splits=dict.fromkeys(data.splits, data.splits["train"]))
         network = partial(CMRAN, embed_dim=20, dim_feedforward=17, dropout=0.0, input_dropout=0.0)
         output = folder / f"{setting}-{processes}"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ave.data.batches import evaluation_loader
 from ave.data.dataset import AVEData
 from ave.data.procedural import make_procedural_set
-from ave.networks.cmran import CMRAN, Logits
+from ave.networks.cmran import CMRAN
+from ave.networks.two_scores import Logits
 from ave.results.figures import draw_examples
 from ave.results.metrics import measure, observe, score, seen_in_training, summarize
 

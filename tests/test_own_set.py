@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from ave import InputError
 from ave.data.batches import evaluation_loader, training_loader
 from ave.data.dataset import AVE_CATEGORIES, AVEData
-from ave.data.prepared import inspect_set, read_features, read_prepared, read_set
-from ave.data.release import FILES, Found, examine_files, needed_files
-from ave.networks.cmran import Logits, supervised_loss
+from ave.data.layout import FILES, needed_files
+from ave.data.opening import inspect_set, read_features, read_set
+from ave.data.release import Found, Problem, examine
+from ave.networks.two_scores import Logits, supervised_loss
 from ave.prepare import prepare_release
 from ave.results.figures import draw_examples
 from ave.results.metrics import measure, observe, score, segment_accuracy
@@ -122,7 +123,7 @@ def test_all_subcommands(own, tmp_path, setting, capsys):
 def test_what_is_read_is_what_was_written(own, arrays, tmp_path):
     prepare_release(own, tmp_path / "prepared")
     padding = np.arange(SECONDS) >= arrays["lengths"][:, None]
-    for data in (read_set(own, "weak"), read_prepared(tmp_path / "prepared", "weak")):
+    for data in (read_set(own, "weak"), read_set(tmp_path / "prepared", "weak")):
         assert data.categories == CATEGORIES
         assert data.eventless_category is None
         assert sorted(data.splits) == ["test", "train"]
@@ -134,7 +135,7 @@ def test_what_is_read_is_what_was_written(own, arrays, tmp_path):
         assert data.background_lengths.tolist() == [SECONDS, 3, 2]
         np.testing.assert_array_equal(data.labels, arrays["labels"])
     assert not data.visual[:].numpy()[padding].any()
-    assert read_features(tmp_path / "prepared").tensors["lengths"].tolist() == arrays["lengths"].tolist()
+    assert read_features(tmp_path / "prepared").lengths.tolist() == arrays["lengths"].tolist()
 
 
 def test_digest_ignores_padding_and_knows_lengths(own, tmp_path):
@@ -180,7 +181,7 @@ def test_a_padded_video_is_measured_as_if_alone(own, arrays, assert_close):
             alone = observe(model, evaluation_loader(short, "test", accelerator), accelerator)
             assert torch.equal(together.truth[row, :length], alone.truth[0])
             assert torch.equal(together.prediction[row, :length], alone.prediction[0])
-            assert_close(together.event_score[row, :length], alone.event_score[0])
+            assert_close(together.event_logits[row, :length], alone.event_logits[0])
             relations = torch.cat([part[:length, :length] for part in together.relations[row].chunk(2, 1)], 1)
             assert_close(relations, alone.relations[0])
             right += int((alone.prediction == alone.truth).sum())
@@ -417,7 +418,8 @@ def test_an_own_release_needs_a_val_split_no_more_but_ave_does(release):
     assert sorted(read_set(release).splits) == ["test", "train"]
     assert "5 videos are in no split" in " ".join(inspect_set(release).remarks)
     found = Found({file.name: release / f"{file.name}.h5" for file in FILES}, declared_ave=True)
-    examine_files(found, needed_files("supervised"), FILES)
+    missing = {file.name: Problem(file.name, "", "missing") for file in FILES if not found.paths[file.name].exists()}
+    examine(found, needed_files("supervised"), FILES, missing)
     assert [(problem.file, problem.verdict) for problem in found.problems] == [("val_order", "missing")]
 
 

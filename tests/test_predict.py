@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from ave.data.dataset import AVE_CATEGORIES
-from ave.networks.cmran import CMRAN, Logits
-from ave.predict import Prediction, UnlabeledVideos, find_events, predict
+from ave.data.dataset import AVE_CATEGORIES, AVEData
+from ave.networks import load_network
+from ave.networks.cmran import CMRAN
+from ave.networks.localizer import Decision
+from ave.networks.two_scores import Logits, decide
+from ave.predict import Event, Prediction, find_events, predict, read_batches
 from ave_release import SHAPE, write_dataset, write_release
 from crossmodal_attn import padding_mask
 from oracles import fill_parameters
@@ -58,7 +61,7 @@ def test_events(width, padded, draw):
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 12, (53,), generator=generator) if padded else torch.full((53,), 11)
     mask = padding_mask(lengths, 11) if padded else None
-    found = find_events(logits, background=3, padding_mask=mask)
+    found = find_events(decide(logits, background=3), background=3, padding_mask=mask)
     assert found == slow_events(logits, 3, lengths.tolist())
     assert any(len(events) > 1 for events in found)
     assert any(not events for events in found)
@@ -76,14 +79,20 @@ def test_events(width, padded, draw):
 )
 def test_spans(event_logits, spans):
     logits = Logits(torch.tensor([event_logits]), torch.tensor([[0.0, 5.0]]))
-    (events,) = find_events(logits, background=2)
+    (events,) = find_events(decide(logits, background=2), background=2)
     assert [(event.start, event.end) for event in events] == spans
     assert all(0 <= event.score <= 1 and event.category == 1 for event in events)
 
 
 def test_background_in_the_weak_setting_is_no_event():
     logits = Logits(torch.ones(1, 5), torch.tensor([[0.0, 1.0, 2.0]]))
-    assert find_events(logits, background=2) == [[]]
+    assert find_events(decide(logits, background=2), background=2) == [[]]
+
+
+def test_events_of_different_categories_may_touch():
+    decision = Decision(torch.tensor([[1, 1, 0, 2, 0]]), torch.full((1, 5), 0.5), torch.full((1, 5), 0.5))
+    (events,) = find_events(decision, background=2)
+    assert events == [Event(0, 2, 1, 0.25), Event(2, 3, 0, 0.25), Event(4, 5, 0, 0.25)]
 
 
 def make_model(setting="supervised", **options):
@@ -92,14 +101,18 @@ def make_model(setting="supervised", **options):
     return fill_parameters(CMRAN(setting, **(small | options))).eval()
 
 
+def batches_of(visual, audio, lengths=None):
+    data = AVEData(visual, audio, torch.zeros(*audio.shape[:2], 0), {}, (), lengths=lengths)
+    return read_batches(data, torch.arange(len(audio)), torch.device("cpu"), "")
+
+
 def test_scores_that_are_not_finite_are_an_error():
-    videos = UnlabeledVideos(torch.rand(3, 5, 3, 2, 11), torch.rand(3, 5, 7), torch.arange(3))
+    batches = batches_of(torch.rand(3, 5, 3, 2, 11), torch.rand(3, 5, 7))
 
-    def overflow(*_, **__):
-        return Logits(torch.full((3, 5), torch.inf), torch.zeros(3, 3))
-
+    model = make_model()
+    torch.nn.init.constant_(model.event_head.bias, torch.inf)
     with pytest.raises(FloatingPointError, match="not finite: try --precision fp32"):
-        predict(overflow, videos.batches("predicting"), 3, torch.device("cpu"))
+        predict(model, batches)
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 1] * 13])
@@ -107,11 +120,9 @@ def test_batches_change_nothing(lengths, draw):
     """39 videos in batches of 16 are what each is by itself, without its padding."""
     model = make_model("weak")
     visual, audio = draw(39, 5, 3, 2, 11, dtype=torch.float32), draw(39, 5, 7, dtype=torch.float32)
-    videos = UnlabeledVideos(visual, audio, torch.arange(39), None, None if lengths is None else torch.tensor(lengths))
-    together = predict(model, videos.batches(""), 3, torch.device("cpu"))
+    together = predict(model, batches_of(visual, audio, None if lengths is None else torch.tensor(lengths)))
     for row, length in enumerate(lengths or [5] * 39):
-        alone = UnlabeledVideos(visual[row : row + 1, :length], audio[row : row + 1, :length], torch.arange(1))
-        (expected,) = predict(model, alone.batches(""), 3, torch.device("cpu"))
+        (expected,) = predict(model, batches_of(visual[row : row + 1, :length], audio[row : row + 1, :length]))
         assert isinstance(together[row], Prediction)
         assert torch.equal(together[row].labels, expected.labels)
         torch.testing.assert_close(together[row].event_score, expected.event_score, rtol=1e-4, atol=1e-5)
@@ -170,7 +181,9 @@ def test_a_release(release, checkpoint, split, tmp_path, capsys):
     with h5py.File(release / "visual_feature.h5") as visual, h5py.File(release / "audio_feature.h5") as audio:
         features = visual["avadataset"][:], audio["avadataset"][:]
     written = read_events(tmp_path / "out")
-    expected = expected_events(CMRAN.load(str(checkpoint)), *features, rows, list(map(str, range(SHAPE["videos"]))))
+    expected = expected_events(
+        load_network(str(checkpoint), None, ()), *features, rows, list(map(str, range(SHAPE["videos"])))
+    )
     assert written["events"] == expected
     assert expected
     assert (written["videos"], written["features"]) == (len(rows), str(release))
@@ -215,7 +228,7 @@ def test_one_video_of_an_npz(checkpoint, dtype, tmp_path):
     call_main("predict", "--checkpoint", checkpoint, "--data", tmp_path / "one.npz", "--output", tmp_path / "out")
     written = read_events(tmp_path / "out")
     assert written["videos"] == 1
-    expected = expected_events(CMRAN.load(str(checkpoint)), visual[None], audio[None], [0], ["$a clip$"])
+    expected = expected_events(load_network(str(checkpoint), None, ()), visual[None], audio[None], [0], ["$a clip$"])
     assert written["events"] == expected
 
 
@@ -409,13 +422,13 @@ REFUSED = [
     (declare_npz, "undamaged .npz .*, got: visual of shape .* in 10 bytes"),
     (bomb_npz, r"features\.npz must fit into memory, got 8000\.0 GB, of which"),
     (pipe_npz, "must be a regular file, got a named pipe"),
-    (partial(write_npz, audio=None), "must hold an array of numbers called audio, got none"),
-    (partial(write_npz, visual=np.array(["a"])), "must hold an array of numbers called visual, got <U1"),
+    (partial(write_npz, audio=None), "must hold numbers in an array called audio, got none"),
+    (partial(write_npz, visual=np.array(["a"])), "must hold numbers in an array called visual, got <U1"),
     (partial(write_npz, visual=np.float64(3)), r"visual features must have shape \(videos, seconds, .*, got \(\)"),
     (partial(write_npz, visual=np.ones((3, 5, 6, 11))), r"visual features must have shape .* got \(3, 5, 6, 11\)"),
     (partial(write_npz, audio=np.ones((3, 7))), r"audio features must have shape \(videos, seconds, channels\)"),
     (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must be of the same videos and seconds"),
-    (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them empty, got"),
+    (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them 0, got"),
     (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
     (
         partial(write_npz, visual=np.ones((3, 5, 11, 2, 3))),
@@ -429,15 +442,21 @@ REFUSED = [
         "audio features must be finite, got others in row 0, second 0",
     ),
     (partial(write_npz, names=np.array(["a", "b"])), "names must be as many as the 3 videos, got 2"),
-    (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in names, got int64"),
-    (partial(write_npz, lengths=np.array([1.0, 2.0, 3.0])), "must hold integers in lengths, got float64"),
+    (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in an array called names, got int64"),
+    (
+        partial(write_npz, lengths=np.array([1.0, 2.0, 3.0])),
+        "must hold integers in .* lengths, got float64",
+    ),
     (partial(write_npz, lengths=np.array([1, 2, 6])), r"lengths must be 3 numbers from 1 to 5, got \[1, 2, 6\]"),
     (partial(write_npz, lengths=np.array([1, 0, 5])), r"lengths must be 3 numbers from 1 to 5, got \[1, 0, 5\]"),
     (partial(write_npz, lengths=np.array([5, 5])), r"lengths must be 3 numbers from 1 to 5, got \[5, 5\]"),
-    (lambda place: [*write_npz(place), "--split", "test"], "--split must be left out for what is not a directory"),
+    (
+        lambda place: [*write_npz(place), "--split", "test"],
+        "--split test needs test_order, got .*npz without it",
+    ),
     (
         change_release(lambda place: (place / "val_order.h5").unlink(), "--split", "val"),
-        "--split val needs the order files of the release",
+        "--split val needs val_order, got .*ave without it",
     ),
     (change_release(lambda place: (place / "audio_feature.h5").unlink()), "audio_feature"),
     (

@@ -12,9 +12,8 @@ import torch
 import ave_cmran
 from ave import InputError, prepare
 from ave.data import arrays as stored
-from ave.data.prepared import inspect_set, read_features, read_prepared, read_set
-from ave.data.release import read_release
-from ave.prepare import prepare_release, rounding_errors
+from ave.data.opening import inspect_set, read_features, read_set
+from ave.prepare import prepare_release
 from ave.results.tables import files_table
 from ave_release import write_annotations, write_dataset, write_release
 
@@ -63,7 +62,7 @@ def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype
     assert other.names == own.names == tuple(f"id{row}" for row in range(23))
     features = read_features(tmp_path / "prepared")
     assert features.names == own.names
-    assert list(features.splits()) == ["train", "val", "test"]
+    assert list(features.splits) == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
@@ -79,12 +78,25 @@ def test_manifest_tells_the_rounding(release, tmp_path, dtype):
     assert files["labels"].absolute_error == files["train_order"].absolute_error == 0
 
 
-def test_rounding_of_every_kind_of_number():
-    numbers = np.array([0.0, 1e-9, 2**-24, 6e-5, 1.0, 1.0004, 65504.0, 65519.0])
-    absolute, relative = rounding_errors(numbers, numbers.astype("float16"))
-    assert absolute == 15
-    assert relative == pytest.approx(0.0004 / 1.0004)
-    assert rounding_errors(np.arange(7), np.arange(7).astype("float16")) == (0, 0)
+@pytest.mark.parametrize(
+    ("numbers", "rounded", "errors"),
+    [
+        (
+            [1e-9, -6e-5, 1.0, -1.0004, 0, 65504, 65519],
+            [0, -1007 * 2**-24, 1, -1, 0, 65504, 65504],
+            (15, 0.0004 / 1.0004),
+        ),
+        ([0, 1, 2, -3, 4, 5, 2049], [0, 1, 2, -3, 4, 5, 2048], (1, 1 / 2049)),
+        ([0, 1, 2, -3, 4, 5, 6], [0, 1, 2, -3, 4, 5, 6], (0, 0)),
+    ],
+)
+def test_rounding_of_every_kind_of_number(release, tmp_path, numbers, rounded, errors):
+    directory, arrays = release
+    array = np.broadcast_to(numbers, arrays["audio_feature"].shape)
+    write_dataset(directory / "audio_feature.h5", array)
+    entry = prepare_release(directory, tmp_path / "prepared").files["audio_feature"]
+    np.testing.assert_array_equal(read_set(tmp_path / "prepared").audio[[3]][0, 0].double(), rounded)
+    assert (entry.absolute_error, entry.relative_error) == pytest.approx(errors)
 
 
 def test_weak_files_may_come_later(release, tmp_path):
@@ -95,13 +107,13 @@ def test_weak_files_may_come_later(release, tmp_path):
         (directory / f"{name}.h5").rename(aside / f"{name}.h5")
     output = tmp_path / "prepared"
     prepare_release(directory, output)
-    assert read_prepared(output).video_labels is None
+    assert read_set(output).video_labels is None
     with pytest.raises(FileNotFoundError, match=r"mil_labels\.npy is missing; run prepare again with a release that"):
-        read_prepared(output, "weak")
+        read_set(output, "weak")
     for path in aside.iterdir():
         path.rename(directory / path.name)
     prepare_release(directory, output)
-    assert read_prepared(output, "weak").background_visual.shape == (3, 5, 3, 2, 11)
+    assert read_set(output, "weak").background_visual.shape == (3, 5, 3, 2, 11)
 
 
 def test_a_finished_set_is_left_alone(release, prepared):
@@ -151,6 +163,11 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
             r"got: Manifest.files.labels must be",
         ),
         ('{"form": 1, "dtype": "float16", "files": {}, "names": [1]}', r"got: Manifest.names must be"),
+        (json.dumps({"form": 1, "x" * 10**5: 1}), "got: Manifest has no x{60}; run prepare again"),
+        (
+            json.dumps({"form": 1, "dtype": "float16", "files": {"y" * 10**5: 1}, "names": None}),
+            "got: Manifest.files.y{60} must be Entry, got 1; run prepare again",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_named(prepared, text, message):
@@ -190,7 +207,10 @@ def test_a_file_without_a_digest_is_missing(prepared, left):
 def test_names_are_as_many_as_videos(prepared):
     manifest = json.loads((prepared / "prepared.json").read_text())
     (prepared / "prepared.json").write_text(json.dumps({**manifest, "names": ["one"]}))
-    with pytest.raises(ValueError, match=r"prepared\.json must have names for the 23 videos of labels\.npy, got 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"prepared\.json must name each of the 23 videos of labels\.npy, got 1 names; run prepare again",
+    ):
         read_set(prepared)
 
 
@@ -353,7 +373,30 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     assert message[change] in said[0]
     prepare_release(directory, tmp_path / "fresh", dtype)
     assert contents(output) == contents(tmp_path / "fresh")
-    torch.testing.assert_close(read_set(output).labels, read_release(directory).labels)
+    torch.testing.assert_close(read_set(output).labels, read_set(directory).labels)
+
+
+def test_files_of_another_release_that_was_begun_go(release, tmp_path, monkeypatch):
+    directory, _ = release
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11)
+        with pytest.raises(Stopped):
+            prepare_release(directory, tmp_path / "output")
+    assert (tmp_path / "output" / "audio_feature_noisy.npy").exists()
+    for path in directory.glob("*_noisy.h5"):
+        path.unlink()
+    prepare_release(directory, tmp_path / "output")
+    prepare_release(directory, tmp_path / "fresh")
+    assert contents(tmp_path / "output") == contents(tmp_path / "fresh")
+
+
+def test_names_that_are_of_no_file_of_a_set_are_passed_over(release, prepared):
+    manifest = json.loads((prepared / "prepared.json").read_text())
+    manifest["files"]["../other"] = manifest["files"]["labels"]
+    (prepared / "prepared.json").write_text(json.dumps(manifest))
+    said = []
+    prepare_release(release[0], prepared, say=said.append)
+    assert "nothing to do" in said[0]
 
 
 @pytest.mark.parametrize("limit", [100, 9000, 13900])
@@ -395,13 +438,13 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
         (
             "visual_feature",
             0.0,
-            r"visual_feature\.h5 must hold features of every video, got 1 .*row 22, and maybe more",
+            r"visual_feature\.h5 must hold features of every video, got .* in 1 of 23 videos, .*row 22, and maybe more",
         ),
         ("audio_feature_noisy", np.inf, r"audio_feature_noisy\.h5 must hold finite features"),
         (
             "audio_feature",
             np.nan,
-            r"audio_feature\.h5 must hold finite features, got 1 that are not finite.*`check` finds all",
+            r"audio_feature\.h5 must hold finite features, got others in 1 of 23 videos, .*`check` finds all",
         ),
         (
             "audio_feature",

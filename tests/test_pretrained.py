@@ -65,6 +65,7 @@ def test_config_says_all_and_is_overruled(tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {
+        "network": "CMRAN",
         "setting": "weak",
         **SMALL,
         "num_layers": 3,
@@ -240,6 +241,8 @@ def test_a_pipe_is_not_waited_for(saved, name):
     os.mkfifo(saved / name)
     with pytest.raises(FileNotFoundError, match=f"got no {name}"):
         load_model(str(saved))
+    with pytest.raises((FileNotFoundError, ValueError), match=name):
+        CMRAN.from_pretrained(saved)
 
 
 def test_weights_that_are_not_finite_are_refused(saved):
@@ -324,7 +327,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-LOAD = "import sys; from ave.networks.cmran import CMRAN; CMRAN.load(sys.argv[1]).save_pretrained(sys.argv[2])"
+LOAD = "import sys; from ave.networks import *; load_network(sys.argv[1], None, ()).save_pretrained(sys.argv[2])"
 
 
 def load_from_hub(directory, tmp_path):

@@ -13,6 +13,7 @@ import torch
 
 import ave_cmran
 from ave.networks.cmran import CMRAN
+from ave.stopping import terminate
 from ave_release import write_release
 from running import call_main
 
@@ -50,7 +51,7 @@ def command(arguments, printed, errors, limit, stop):
     """Run the command as a script does, with a smaller network and no figures. Runs in a process of its own."""
     torch.set_num_threads(1)
     sys.stdout, sys.stderr = printed.open("w", buffering=1), errors.open("w", buffering=1)
-    signal.signal(signal.SIGTERM, ave_cmran.terminate)
+    signal.signal(signal.SIGTERM, terminate)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     if stop is not None:

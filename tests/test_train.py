@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from ave import InputError
 from ave.checkpoints import Checkpoints
 from ave.data.batches import evaluation_loader
-from ave.data.release import read_release
+from ave.data.opening import read_set
 from ave.networks.cmran import CMRAN
 from ave.results.metrics import Epoch, best_test, chosen, segment_accuracy
-from ave.train import RECIPES, TrainConfig, main
+from ave.train import TrainConfig, main
 from ave_release import write_release
 from running import SMALL
 
@@ -22,7 +22,7 @@ from running import SMALL
 def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("release")
     write_release(directory)
-    return read_release(directory, "weak")
+    return read_set(directory, "weak")
 
 
 def run(data, output, *, setting="supervised", epochs=3, batch_size=5, lr=1e-3, seed=0, **options):
@@ -101,13 +101,14 @@ def test_chosen_is_the_first_of_equals():
 
 
 def test_the_learning_rate_is_halved_after_these_epochs(data, setting, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, setting, RECIPES[setting]._replace(milestones=(1, 3)))
+    recipe = CMRAN.recipes[setting]._replace(milestones=(1, 3))
+    monkeypatch.setitem(CMRAN.recipes, setting, recipe)
     history, _ = run(data, tmp_path / "run", setting=setting, epochs=5, lr=0.008)
     assert [line["learning_rate"] for line in history] == [0.008, 0.004, 0.004, 0.002, 0.002]
 
 
 def test_the_recipes_of_the_authors():
-    assert {name: (recipe.clip_norm, recipe.milestones) for name, recipe in RECIPES.items()} == {
+    assert {name: (recipe.clip_norm, recipe.milestones) for name, recipe in CMRAN.recipes.items()} == {
         "supervised": (0.1, (10, 20, 30)),
         "weak": (0.5, (5, 20, 40)),
     }

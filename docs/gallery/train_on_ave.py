@@ -15,10 +15,9 @@ from accelerate import Accelerator
 from ave.data.batches import evaluation_loader, training_loader
 from ave.data.dataset import AVEData
 from ave.data.procedural import make_procedural_set
-from ave.networks.cmran import CMRAN, localize, supervised_loss
+from ave.networks.cmran import CMRAN
 from ave.predict import find_events
 from ave.results.metrics import background_accuracy, segment_accuracy
-from ave.train import RECIPES
 
 torch.manual_seed(0)
 
@@ -41,7 +40,7 @@ print({split: len(rows) for split, rows in data.splits.items()})
 #    python examples/ave_cmran.py check --data path/to/AVE
 #
 # which tells in one table what is there, and what is missing or wrong. In Python,
-# ``ave.data.prepared.read_set(directory)`` gives the same kind of object as above.
+# ``ave.data.opening.read_set(directory)`` gives the same kind of object as above.
 #
 # The network
 # -----------
@@ -63,7 +62,7 @@ loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0)
 video, audio, labels, *_ = next(iter(loader))
 logits = model(video, audio)
 print({name: tuple(part.shape) for name, part in logits._asdict().items()})
-print(f"loss before training: {supervised_loss(logits, labels).item():.2f}")
+print(f"loss before training: {model.loss(logits, labels).item():.2f}")
 
 # %%
 # A few epochs
@@ -72,8 +71,8 @@ print(f"loss before training: {supervised_loss(logits, labels).item():.2f}")
 # are only the first few epochs, on few videos: ``make demo`` goes through 448 videos eleven times, and gets twice as
 # many seconds right.
 
-recipe = RECIPES["supervised"]
-optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
+recipe = CMRAN.recipes["supervised"]
+optimizer = recipe.optimizer(model.parameters(), lr=recipe.lr)
 val = evaluation_loader(data, "val", accelerator)
 history = []
 for epoch in range(1, 6):
@@ -81,7 +80,7 @@ for epoch in range(1, 6):
     loader.shares.epoch = epoch
     losses = []
     for video, audio, labels, *_ in loader:
-        loss = recipe.loss(model(video, audio), labels)
+        loss = model.loss(model(video, audio), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -102,16 +101,17 @@ right.set(ylabel="val accuracy (orange)", ylim=(0, 1))
 # %%
 # What it says of a video
 # -----------------------
-# ``localize`` decides every second, ``find_events`` puts runs of seconds together.
+# ``decide`` labels every second, ``find_events`` puts runs of seconds together.
 
 model.eval()
 video, audio, labels, *_ = next(iter(evaluation_loader(data, "test", accelerator)))
 with torch.no_grad():
     logits = model(video, audio)
 background = len(data.categories)
-print("said:", localize(logits, background=background)[0].tolist())
+decision = model.decide(logits)
+print("said:", decision.labels[0].tolist())
 print("true:", labels.argmax(-1)[0].tolist())
-for event in find_events(logits, background=background)[0]:
+for event in find_events(decision, background=background)[0]:
     print(f"{event.start}-{event.end} s: {data.categories[event.category]}, score {event.score:.2f}")
 
 # %%

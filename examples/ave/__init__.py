@@ -2,9 +2,10 @@
 
 - subcommands: ``train`` (the training loop), ``evaluate``, ``predict``, ``prepare`` (which checks, too)
 - ``data``: the dataset and its files, the procedural set, batches
-- ``networks``: CMRAN, its losses and decision; saved and loaded networks
+- ``networks``: CMRAN and its rivals, their losses and decisions; saved and loaded networks
 - ``results``: metrics, tables, figures, files
 - ``checkpoints`` of a run; ``devices``: the device, its memory, and the time spent on it
+- ``stopping``: what ends a run early; ``reading`` files and ``printing`` names that may be hostile
 """
 
 from __future__ import annotations
@@ -28,5 +29,7 @@ def checking_input() -> Iterator[None]:
     """Turn errors about values and files into :class:`InputError`; it stands around checks before any work."""
     try:
         yield
+    except BrokenPipeError:  # of what it prints
+        raise
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error

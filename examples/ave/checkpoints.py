@@ -43,7 +43,8 @@ class Checkpoints:
         """
         make_directory(self.directory.parent)
         make_directory(self.directory)
-        self._prune(epoch)
+        if epoch:  # else all that there are could not be read, and go when the first is saved
+            self._prune(epoch)
 
     def save(self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Write an epoch, then remove those that are too old.

@@ -15,11 +15,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
+from ave.stopping import find_reason
+
 __all__ = ["Pace", "Precision", "Stopwatch", "describe_device", "make_accelerator", "peak_memory"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for one that checks files or writes."""
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for one that has stopped, or that checks files or writes.
+
+The longest work of one process alone is to read all features once: the 8.7 GB of the release at 5 MB/s.
+"""
 
 
 def make_accelerator(device: str = "auto", precision: Precision = "fp32", logs: Path | None = None) -> Accelerator:
@@ -49,6 +54,8 @@ def make_accelerator(device: str = "auto", precision: Precision = "fp32", logs: 
             project_dir=logs,
         )
     except (ValueError, RuntimeError) as error:
+        if find_reason(error) is not None:
+            raise
         wanted = f"--device {device} and --precision {precision}"
         raise ValueError(f"{wanted} do not work here: {str(error).splitlines()[0]}") from error
     if device not in ("auto", "cpu") and accelerator.device.type != torch.device(device).type:

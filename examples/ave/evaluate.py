@@ -9,11 +9,11 @@ from typing import Any
 from ave import checking_input
 from ave.data.batches import evaluation_loader
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
-from ave.data.prepared import read_set
+from ave.data.opening import read_set
 from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
-from ave.networks.cmran import CMRAN
+from ave.networks.localizer import Localizer
 from ave.results.files import check_output, clearing, new_output, write_predictions
 from ave.results.metrics import measure, observe, summarize
 from ave.results.report import report
@@ -72,7 +72,9 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
         outcomes = observe(accelerator.prepare_model(model, evaluation_mode=True), batches, accelerator)
         metrics = measure(outcomes, data, config.split)
         if accelerator.is_main_process:
-            title = f"CMRAN, {model.setting}, on the {config.split} split of {data.describe(config.data)}"
+            title = (
+                f"{type(model).__name__}, {model.setting}, on the {config.split} split of {data.describe(config.data)}"
+            )
             write_predictions(output, outcomes, data, config.split)
             summary, split = summarize([metrics]), config.split
             report(output, title, [metrics], summary, outcomes, data, split, figures={} if draw else None)
@@ -81,7 +83,7 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
     return metrics
 
 
-def _check_fit(model: CMRAN, data: AVEData, *, procedural: bool) -> None:
+def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
     """Refuse a dataset that differs from the one that the network was trained on."""
     needed = "--data must have"
     if procedural:

@@ -5,42 +5,34 @@ Axes: N videos, B of them in a batch, T segments of a second, H x W positions, C
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ave import checking_input
-from ave.data.dataset import AVE_CATEGORIES, Rows, Split
-from ave.data.prepared import read_features
+from ave.data.batches import EVALUATION_BATCH, Batch, Loader, Part, Shares, Videos
+from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
+from ave.data.npz import read_npz
+from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
-from ave.networks.cmran import CMRAN, Logits, localize
-from ave.reading import check_regular, expecting
+from ave.networks.localizer import Decision, Localizer
+from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
-from crossmodal_attn import padding_mask
 
-__all__ = ["Event", "FeatureBatch", "PredictConfig", "Prediction", "UnlabeledVideos", "find_events", "main", "predict"]
+__all__ = ["Event", "PredictConfig", "Prediction", "find_events", "main", "predict", "read_batches"]
 
-ARRAYS = ("visual", "audio", "names", "lengths")
 COLUMNS = ("video", "row", "start_s", "end_s", "category", "score")
 SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
-BATCH = 16
-"""Videos in memory at a time; the results do not depend on it."""
-MEMORY_SHARE = 0.6
-"""The share of the free memory that the arrays of an .npz may take."""
 
 
 @dataclass(frozen=True)
@@ -94,29 +86,33 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             )
         output = new_output(config.output, "predict")
         check_output(output)
-        videos = UnlabeledVideos.read(config.data, config.split)
-        videos.check_fit(model)
+        data = read_features(config.data) if config.data.is_dir() else read_npz(config.data)
+        if config.split is not None and config.split not in data.splits:
+            raise ValueError(f"--split {config.split} needs {config.split}_order, got {config.data} without it")
+        rows = torch.arange(len(data.audio)) if config.split is None else data.splits[config.split]
+        check_features(data, rows, model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"CMRAN, {model.setting}, on {config.data}{split}"
+    title = f"{type(model).__name__}, {model.setting}, on {printable(config.data)}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
-        predictions = predict(network, videos.batches("predicting"), model.num_categories, accelerator.device)
+        batches = read_batches(data, rows, accelerator.device, "predicting")
+        predictions = predict(network, batches)
         events = [
             {
-                "video": videos.name(row),
+                "video": str(row) if data.names is None else data.names[row],
                 "row": row,  # two videos may have one name
                 "start_s": event.start,
                 "end_s": event.end,
                 "category": categories[event.category],
                 "score": round(event.score, 4),
             }
-            for row, prediction in zip(videos.rows.tolist(), predictions, strict=True)
+            for row, prediction in zip(rows.tolist(), predictions, strict=True)
             for event in prediction.events
         ]
         write_csv(output / "events.csv", events, COLUMNS)
         source = {"network": config.checkpoint or str(config.official), "features": str(config.data)}
-        write_json(output / "events.json", {**source, "videos": len(videos), "events": events})
+        write_json(output / "events.json", {**source, "videos": len(rows), "events": events})
         if draw:
             labels = [prediction.labels for prediction in predictions]
             chosen = choose_videos(labels, model.num_categories, SHOWN_VIDEOS)
@@ -125,8 +121,8 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
                 [prediction.labels for prediction in shown],
                 [prediction.event_score for prediction in shown],
                 categories,
-                title if len(shown) == len(videos) else f"{title}: {len(shown)} of {len(videos)} videos",
-                names=[name_video(videos.names, row) for row in videos.rows[chosen].tolist()],
+                title if len(shown) == len(rows) else f"{title}: {len(shown)} of {len(rows)} videos",
+                names=[name_video(data.names, row) for row in rows[chosen].tolist()],
             )
             save_figures(output, {"timelines.png": figure})
     print(_table(title, predictions, categories))
@@ -143,7 +139,7 @@ class Event(NamedTuple):
     """The second at which it ends; it lasts ``end - start`` seconds."""
     category: int
     score: float
-    """In [0, 1]: the mean over its seconds of the event's probability, times the probability of its category."""
+    """In [0, 1]: the mean over its seconds of the event's probability times the probability of its category."""
 
 
 class Prediction(NamedTuple):
@@ -156,13 +152,11 @@ class Prediction(NamedTuple):
     events: list[Event]
 
 
-def find_events(logits: Logits, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
-    """Return the runs of consecutive seconds that are not background; all events of a video have its best category.
-
-    If background is the best category, as it can be in the weak setting, there is no event.
+def find_events(decision: Decision, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
+    """Return the runs of consecutive seconds that have the same category.
 
     Args:
-        logits: the logits of either setting.
+        decision: of B videos.
         background: the index of background, which is the number of categories.
         padding_mask: bool (B, T), True = padding, in which there are no events.
 
@@ -170,232 +164,84 @@ def find_events(logits: Logits, *, background: int = 28, padding_mask: Tensor | 
         list: for each of the B videos its events, the earliest first.
 
     Examples:
-        >>> event_logits = torch.tensor([[-5.0, 5.0, 5.0, -5.0, 5.0]])
-        >>> category_logits = torch.tensor([[0.0, 9.0, 0.0]])
-        >>> events = find_events(Logits(event_logits, category_logits), background=3)
-        >>> [(event.start, event.end, event.category, round(event.score, 2)) for event in events[0]]
-        [(1, 3, 1, 0.99), (4, 5, 1, 0.99)]
+        >>> score = torch.tensor([[0.2, 0.9, 0.7, 0.1, 0.8]])
+        >>> decision = Decision(torch.tensor([[3, 1, 1, 3, 1]]), score, torch.full((1, 5), 0.5))
+        >>> for event in find_events(decision, background=3)[0]:
+        ...     print(event.start, event.end, event.category, round(event.score, 2))
+        1 3 1 0.4
+        4 5 1 0.4
     """
-    eventful = localize(logits, background=background) != background
-    if padding_mask is not None:
-        eventful &= ~padding_mask
-    event_score = logits.event.float().sigmoid()
-    probability, category = logits.category.float().softmax(-1).max(-1)
-    # A run begins where a second differs from the one before, and ends where it differs from the one after.
-    steps = F.pad(eventful.int(), (1, 1)).diff(dim=1)
-    events: list[list[Event]] = [[] for _ in range(len(eventful))]
-    starts, ends = (steps == 1).nonzero().tolist(), (steps == -1).nonzero().tolist()
-    for (video, start), (_, end) in zip(starts, ends, strict=True):
-        score = event_score[video, start:end].mean() * probability[video]
-        events[video].append(Event(start, end, int(category[video]), float(score)))
+    labels = decision.labels if padding_mask is None else decision.labels.masked_fill(padding_mask, background)
+    score = decision.event_score * decision.category_score
+    # A run begins where the label differs from the one before, and ends where it differs from the one after.
+    differs = F.pad(labels, (1, 1), value=background).diff(dim=1) != 0
+    starts = (differs[:, :-1] & (labels != background)).nonzero().tolist()
+    ends = (differs[:, 1:] & (labels != background)).nonzero().tolist()
+    events: list[list[Event]] = [[] for _ in range(len(labels))]
+    for (video, start), (_, last) in zip(starts, ends, strict=True):
+        category = int(labels[video, start])
+        events[video].append(Event(start, last + 1, category, float(score[video, start : last + 1].mean())))
     return events
 
 
-class FeatureBatch(NamedTuple):
-    """Features of B videos, in float32 on the CPU."""
-
-    visual: Tensor
-    """(B, T, H, W, C)"""
-    audio: Tensor
-    """(B, T, A)"""
-    lengths: list[int]
-    """The seconds of each video."""
-    padding_mask: Tensor | None
-    """bool (B, T), True = padding; None if there is none."""
-
-
 @torch.no_grad()
-def predict(
-    model: Callable[..., Logits], batches: Iterable[FeatureBatch], background: int, device: torch.device
-) -> list[Prediction]:
+def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
     """Run a network over videos, and return their predictions in order.
 
     Args:
-        model: a CMRAN in evaluation mode, on ``device``.
-        batches: of the videos.
-        background: the index of background, which is the number of categories.
-        device: where to compute.
+        model: a network in evaluation mode.
+        batches: of the videos, on the device of the network.
 
     Raises:
         FloatingPointError: if the logits are not finite.
     """
     predictions: list[Prediction] = []
     for batch in batches:
-        mask = None if batch.padding_mask is None else batch.padding_mask.to(device)
-        logits = model(batch.visual.to(device), batch.audio.to(device), padding_mask=mask)
-        logits = Logits(*(part.float().cpu() for part in logits))
-        if not all(part.isfinite().all() for part in logits):
+        logits = model(batch.video, batch.audio, padding_mask=batch.padding_mask)
+        if not all(part.isfinite().all() for part in model.name_logits(logits).values()):
             raise FloatingPointError("the scores are not finite: try --precision fp32")
-        labels = localize(logits, background=background)
-        scores = logits.event.sigmoid()
-        events = find_events(logits, background=background, padding_mask=batch.padding_mask)
-        for video, length in enumerate(batch.lengths):
-            predictions.append(Prediction(labels[video, :length], scores[video, :length], events[video]))
+        decision = Decision(*(part.cpu() for part in model.decide(logits)))
+        mask = None if batch.padding_mask is None else batch.padding_mask.cpu()
+        events = find_events(decision, background=model.num_categories, padding_mask=mask)
+        lengths = [batch.audio.shape[1]] * len(events) if mask is None else (~mask).sum(1).tolist()
+        for labels, scores, found, length in zip(decision.labels, decision.event_score, events, lengths, strict=True):
+            predictions.append(Prediction(labels[:length], scores[:length], found))
     return predictions
 
 
-@dataclass(frozen=True)
-class UnlabeledVideos:
-    """Features of videos, some rows of which are wanted."""
-
-    visual: Rows
-    """(N, T, H, W, C)"""
-    audio: Rows
-    """(N, T, A)"""
-    rows: Tensor
-    """int64, which of the N videos."""
-    names: tuple[str, ...] | None = None
-    """Of all N, if they are known; two videos may have the same."""
-    lengths: Tensor | None = None
-    """int64 (N,), the seconds of every video, if what follows is padding."""
-
-    def __post_init__(self) -> None:
-        visual, audio = tuple(self.visual.shape), tuple(self.audio.shape)
-        for name, shape, axes in (
-            ("visual", visual, "(videos, seconds, height, width, channels)"),
-            ("audio", audio, "(videos, seconds, channels)"),
-        ):
-            if len(shape) != axes.count(",") + 1 or 0 in shape:
-                raise ValueError(f"{name} features must have shape {axes}, none of them empty, got {shape}")
-        if visual[:2] != audio[:2]:
-            raise ValueError(
-                f"visual and audio features must be of the same videos and seconds, got shapes {visual} and {audio}"
-            )
-        videos, seconds = audio[:2]
-        if self.names is not None and len(self.names) != videos:
-            raise ValueError(f"names must be as many as the {videos} videos, got {len(self.names)}")
-        if self.lengths is not None and (
-            self.lengths.shape != (videos,) or self.lengths.min() < 1 or self.lengths.max() > seconds
-        ):
-            raise ValueError(f"lengths must be {videos} numbers from 1 to {seconds}, got {self.lengths.tolist()}")
-
-    @classmethod
-    def read(cls, path: Path, split: Split | None = None) -> UnlabeledVideos:
-        """Open the features of a directory, which stay in their files, or read an .npz.
-
-        Args:
-            path: as :class:`PredictConfig` describes it.
-            split: only these videos of a directory.
-
-        Raises:
-            ValueError: if a file is damaged, or lacks what is needed.
-            OSError: if a file cannot be read.
-        """
-        if not path.is_dir():
-            if split is not None:
-                raise ValueError(f"--split must be left out for what is not a directory, got {split} and {path}")
-            return _read_npz(path)
-        found = read_features(path)
-        visual, audio = found.arrays["visual_feature"], found.arrays["audio_feature"]
-        rows = torch.arange(len(audio))
-        if split is not None:
-            if split not in found.splits():
-                raise ValueError(f"--split {split} needs the order files of the release, got {path} without them")
-            rows = found.splits()[split]
-        return cls(visual, audio, rows, found.names, found.tensors.get("lengths"))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def name(self, row: int) -> str:
-        """Return the name of a video, or its row if it has none."""
-        return str(row) if self.names is None else self.names[row]
-
-    def batches(self, description: str) -> Iterator[FeatureBatch]:
-        """Yield the videos in order, with a progress bar on a terminal."""
-        with tqdm(
-            total=len(self), desc=description, unit="video", disable=None, leave=False, dynamic_ncols=True
-        ) as progress:
-            for rows in self.rows.split(BATCH):
-                visual, audio = (array[rows.tolist()].float() for array in (self.visual, self.audio))
-                lengths = torch.full((len(rows),), audio.shape[1]) if self.lengths is None else self.lengths[rows]
-                mask = None if self.lengths is None else padding_mask(lengths, audio.shape[1])
-                yield FeatureBatch(visual, audio, lengths.tolist(), mask)
-                progress.update(len(rows))
-
-    def check_fit(self, model: CMRAN) -> None:
-        """Refuse features that the network cannot take, before anything is computed; this reads them all once.
-
-        Raises:
-            ValueError: if their widths differ from the network's, or one is not finite.
-        """
-        for name, array, width in (("visual", self.visual, model.video_dim), ("audio", self.audio, model.audio_dim)):
-            if array.shape[-1] != width:
-                first = array.shape[2] == width
-                hint = f", shape {tuple(array.shape)}: move channels from the first axis of maps to the last"
-                raise ValueError(
-                    f"{name} features must have {width} channels, as what the network was trained on, "
-                    f"got {array.shape[-1]}{hint if first else ''}"
-                )
-        done = 0
-        for batch in self.batches("checking"):
-            for name, features in (("visual", batch.visual), ("audio", batch.audio)):
-                fit = features.flatten(2).isfinite().all(2)
-                if batch.padding_mask is not None:
-                    fit |= batch.padding_mask
-                if not fit.all():
-                    video, second = (~fit).nonzero()[0].tolist()
-                    row = int(self.rows[done + video])
-                    raise ValueError(f"{name} features must be finite, got others in row {row}, second {second}")
-            done += len(batch.lengths)
+def read_batches(data: AVEData, rows: Tensor, device: torch.device, description: str) -> Iterator[Batch]:
+    """Yield the videos of some rows of a dataset, in order, with a progress bar on a terminal."""
+    videos = Videos(Part(data.visual, data.audio, data.labels, rows, data.lengths))
+    batches = Loader(videos, Shares(len(videos), EVALUATION_BATCH, None, 0, 1), device, workers=0)
+    with tqdm(total=len(rows), desc=description, unit="video", disable=None, leave=False, dynamic_ncols=True) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.audio))
 
 
-def _read_npz(path: Path) -> UnlabeledVideos:
-    if not path.exists():
-        raise FileNotFoundError(f"--data must be a directory or an .npz, got {path}, which is not there")
-    check_regular(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"--data must be a directory or an .npz, got {path}, which is neither, or is cut off")
-    with expecting(f"{path} must be an undamaged .npz without Python objects"):
-        needed = sum(_array_bytes(path, name) for name in ARRAYS)
-    if needed > (free := MEMORY_SHARE * psutil.virtual_memory().available):
-        came = (
-            f"{needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB may be used: give a directory, which is read by rows"
-        )
-        raise ValueError(f"{path} must fit into memory, got {came}")
-    with expecting(f"{path} must be an undamaged .npz without Python objects"), np.load(path) as file:
-        arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
-    for name in ("visual", "audio"):
-        if name not in arrays or arrays[name].dtype.kind not in "fiu":
-            came = f"{arrays[name].dtype}" if name in arrays else "none"
-            raise ValueError(f"{path} must hold an array of numbers called {name}, got {came}")
-    with np.errstate(over="ignore"):  # an overflow is found when all values are checked
-        visual, audio = (torch.from_numpy(arrays[name].astype(np.float32, copy=False)) for name in ("visual", "audio"))
-    if visual.dim() in (2, 4) and audio.dim() == 2:
-        visual, audio = visual[None], audio[None]
-    if visual.dim() == 3 and audio.dim() == 3:
-        visual = visual[:, :, None, None]
-    names, lengths = arrays.get("names"), arrays.get("lengths")
-    if names is not None and names.dtype.kind != "U":
-        raise ValueError(f"{path} must hold text in names, got {names.dtype}")
-    if lengths is not None and lengths.dtype.kind not in "iu":
-        raise ValueError(f"{path} must hold integers in lengths, got {lengths.dtype}")
-    return UnlabeledVideos(
-        visual,
-        audio,
-        torch.arange(visual.shape[0] if visual.dim() else 0),
-        None if names is None else tuple(map(str, names.reshape(-1))),
-        None if lengths is None else torch.from_numpy(lengths.reshape(-1).astype(np.int64)),
-    )
+def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
+    """Refuse features that a network cannot take, before anything is computed; this reads them all once.
 
-
-def _array_bytes(path: Path, name: str) -> int:
-    """Return the bytes that an array of an .npz declares, which its member of the archive must have."""
-    with zipfile.ZipFile(path) as archive:
-        if f"{name}.npy" not in archive.namelist():
-            return 0
-        with archive.open(f"{name}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(stream)
-            declared, there = prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size - stream.tell()
-    if dtype.hasobject:  # refused when it is read
-        return 0
-    if declared > there or min(shape, default=0) < 0:
-        raise ValueError(f"{name} of shape {shape} and dtype {dtype}, in {there} bytes")
-    return declared
+    Raises:
+        ValueError: if their widths differ from the network's, or one is not finite.
+    """
+    for name, array, width in (("visual", data.visual, model.video_dim), ("audio", data.audio, model.audio_dim)):
+        if array.shape[-1] != width:
+            came = f"got {array.shape[-1]}"
+            if array.shape[2] == width:
+                came += f", shape {tuple(array.shape)}: move channels from the first axis of maps to the last"
+            raise ValueError(f"{name} features must have {width} channels, as what the network was trained on, {came}")
+    done = 0
+    for batch in read_batches(data, rows, torch.device("cpu"), "checking"):
+        for name, features in (("visual", batch.video), ("audio", batch.audio)):
+            wrong = ~features.flatten(2).isfinite().all(2)
+            if batch.padding_mask is not None:
+                wrong &= ~batch.padding_mask
+            if wrong.any():
+                video, second = wrong.nonzero()[0].tolist()
+                row = int(rows[done + video])
+                raise ValueError(f"{name} features must be finite, got others in row {row}, second {second}")
+        done += len(batch.audio)
 
 
 def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[str]) -> str:

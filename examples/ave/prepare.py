@@ -17,22 +17,15 @@ from tqdm import tqdm
 
 from ave import InputError, checking_input
 from ave.data.dataset import Setting
-from ave.data.prepared import (
-    FORM,
-    MANIFEST,
-    UNFINISHED,
-    Entry,
-    Manifest,
-    Source,
-    find_damage,
-    inspect_set,
-    parse_manifest,
-)
-from ave.data.release import FILES, BadValues, Found, ReleaseFile, clear_padding, examine_release, needed_files
+from ave.data.features import BadValues, clear_padding
+from ave.data.layout import FILES, ReleaseFile, needed_files
+from ave.data.opening import inspect_set
+from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
+from ave.data.release import Found, examine_release
 from ave.results.files import clearing, is_leftover, write_json, writing
 from ave.results.tables import files_table, format_table
 
-__all__ = ["CheckConfig", "PrepareConfig", "check", "prepare", "prepare_release", "rounding_errors"]
+__all__ = ["CheckConfig", "PrepareConfig", "check", "prepare", "prepare_release"]
 
 Dtype = Literal["float16", "float32"]
 
@@ -83,12 +76,7 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Prepare a release, and print how much smaller it became and what the rounding cost.
-
-    Raises:
-        InputError: if the release is not as it must be, or the output holds something else.
-        OSError: if a file cannot be written; finished files are kept.
-    """
+    """Prepare a release, and print how much smaller it became and what the rounding cost; errors are those below."""
     manifest = prepare_release(config.data, config.output, config.dtype)
     header = ("file", "before", "after", "ratio", "largest error", "relative error")
     print(format_table(f"{config.output}: prepared in {config.dtype}", list(_lines(manifest.files)), header))
@@ -107,10 +95,7 @@ def _lines(files: Mapping[str, Entry]) -> Iterator[tuple[str, ...]]:
 
 
 def prepare_release(
-    directory: Path,
-    output: Path,
-    dtype: Dtype = "float16",
-    say: Callable[[str], object] = print,
+    directory: Path, output: Path, dtype: Dtype = "float16", say: Callable[[str], object] = print
 ) -> Manifest:
     """Prepare every file that is not yet prepared, with a progress bar.
 
@@ -136,8 +121,11 @@ def prepare_release(
         # ---- What is there already, and what is missing ----
         with checking_input():
             old = _read_old(output, found, dtype, say)
-            waiting = [file for file in FILES if file.name in found.arrays and file.name not in old.files]
-            _check_space(output, sum(prod(found.arrays[f.name].shape) * _dtype_of(f, dtype).itemsize for f in waiting))
+            waiting = {file: found.arrays[file.name] for file in FILES if file.name in found.arrays.keys() - old.files}
+            needed = sum(prod(array.shape) * _dtype_of(file, dtype).itemsize for file, array in waiting.items())
+            if needed > (free := shutil.disk_usage(output).free):
+                expected, came = (tqdm.format_sizeof(size, "B") for size in (needed, free))
+                raise ValueError(f"--output must be on a disk with {expected} free, got {came} free at {output}")
         names, categories = found.names or old.names, found.categories or old.categories
         manifest = replace(old, names=names, categories=categories, ave=found.is_ave)
         if not waiting and manifest == old and not (output / UNFINISHED).exists():
@@ -145,13 +133,10 @@ def prepare_release(
             return manifest
 
         # ---- Convert file by file; each is noted once it is on the disk ----
-        sizes = {name: len(array) * array.row_bytes for name, array in found.arrays.items()}
-        ready = sum(sizes[name] for name in manifest.files)
+        total = sum(len(array) * array.row_bytes for array in waiting.values())
         try:
             write_json(output / UNFINISHED, asdict(manifest))
-            with tqdm(
-                total=sum(sizes.values()), initial=ready, desc="preparing", unit="B", unit_scale=True, disable=None
-            ) as bar:
+            with tqdm(total=total, desc="preparing", unit="B", unit_scale=True, disable=None) as bar:
                 for file in waiting:
                     manifest.files[file.name] = _convert(file, found, output, dtype, bar)
                     write_json(output / UNFINISHED, asdict(manifest))
@@ -159,6 +144,9 @@ def prepare_release(
             # ---- The manifest makes the dataset complete ----
             files = {file.name: manifest.files[file.name] for file in FILES if file.name in manifest.files}
             manifest = replace(manifest, files=files)
+            for file in FILES:
+                if file.name not in files:  # left by a preparation of another release
+                    (output / f"{file.name}.npy").unlink(missing_ok=True)
             write_json(output / MANIFEST, asdict(manifest))
             (output / UNFINISHED).unlink()
         except ValueError as error:
@@ -191,7 +179,8 @@ def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], obj
         say(f"{path} is damaged, so all is prepared anew: {error}")
         return fresh
     listed = {file.name: old.files[file.name] for file in FILES if file.name in old.files}
-    changed = [name for name in listed if name not in found.arrays or listed[name].source != _source(found, name)]
+    sources = {name: Source.of(array.path) for name, array in found.arrays.items()}
+    changed = [name for name, entry in listed.items() if entry.source != sources.get(name)]
     if old.dtype != dtype or changed:
         other = f"from another {found.paths[changed[0]].name}" if changed else f"in {old.dtype}"
         if finished:
@@ -207,28 +196,14 @@ def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], obj
     return replace(old, files=whole)
 
 
-def _source(found: Found, name: str) -> Source:
-    """Return the size and time of a file of the release, by which a changed one is noticed."""
-    status = found.paths[name].stat()
-    return Source(status.st_size, status.st_mtime_ns)
-
-
-def _check_space(output: Path, needed: int) -> None:
-    place = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if needed > (free := shutil.disk_usage(place).free):
-        sizes = (tqdm.format_sizeof(size, "B") for size in (needed, free))
-        raise ValueError("--output must be on a disk with {} free, got {} free at {}".format(*sizes, place))
-
-
 def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqdm[Any]) -> Entry:
     """Write one file, whole or not at all, and return its entry in the manifest.
 
     Raises:
         ValueError: if features are not finite, all zero for a video, or too large for the dtype.
     """
-    array, kind, source = found.arrays[file.name], _dtype_of(file, dtype), _source(found, file.name)
-    bad = BadValues(file, found)
-    absolute = relative = 0.0
+    array, kind = found.arrays[file.name], _dtype_of(file, dtype)
+    source, bad, absolute, relative = Source.of(array.path), BadValues(file, found), 0.0, 0.0
     path = output / f"{file.name}.npy"
     with writing(path) as temporary, temporary.open("wb") as stream:
         header = io.BytesIO()
@@ -248,33 +223,23 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
                 if not np.isfinite(values).all():
                     came = f"--dtype {kind} ends at {np.finfo(kind).max:g}, got features up to {np.abs(block).max():g}"
                     raise ValueError(f"{array.path}: {came}: use --dtype float32")
-                errors = rounding_errors(block, values)
+                errors = _rounding_errors(block, values)
                 absolute, relative = max(absolute, errors[0]), max(relative, errors[1])
             digest.update(values.data)
             stream.write(values.data)
             bar.update(block.nbytes)
-    size = path.stat().st_size
-    return Entry(source, absolute, relative, array.shape, kind.name, size, digest.hexdigest())
+    return Entry(source, absolute, relative, array.shape, kind.name, path.stat().st_size, digest.hexdigest())
 
 
 def _dtype_of(file: ReleaseFile, dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype if file.is_features else "int64" if len(file.axes) == 1 else "float32")
 
 
-def rounding_errors(features: NDArray[Any], rounded: NDArray[Any]) -> tuple[float, float]:
-    """Return the largest absolute error of rounded features, and the largest relative one.
-
-    The relative one is of values from the least normal number of the dtype on (6.1e-5 in float16), below which
-    precision ends.
-
-    Examples:
-        >>> features = np.array([0.0, 1.0, 1.0004])
-        >>> [f"{error:.1e}" for error in rounding_errors(features, features.astype("float16"))]
-        ['4.0e-04', '4.0e-04']
-    """
+def _rounding_errors(features: NDArray[Any], rounded: NDArray[Any]) -> tuple[float, float]:
+    """Return the largest absolute error, and the largest relative one of numbers that are normal in the dtype."""
     sizes = np.abs(features)
     errors = np.abs(np.subtract(features, rounded, dtype=np.float64))
     absolute = float(errors.max())
-    normal = sizes >= np.finfo(rounded.dtype).tiny
+    normal = sizes >= np.finfo(rounded.dtype).tiny  # 6.1e-5 in float16; below it precision ends
     np.divide(errors, sizes, out=errors, where=normal)
     return absolute, float(errors.max(where=normal, initial=0.0))

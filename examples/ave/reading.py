@@ -104,7 +104,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
         if unknown := sorted(value.keys() - hints.keys()):
-            raise ValueError(f"{name} has no {unknown[0]}")
+            raise ValueError(f"{name} has no {unknown[0]:.60}")
         absent = [
             field.name
             for field in fields(kind)
@@ -120,7 +120,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     elif origin is tuple and isinstance(value, list):
         return tuple(_convert(arguments[0], part, name) for part in value)
     elif origin is dict and isinstance(value, dict):
-        return {key: _convert(arguments[1], part, f"{name}.{key}") for key, part in value.items()}
+        return {key: _convert(arguments[1], part, f"{name}.{key:.60}") for key, part in value.items()}
     elif origin is Literal and value in arguments:
         return value
     elif kind is Path and isinstance(value, str):

@@ -6,12 +6,10 @@ import dataclasses
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +21,12 @@ from ave import checking_input
 from ave.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from ave.data.batches import Cache, cache_features, derive_seed, evaluation_loader, training_loader
 from ave.data.dataset import AVEData, Setting
-from ave.data.prepared import inspect_set, read_set
+from ave.data.opening import inspect_set, read_set
 from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
-from ave.networks.cmran import CMRAN, Senses, supervised_loss, weak_loss
+from ave.networks.cmran import Senses
+from ave.networks.localizer import Localizer
+from ave.networks.registry import NETWORKS, find_recipe
 from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_learning_curves
 from ave.results.files import (
@@ -41,40 +41,28 @@ from ave.results.files import (
 from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
 from ave.results.report import report
 from ave.results.tables import files_table
+from ave.stopping import pointing_to_resume
 from crossmodal_attn import __version__
 
-__all__ = ["RECIPES", "SavedRun", "TrainConfig", "main"]
+__all__ = ["SavedRun", "TrainConfig", "main"]
 
 VERSIONS = {
     "crossmodal_attn": __version__,
     "torch": str(torch.__version__),
     "python": platform.python_version(),
 }
-PROCEDURAL_EPOCHS, RELEASE_EPOCHS = 11, 200
+PROCEDURAL_EPOCHS = 11
+MAY_CHANGE = {"data", "epochs", "seeds", "device", "compile", "cache", "workers", "keep", "log", "output", "resume"}
+"""The settings that a resumed run may change; the others decide the weights."""
 LOG_EVERY = 10
 """Steps between two logged losses; reading a loss makes the host wait for the device."""
 EVALUATION_COST = 0.35
 """The time to evaluate on a video, relative to the time to train on it."""
 
 
-class Recipe(NamedTuple):
-    """What differs between the two settings, as in the authors' code."""
-
-    loss: Callable[..., Tensor]
-    clip_norm: float
-    milestones: tuple[int, ...]
-    """The epochs after which the learning rate decays."""
-
-
-RECIPES: dict[Setting, Recipe] = {
-    "supervised": Recipe(supervised_loss, clip_norm=0.1, milestones=(10, 20, 30)),
-    "weak": Recipe(weak_loss, clip_norm=0.5, milestones=(5, 20, 40)),
-}
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train CMRAN for one seed or several, and report how it does on the test split.
+    """Train a network for one seed or several, and report how it does on the test split.
 
     Without --data it trains on an embedded procedural set in the shape of AVE (never AVE itself), in minutes on two CPU
     cores. After every epoch the run is saved in its directory, so that --resume goes on with it however it was
@@ -83,24 +71,30 @@ class TrainConfig:
 
     setting: Setting = "supervised"
     """train on a label for every second, or weakly on one label for the whole video"""
+    network: str = "cmran"
+    """cmran, or a rival of its tables: ed-tcn, avel-a, avel-v, avel-v-att, avel-av, avel-av-att, avel-dmrn, avsdn,
+    avsdn-cpsp, dam"""
+    as_published: bool = False
+    """train a rival as its public code does, faults included, where that differs from the default"""
     data: Path | None = None
     """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
     background_videos: bool = True
     """weakly, train on the extra background videos, too, which AVE must have; without, as on a set that has none"""
     senses: Senses = "both"
-    """the features that the network is given; the other ones are zeroed in training and testing"""
+    """the features that CMRAN is given; the other ones are zeroed in training and testing"""
     epochs: int | None = None
-    """passes over the training videos; without it 11, or 200 with --data; a resumed run may be given more"""
-    batch_size: int = 32
-    """videos in a training step, over all processes"""
-    lr: float = 5e-4
-    """Adam's learning rate at the beginning"""
+    """passes over the training videos; without it 11, or with --data as published, 200 for CMRAN; a resumed run may be
+    given more"""
+    batch_size: int | None = None
+    """videos in a training step, over all processes; without it as published, 32 for CMRAN"""
+    lr: float | None = None
+    """learning rate at the beginning; without it as published, 5e-4 for CMRAN"""
     milestones: tuple[int, ...] | None = None
-    """epochs after which the learning rate decays; without it 10 20 30, or weakly 5 20 40"""
-    lr_decay: float = 0.5
-    """factor of the learning rate after each milestone, in (0, 1]"""
+    """epochs after which the learning rate decays; without it as published, for CMRAN 10 20 30, or weakly 5 20 40"""
+    lr_decay: float | None = None
+    """factor of the learning rate after each milestone, in (0, 1]; without it as published, 0.5 for CMRAN"""
     weight_decay: float = 0.0
-    """Adam's weight decay: times a weight, it is added to the weight's gradient"""
+    """weight decay of the optimizer: times a weight, it is added to the weight's gradient"""
     seeds: tuple[int, ...] = (0,)
     """one training for each, then mean and spread of all; a resumed run may be given more"""
     device: str = "auto"
@@ -112,7 +106,7 @@ class TrainConfig:
     cache: Cache = "auto"
     """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
     workers: int = 2
-    """data-loading processes (only if features stay on disk)"""
+    """threads that read ahead (only if features stay on disk)"""
     keep: int = 2
     """how many of the last checkpoints to keep"""
     log: Literal["tensorboard"] | None = None
@@ -131,11 +125,13 @@ class TrainConfig:
         milestones = self.milestones or ()
         for option, value, right, expected in (
             ("--epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1"),
-            ("--batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("--network", self.network, self.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
+            ("--senses", self.senses, self.senses == "both" or self.network == "cmran", "both for a rival of CMRAN"),
+            ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("--keep", self.keep, self.keep >= 1, "at least 1"),
             ("--workers", self.workers, self.workers >= 0, "at least 0"),
-            ("--lr", self.lr, 0 < self.lr < math.inf, "a number above 0"),
-            ("--lr-decay", self.lr_decay, 0 < self.lr_decay <= 1, "a number above 0, at most 1"),
+            ("--lr", self.lr, self.lr is None or 0 < self.lr < math.inf, "a number above 0"),
+            ("--lr-decay", self.lr_decay, self.lr_decay is None or 0 < self.lr_decay <= 1, "above 0, at most 1"),
             ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number of at least 0"),
             ("--milestones", milestones, all(epoch > 0 for epoch in milestones), "epochs from 1 on"),
             ("--milestones", milestones, len(set(milestones)) == len(milestones), "all different"),
@@ -157,8 +153,7 @@ class TrainConfig:
         Raises:
             ValueError: if such a setting differs.
         """
-        fixed = "setting", "background_videos", "senses", "batch_size", "lr", "milestones", "lr_decay", "weight_decay"
-        for name in (*fixed, "precision"):
+        for name in {field.name for field in dataclasses.fields(self)} - MAY_CHANGE:
             if (value := getattr(self, name)) != (expected := getattr(saved, name)):
                 option = f"--{name.replace('_', '-')}"
                 came = f"as in {self.resume}, got {_show(value)}: leave it out"
@@ -211,14 +206,18 @@ class SavedRun:
 
 
 def main(
-    config: TrainConfig, *, data: AVEData | None = None, network: Callable[..., CMRAN] = CMRAN, draw: bool = True
+    config: TrainConfig,
+    *,
+    data: AVEData | None = None,
+    network: Callable[..., Localizer] | None = None,
+    draw: bool = True,
 ) -> list[dict[str, Any]]:
     """Train, report, and return the metrics of each seed, as in ``metrics.json``.
 
     Args:
         config: the settings.
         data: the dataset, in place of the one that the settings name.
-        network: builds the network.
+        network: builds the network, in place of the one that the settings name.
         draw: whether to draw figures.
 
     Raises:
@@ -230,11 +229,14 @@ def main(
     with checking_input():
         # ---- Settings and device ----
         config.check()
-        recipe = RECIPES[config.setting]
-        epochs = config.epochs or (PROCEDURAL_EPOCHS if config.data is None else RELEASE_EPOCHS)
+        recipe = find_recipe(config.network, config.setting)
+        epochs = config.epochs or (PROCEDURAL_EPOCHS if config.data is None else recipe.epochs)
+        batch_size = config.batch_size or recipe.batch_size
         milestones = recipe.milestones if config.milestones is None else config.milestones
         directory = None if config.data is None else config.data.absolute()  # --resume works from anywhere
-        config = dataclasses.replace(config, epochs=epochs, milestones=milestones, data=directory)
+        lr, lr_decay = config.lr or recipe.lr, config.lr_decay or recipe.lr_decay
+        config = dataclasses.replace(config, data=directory, epochs=epochs, batch_size=batch_size, lr=lr)
+        config = dataclasses.replace(config, lr_decay=lr_decay, milestones=milestones)
         saved = None if config.resume is None else SavedRun.read(config.resume)
         output = config.resume or new_output(config.output, config.setting)
         if saved is None:
@@ -266,12 +268,13 @@ def main(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
         f"if this is stopped, --resume {output} continues it"
     )
-    with clearing(output, new=saved is None, main=accelerator.is_main_process), _pointing_to_resume(output):
+    with clearing(output, new=saved is None, main=accelerator.is_main_process), pointing_to_resume(output):
         if accelerator.is_main_process:
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
-        options = {"eventless_category": data.eventless_category} if config.setting == "supervised" else {}
-        loss_of: Callable[..., Tensor] = partial(recipe.loss, **options)
+        options: dict[str, Any] = {"senses": config.senses} if config.network == "cmran" else {}
+        if config.as_published:
+            options["as_published"] = True
         to_evaluate = sum(len(loader.videos) for loader in (val, test) if loader is not None)
         scaling = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
@@ -285,29 +288,34 @@ def main(
 
             # ---- Network and optimizer ----
             set_seed(seed)
-            model = network(
+            model = (network or NETWORKS[config.network])(
                 config.setting,
                 video_dim=data.visual.shape[-1],
                 audio_dim=data.audio.shape[-1],
                 categories=data.categories,
-                senses=config.senses,
+                **options,
             )
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # CUDA graphs need one fixed shape each
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
-            adam = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
-            parallel, optimizer = accelerator.prepare(model, adam)  # wrapped for several processes and mixed precision
+            plain = recipe.optimizer(model.parameters(), lr=lr, weight_decay=config.weight_decay)
+            parallel, optimizer = accelerator.prepare(model, plain)  # wrapped for several processes and mixed precision
             if accelerator.scaler is not None and scaling is not None:
                 accelerator.scaler.load_state_dict(scaling)  # the seed before has changed it
             batches = training_loader(
-                data, config.setting, accelerator, batch_size=config.batch_size, seed=seed, workers=config.workers
+                data,
+                config.setting,
+                accelerator,
+                batch_size=batch_size,
+                seed=None if config.as_published else seed,
+                workers=config.workers,
             )
             steps = len(batches)
 
             # ---- Continue from the newest checkpoint, if there is one ----
             place = output / f"seed-{seed}"
             checkpoints = Checkpoints(place / "checkpoints", config.keep)
-            history, best = _restore(checkpoints, model, adam, accelerator)
+            history, best = _restore(checkpoints, model, plain, accelerator)
             if accelerator.is_main_process:
                 checkpoints.start(len(history))
             logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides what comes after the checkpoint
@@ -325,7 +333,7 @@ def main(
                 progress.set_description(f"epoch {epoch}/{epochs}")
 
                 # ---- Learning rate, order and dropout of this epoch ----
-                rate = config.lr * config.lr_decay ** sum(epoch > last for last in milestones)
+                rate = lr * lr_decay ** sum(epoch > last for last in milestones)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batches.shares.epoch = epoch
@@ -338,17 +346,19 @@ def main(
                 for step, (video, audio, target, weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
                     watch.lap("data")
                     logits = parallel(video, audio, padding_mask=mask)
-                    loss = loss_of(logits, target, padding_mask=mask) * weight
+                    loss = model.loss(logits, target, padding_mask=mask, eventless_category=data.eventless_category)
+                    loss = loss * weight
                     accelerator.backward(loss)  # loss.backward(), scaled for fp16
                     watch.lap("forward and backward")
-                    accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                    if recipe.clip_norm is not None:
+                        accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                     optimizer.step()
                     optimizer.zero_grad()
                     watch.lap("optimizer")
                     total += loss.detach()
                     progress.update()
                     if (seconds := pace.step()) is not None and accelerator.is_main_process:
-                        seconds *= steps + EVALUATION_COST * to_evaluate / config.batch_size  # now of an epoch
+                        seconds *= steps + EVALUATION_COST * to_evaluate / batch_size  # now of an epoch
                         epochs_left = epochs * (len(config.seeds) - number) - epoch + 1
                         progress.write(_describe_plan(config, model, seconds * epochs_left, output))
                     if config.log and step % LOG_EVERY == 0:
@@ -374,7 +384,7 @@ def main(
 
                 # ---- Checkpoint ----
                 if accelerator.is_main_process:
-                    _save_checkpoint(checkpoints, history, model, best, adam, accelerator)
+                    _save_checkpoint(checkpoints, history, model, best, plain, accelerator)
                     watch.lap("checkpoint")
                     shown = "" if on_val is None else f"   val {on_val:6.1%}"
                     progress.write(f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}{shown}   test {on_test:6.1%}")
@@ -428,10 +438,11 @@ def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -
 def _title(config: TrainConfig, data: AVEData) -> str:
     senses = "" if config.senses == "both" else f", {config.senses} only"
     extra = "" if config.setting == "supervised" or data.background_labels is not None else ", no background videos"
-    return f"CMRAN, {config.setting}{senses}{extra}, on {data.describe(config.data)}"
+    name = "CMRAN" if config.network == "cmran" else config.network + " as published" * config.as_published
+    return f"{name}, {config.setting}{senses}{extra}, on {data.describe(config.data)}"
 
 
-def _describe_plan(config: TrainConfig, model: CMRAN, seconds: float, output: Path) -> str:
+def _describe_plan(config: TrainConfig, model: Localizer, seconds: float, output: Path) -> str:
     """Tell how long the rest of a run will take, and how much it will leave on the disk."""
     unit, name = (3600, "h") if seconds > 5400 else (60, "min") if seconds > 90 else (1, "s")
     # A checkpoint holds the weights, two moments of each and, unless they are the last, the best weights.
@@ -444,7 +455,7 @@ def _describe_plan(config: TrainConfig, model: CMRAN, seconds: float, output: Pa
 def _save_checkpoint(
     checkpoints: Checkpoints,
     history: list[Epoch],
-    model: CMRAN,
+    model: Localizer,
     best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
@@ -459,7 +470,7 @@ def _save_checkpoint(
 
 
 def _restore(
-    checkpoints: Checkpoints, model: CMRAN, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    checkpoints: Checkpoints, model: Localizer, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
     """Restore the newest checkpoint, and return the history and the best weights; both are empty if there is none."""
     found = checkpoints.load(accelerator.print)
@@ -482,7 +493,7 @@ def _restore(
     return list(facts.history), best
 
 
-def _save_network(model: CMRAN, directory: Path, card: dict[str, Any]) -> None:
+def _save_network(model: Localizer, directory: Path, card: dict[str, Any]) -> None:
     """Write the chosen weights with all that they need, whole or not at all."""
     with writing_directory(directory) as temporary:
         model.save_pretrained(temporary, model_card_kwargs=card)
@@ -494,17 +505,3 @@ def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> s
     seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(parts.items()))
     memory = ", ".join(f"{name.removesuffix('_gb')} {size:.1f} GB" for name, size in summary["peak_memory"].items())
     return f"seconds an epoch: {seconds}\n{summary['seconds']:.0f} s since it was started; peak memory: {memory}"
-
-
-@contextmanager
-def _pointing_to_resume(output: Path) -> Iterator[None]:
-    """Add to the errors of what stops a run that it can go on, and how."""
-    advice = f"what is finished is kept: go on with --resume {output}"
-    try:
-        yield
-    except OSError as error:
-        # A worker's error starts with its traceback.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise OSError(f"{reason}; {advice}") from error
-    except KeyboardInterrupt as error:
-        raise type(error)(f"stopped; {advice}") from error

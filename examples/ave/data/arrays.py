@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,12 @@ from torch import Tensor
 
 from ave.reading import check_regular
 
-__all__ = ["NotOpenedError", "StoredArray"]
+__all__ = ["StoredArray"]
 
 BLOCK_BYTES = 64 << 20  # of a file that are in memory at once, when it is read from end to end
 CHUNK_BYTES = 1 << 30  # the largest chunk that is read, as HDF5 unpacks a chunk as a whole
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-class NotOpenedError(ValueError):
-    """A file that the system does not open, and that may be whole: to get it anew would not help."""
+DAMAGES = (OSError, RuntimeError, ValueError, TypeError, KeyError)  # what HDF5 raises at damaged bytes
 
 
 class StoredArray:
@@ -40,7 +36,7 @@ class StoredArray:
         dataset: which dataset of the HDF5 file; ignored for ``.npy``.
 
     Raises:
-        NotOpenedError: if another process has locked the file, or the system refuses to open it.
+        OSError: if another process has locked the file, or the system refuses to open it, which may be whole.
         ValueError: if the file is damaged, lacks the dataset, or holds no array of numbers.
     """
 
@@ -66,9 +62,9 @@ class StoredArray:
         Raises:
             OSError: if the file was cut short, or is damaged inside.
         """
-        array = self._array()
         dtype = np.dtype(np.float32) if self.dtype.kind == "f" and self.dtype.itemsize > 4 else self.dtype
         try:
+            array = self._array()
             _check_length(array)
             if isinstance(rows, slice):
                 read = np.array(array[rows], dtype)
@@ -79,15 +75,23 @@ class StoredArray:
             else:
                 _announce(array, rows)
                 read = np.asarray(array[list(rows)], dtype)
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:  # all of these are HDF5's
+        except DAMAGES as error:
             raise OSError(f"{self.path} is truncated or damaged: {_line(error)}") from error
         return torch.from_numpy(read.reshape(len(read), *self.shape[1:]))
 
-    def blocks(self, *, skip_unwritten: bool = False) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether nothing was ever written, so that all reads as zero."""
+        array = self._array()
+        try:
+            if not isinstance(array, h5py.Dataset) or array.fillvalue != 0:
+                return False
+            return array.id.get_offset() is None if array.chunks is None else array.id.get_num_chunks() == 0
+        except DAMAGES:  # which reading names
+            return False
 
-        Args:
-            skip_unwritten: leave out blocks that were never written, whose rows read as zero.
+    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Read from end to end, in blocks of rows of 64 MiB, or of one row that is larger.
 
         Yields:
             The number of a block's first row, and its rows, which the next block overwrites.
@@ -105,14 +109,12 @@ class StoredArray:
             rows = slice(first, min(first + count, len(self)))
             block = buffer[: rows.stop - rows.start]
             try:
-                if skip_unwritten and not _is_written(array, rows):
-                    continue
                 _check_length(array)
                 if isinstance(array, h5py.Dataset):
                     array.read_direct(block, rows)
                 else:
                     block[...] = array[rows]
-            except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            except DAMAGES as error:
                 came = f"damage from row {first} on: {_line(error)}"
                 raise ValueError(f"{self.path} must be whole, got {came}") from error
             yield first, block.reshape(len(block), *self.shape[1:])
@@ -130,49 +132,40 @@ class StoredArray:
         return array
 
     def _open(self) -> Any:
+        check_regular(self.path)
         try:
-            check_regular(self.path)
-            array = self._open_numpy() if self.path.suffix == ".npy" else self._open_hdf5()
-            numbers = array.dtype.kind in "fiu" and array.ndim > 0
-            came = f"{array.dtype} of shape {array.shape}"
-        except (_RefusedError, MemoryError):
+            if self.path.suffix == ".npy":
+                array, refused = np.load(self.path, mmap_mode="r", allow_pickle=False), None
+            else:
+                array, refused = self._open_hdf5()
+            if refused is None and (array.dtype.kind not in "fiu" or array.ndim == 0):
+                refused = f"an array of numbers, got {str(array.dtype)[:60]} of shape {array.shape}"
+        except MemoryError:
             raise
         except Exception as error:  # of damaged bytes, the libraries raise whatever they run into
-            if hindrance := _find_hindrance(error):
-                raise NotOpenedError(f"{self.path} {hindrance}") from error
-            raise ValueError(f"{self.path} must be {_expected(self.path)}, got {_look(self.path, error)}") from error
-        if not numbers:
-            raise ValueError(f"{self.path} must hold an array of numbers, got {came}")
+            raise _explain(self.path, error) from error
+        if refused is not None:
+            raise ValueError(f"{self.path} must hold {refused}")
         return array
 
-    def _open_numpy(self) -> Any:
-        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.memmap):  # an archive of several
-            raise TypeError(f"a {type(array).__name__}")
-        return array
-
-    def _open_hdf5(self) -> Any:
-        """Open the dataset, which must lie in this very file: another would be read, and copied, in its place."""
-        file = h5py.File(self.path, "r")
-        link = file.get(self.dataset, getlink=True) if self.dataset in file.keys() else None  # noqa: SIM118
-        array = file.get(self.dataset) if isinstance(link, h5py.HardLink) else None
-        if link is not None and array is None:
-            came = "an external link" if isinstance(link, h5py.ExternalLink) else "a symbolic link"
+    def _open_hdf5(self) -> tuple[Any, str | None]:
+        """Open the dataset, or say what must be there and what is; data in other files would be copied from there."""
+        file, name = h5py.File(self.path, "r"), self.dataset
+        link = file.get(name, getlink=True) if name in file.keys() else None  # noqa: SIM118
+        array = file.get(name) if isinstance(link, h5py.HardLink) else None
+        refused = None
+        if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
+            kind = "an external" if isinstance(link, h5py.ExternalLink) else "a symbolic"
+            refused = f"the numbers of {name} itself, got {kind} link, refused"
         elif not isinstance(array, h5py.Dataset):
-            raise _RefusedError(f"{self.path} must hold the dataset {self.dataset}, got {', '.join(file) or 'none'}")
+            refused = f"the dataset {name}, got {', '.join(file)[:60] or 'none'}"
         elif array.is_virtual:
-            came = "a virtual dataset, of parts of other files"
+            refused = f"the numbers of {name} itself, got a virtual dataset, of parts of other files, refused"
         elif array.external:
-            came = "external storage, in other files"
+            refused = f"the numbers of {name} itself, got external storage, in other files, refused"
         elif array.chunks and prod(array.chunks) * array.dtype.itemsize > CHUNK_BYTES:
-            raise _RefusedError(f"{self.path} must have chunks of at most 1 GiB, got {array.chunks} of {array.dtype}")
-        else:
-            return array
-        raise _RefusedError(f"{self.path} must hold the numbers of {self.dataset} itself, got {came}, refused")
-
-
-class _RefusedError(ValueError):
-    """A file that is whole, but holds something else; its message is that of the error."""
+            refused = f"chunks of at most 1 GiB, got {array.chunks} of {str(array.dtype)[:60]}"
+        return array, refused
 
 
 def _line(error: Exception) -> str:
@@ -187,20 +180,6 @@ def _check_length(array: Any) -> None:
         raise OSError(f"{mapped.size()} bytes are left of {array.offset + array.nbytes}")
 
 
-def _is_written(array: Any, rows: slice) -> bool:
-    """Tell whether any of the rows are stored in the file, or read as anything but zero."""
-    if not isinstance(array, h5py.Dataset) or array.fillvalue != 0 or array.is_virtual or array.external:
-        return True
-    if array.chunks is None:
-        return array.id.get_offset() is not None
-    if not array.id.get_num_chunks():
-        return False
-    sizes = zip(array.shape[1:], array.chunks[1:], strict=True)
-    inner = (range(0, size, chunk) for size, chunk in sizes)
-    outer = range(rows.start // array.chunks[0] * array.chunks[0], rows.stop, array.chunks[0])
-    return any(array.id.get_chunk_info_by_coord(place).byte_offset is not None for place in product(outer, *inner))
-
-
 def _announce(array: np.memmap[Any, Any], rows: Sequence[int]) -> None:
     """Tell the system which rows come next, so that it reads them together, not page by page."""
     mapped, row_bytes = array.base, prod(array.shape[1:]) * array.itemsize
@@ -210,36 +189,25 @@ def _announce(array: np.memmap[Any, Any], rows: Sequence[int]) -> None:
             mapped.madvise(mmap.MADV_WILLNEED, start - before, before + row_bytes)
 
 
-def _find_hindrance(error: Exception) -> str | None:
-    """Return why the system did not open a file, and what to do; None where it is the file's own fault."""
+def _explain(path: Path, error: Exception) -> Exception:
+    """Return the error to raise: an OSError where the system did not open the file, which may be whole."""
     number = getattr(error, "errno", None)
     if "unable to lock file" in str(error):
         if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
-            return "is locked by another process, which has it open for writing: wait until it is done, or end it"
-        return "is in a file system without locks: set the environment variable HDF5_USE_FILE_LOCKING to FALSE"
+            came = "is locked by another process, which has it open for writing: wait until it is done, or end it"
+        else:
+            came = "is in a file system without locks: set the environment variable HDF5_USE_FILE_LOCKING to FALSE"
+        return OSError(f"{path} {came}")
     if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
-        return f"must be a file that can be opened, got: {os.strerror(number)}"
-    return None
-
-
-def _expected(path: Path) -> str:
-    return "an array saved by numpy" if path.suffix == ".npy" else "a complete HDF5 file"
-
-
-def _look(path: Path, error: Exception) -> str:
-    """Describe a file that could not be opened."""
-    try:
-        check_regular(path)
-        with path.open("rb") as file:
-            start = file.read(512).lstrip()
-    except OSError as unreadable:
-        return unreadable.strerror or str(unreadable)
-    except ValueError as irregular:
-        return str(irregular).rpartition("got ")[2]
+        return OSError(f"{path} must be a file that can be opened, got: {os.strerror(number)}")
+    with path.open("rb") as file:
+        start = file.read(512).lstrip()
+    came = f"one that is cut short or damaged ({_line(error)})"
     if not start:
-        return "an empty file"
-    if start.lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page, as Google Drive shows one before a large file: it was saved instead of the file"
-    if path.suffix != ".npy" and not start.startswith(HDF5_SIGNATURE):
-        return f"a file of another kind, which begins with {start[:8]!r}"
-    return f"one that is cut short or damaged ({_line(error)})"
+        came = "an empty file"
+    elif start.lower().startswith((b"<!doctype html", b"<html")):
+        came = "a web page, as Google Drive shows one before a large file: it was saved instead of the file"
+    elif path.suffix != ".npy" and not start.startswith(HDF5_SIGNATURE):
+        came = f"a file of another kind, which begins with {start[:8]!r}"
+    kind = "an array saved by numpy" if path.suffix == ".npy" else "a complete HDF5 file"
+    return ValueError(f"{path} must be {kind}, got {came}")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence, Sized
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,24 +19,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ave.data.arrays import StoredArray
 from ave.data.dataset import AVEData, Rows, Setting, Split
 from crossmodal_attn import padding_mask
 
-__all__ = ["Batch", "Cache", "Loader", "Share", "Videos", "cache_features", "derive_seed"]
-__all__ += ["evaluation_loader", "training_loader"]
+__all__ = ["EVALUATION_BATCH", "Batch", "Cache", "Loader", "Part", "Share", "Shares", "Videos", "cache_features"]
+__all__ += ["derive_seed", "evaluation_loader", "training_loader"]
 
 EVALUATION_BATCH = 16
-"""Videos in a batch of evaluation, as in the authors' code; it changes the memory used, not the result."""
+"""Videos of a process in a batch of evaluation, as in the authors' code; it changes the memory used, not the result."""
 Cache = Literal["auto", "device", "memory", "disk"]
 PLACES = ("device", "memory", "disk")
 MEMORY_SHARE = 0.6
 """The share of the free memory that features may take; the rest is for the network at any usual batch size."""
 BLOCK = 64
 """Videos that are read at once to fill a cache."""
+AHEAD = 2
+"""Batches that each thread reads ahead."""
 
 
 def derive_seed(*parts: int) -> int:
@@ -68,41 +72,46 @@ class Batch(NamedTuple):
     """bool (B, T), True = padding; None if no video of the dataset is padded."""
 
 
-class Videos(Dataset[Batch]):
+class Part(NamedTuple):
+    """An array of videos, and which of them to take."""
+
+    visual: Rows
+    audio: Rows
+    targets: Tensor
+    rows: Tensor
+    """int64, of those to take."""
+    lengths: Tensor | None = None
+    """int64: the seconds of each video; None without padding."""
+
+
+class Videos:
     """Rows of one array of videos or of several, indexed by shares; features are at most float32.
 
     Args:
-        *parts: visual and audio features, targets, and which rows of these to take. A share of several parts comes in
-            their order.
-        lengths: the seconds of each video, int64, for every part; None for one without padding.
+        *parts: the arrays. A share of several comes in their order.
     """
 
-    def __init__(self, *parts: tuple[Rows, Rows, Tensor, Tensor], lengths: Sequence[Tensor | None] = ()) -> None:
-        self.parts = [
-            (visual, audio, targets.to(visual.device) if isinstance(visual, Tensor) else targets, rows)
-            for visual, audio, targets, rows in parts
-        ]
-        self.lengths: list[Tensor] | None = None
-        if any(own is not None for own in lengths):
-            self.lengths = [
-                torch.full((len(audio),), audio.shape[1]) if own is None else own
-                for (_, audio, _, _), own in zip(parts, lengths, strict=True)
-            ]
-        self.on_disk = any(isinstance(visual, StoredArray) for visual, *_ in self.parts)
+    def __init__(self, *parts: Part) -> None:
+        self.on_disk = any(isinstance(part.visual, StoredArray) for part in parts)
+        self._parts: list[tuple[list[Rows], Tensor]] = []
+        padded = any(part.lengths is not None for part in parts)
+        for visual, audio, targets, rows, lengths in parts:
+            arrays = [visual, audio, targets.to(visual.device) if isinstance(visual, Tensor) else targets]
+            if padded:
+                arrays.append(torch.full((len(audio),), audio.shape[1]) if lengths is None else lengths)
+            self._parts.append((arrays, rows))
 
     def __len__(self) -> int:
-        return sum(len(rows) for *_, rows in self.parts)
+        return sum(len(rows) for _, rows in self._parts)
 
     def __getitem__(self, share: Share) -> Batch:
-        taken, lengths, start = [], [], 0
-        for part, (*arrays, rows) in enumerate(self.parts):
+        taken, start = [], 0
+        for arrays, rows in self._parts:
             own = rows[[position - start for position in share.positions if start <= position < start + len(rows)]]
             taken.append([_take(array, own) for array in arrays])
-            if self.lengths is not None:
-                lengths.append(self.lengths[part][own])
             start += len(rows)
-        video, audio, target = taken[0] if len(taken) == 1 else map(torch.cat, zip(*taken, strict=True))
-        mask = padding_mask(torch.cat(lengths), audio.shape[1]) if lengths else None
+        video, audio, target, *lengths = taken[0] if len(taken) == 1 else map(torch.cat, zip(*taken, strict=True))
+        mask = padding_mask(lengths[0], audio.shape[1]) if lengths else None
         return Batch(video, audio, target, share.weight, mask)
 
 
@@ -113,79 +122,80 @@ def _take(array: Rows, rows: Tensor) -> Tensor:
     return array[rows.tolist()]
 
 
-class Shares(Sampler[Share], Sized):
-    """One process's shares of the batches of an epoch."""
+@dataclass
+class Shares:
+    """One process's shares of the batches of an epoch: shuffled by the seed and the epoch alone, or in order."""
 
-    epoch = 1
-
-
-class ShuffledShares(Shares):
-    """Shares of training, in an order that depends on the seed and the epoch alone."""
-
-    def __init__(self, videos: int, batch_size: int, seed: int, process: int, processes: int) -> None:
-        self.videos, self.batch_size, self.seed = videos, batch_size, seed
-        self.process, self.processes = process, processes
+    videos: int
+    batch_size: int = EVALUATION_BATCH
+    """Over all processes."""
+    seed: int | None = None
+    """None for videos in order, each once; shuffled, every process takes part in every batch."""
+    process: int = 0
+    processes: int = 1
+    epoch: int = 1
 
     def __len__(self) -> int:
         return -(-self.videos // self.batch_size)
 
     def __iter__(self) -> Iterator[Share]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        for batch in torch.randperm(self.videos, generator=generator).split(self.batch_size):
-            own = batch.tensor_split(self.processes)[self.process].tolist()
-            # Every process must take every step; one without a video takes any, with weight 0.
-            yield Share(own or batch[:1].tolist(), len(own) * self.processes / len(batch))
-
-
-class OrderedShares(Shares):
-    """Shares of evaluation: every video once, in order."""
-
-    def __init__(self, videos: int, process: int, processes: int) -> None:
-        self.positions = range(process, videos, processes)
-
-    def __len__(self) -> int:
-        return -(-len(self.positions) // EVALUATION_BATCH)
-
-    def __iter__(self) -> Iterator[Share]:
-        for start in range(0, len(self.positions), EVALUATION_BATCH):
-            yield Share(list(self.positions[start : start + EVALUATION_BATCH]), 1.0)
+        order = torch.arange(self.videos)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+            order = torch.randperm(self.videos, generator=generator)
+        for batch in order.split(self.batch_size):
+            own = batch[self.process :: self.processes].tolist()
+            # Every process must take every step of training; one without a video takes any, with weight 0.
+            if own or self.seed is not None:
+                yield Share(own or batch[:1].tolist(), len(own) * self.processes / len(batch))
 
 
 class Loader:
-    """Batches in float32 on the device of this process, unpadded, as Accelerate's own sharding would pad them."""
+    """Batches in float32 on the device of this process; threads read ahead what stays on disk.
 
-    def __init__(self, videos: Videos, shares: Shares, device: torch.device, workers: int) -> None:
+    They are threads, not processes, because reading leaves the interpreter to the others: nothing is copied from one
+    process to another, no signal stops a part of the run, and an error comes as it is. Accelerate's own sharding would
+    pad the batches.
+    """
+
+    def __init__(self, videos: Videos, shares: Shares, device: torch.device, workers: int = 0) -> None:
         self.videos, self.shares, self.device = videos, shares, device
-        self._read: Any = None
-        if videos.on_disk:
-            self._read = DataLoader(
-                videos,
-                batch_size=None,
-                sampler=shares,
-                num_workers=workers,
-                pin_memory=device.type == "cuda",
-                persistent_workers=workers > 0,
-                generator=torch.Generator().manual_seed(0),  # not the global one, which dropout draws from
-            )
+        self.workers = workers if videos.on_disk else 0
 
     def __len__(self) -> int:
         return len(self.shares)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in map(self.videos.__getitem__, self.shares) if self._read is None else self._read:
-            video, audio, target = (self._move(tensor).float() for tensor in batch[:3])
-            mask = None if batch.padding_mask is None else self._move(batch.padding_mask)
+        for batch in self._read_ahead() if self.workers else map(self._load, self.shares):
+            video, audio, target = (tensor.to(self.device, non_blocking=True).float() for tensor in batch[:3])
+            mask = None if batch.padding_mask is None else batch.padding_mask.to(self.device, non_blocking=True)
             yield Batch(video, audio, target, batch.weight, mask)
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        # The copy of a tensor that is not pinned would make the host wait.
-        if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _read_ahead(self) -> Iterator[Batch]:
+        threads = ThreadPoolExecutor(self.workers)
+        loading: deque[Future[Batch]] = deque()
+        try:
+            for share in self.shares:
+                loading.append(threads.submit(self._load, share))
+                if len(loading) > AHEAD * self.workers:
+                    yield loading.popleft().result()
+            while loading:
+                yield loading.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self, share: Share) -> Batch:
+        video, audio, target, weight, mask = self.videos[share]
+        mask = None if mask is None else self._pin(mask)
+        return Batch(self._pin(video), self._pin(audio), self._pin(target), weight, mask)
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that is copied to a GPU without making the host wait."""
+        return tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def training_loader(
-    data: AVEData, setting: Setting, accelerator: Accelerator, *, batch_size: int, seed: int, workers: int = 0
+    data: AVEData, setting: Setting, accelerator: Accelerator, *, batch_size: int, seed: int | None, workers: int = 0
 ) -> Loader:
     """Return the batches of training: with segment labels, or weakly with video labels and any background videos.
 
@@ -194,24 +204,31 @@ def training_loader(
         setting: which targets.
         accelerator: knows the device, and which process of how many this is.
         batch_size: videos in a step, over all processes.
-        seed: of the order.
-        workers: data-loading processes, if features stay on disk.
+        seed: of the order; with None the videos keep their order, and the last ones that fill no batch are left out, as
+            in the code of AVEL.
+        workers: threads that read ahead, if features stay on disk; 0 reads each batch when it is asked for.
 
     Raises:
-        ValueError: if the setting is weak and ``data`` has no video labels.
+        ValueError: if the setting is weak and ``data`` has no video labels, or no batch can be filled without a seed.
     """
     rows = data.splits["train"]
     if setting == "supervised":
-        videos = Videos((data.visual, data.audio, data.labels, rows), lengths=[data.lengths])
+        parts = [Part(data.visual, data.audio, data.labels, rows, data.lengths)]
     else:
         visual, audio, labels = data.background_visual, data.background_audio, data.background_labels
         if data.video_labels is None:
             raise ValueError("data must hold video labels for the weak setting, got None")
-        parts = [(data.visual, data.audio, data.video_labels, rows)]
+        parts = [Part(data.visual, data.audio, data.video_labels, rows, data.lengths)]
         if visual is not None and audio is not None and labels is not None:
-            parts.append((visual, audio, labels, torch.arange(len(labels))))
-        videos = Videos(*parts, lengths=[data.lengths, data.background_lengths][: len(parts)])
-    shares = ShuffledShares(len(videos), batch_size, seed, accelerator.process_index, accelerator.num_processes)
+            parts.append(Part(visual, audio, labels, torch.arange(len(labels)), data.background_lengths))
+    videos = Videos(*parts)
+    count = len(videos)
+    if seed is None:
+        count -= count % batch_size
+        if not accelerator.num_processes <= batch_size <= len(videos):
+            expected = f"from {accelerator.num_processes} to {len(videos)} with --as-published"
+            raise ValueError(f"--batch-size must be {expected}, which drops the last videos, got {batch_size}")
+    shares = Shares(count, batch_size, seed, accelerator.process_index, accelerator.num_processes)
     return Loader(videos, shares, accelerator.device, workers)
 
 
@@ -225,12 +242,11 @@ def evaluation_loader(data: AVEData, split: Split, accelerator: Accelerator, wor
         raise ValueError(f"--split {split} needs {split}_order, got a dataset without it")
     if not data.labels[data.splits[split]].any():
         raise ValueError(f"{split} must have labels, got none for its {len(data.splits[split])} videos")
-    videos = Videos((data.visual, data.audio, data.labels, data.splits[split]), lengths=[data.lengths])
-    if len(videos) < accelerator.num_processes:
-        raise ValueError(
-            f"{split} must have a video for each of {accelerator.num_processes} processes, got {len(videos)}"
-        )
-    shares = OrderedShares(len(videos), accelerator.process_index, accelerator.num_processes)
+    videos = Videos(Part(data.visual, data.audio, data.labels, data.splits[split], data.lengths))
+    processes = accelerator.num_processes
+    if len(videos) < processes:
+        raise ValueError(f"{split} must have a video for each of {processes} processes, got {len(videos)}")
+    shares = Shares(len(videos), EVALUATION_BATCH * processes, None, accelerator.process_index, processes)
     return Loader(videos, shares, accelerator.device, workers)
 
 

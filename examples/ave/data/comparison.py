@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ave.data.dataset import AVE_CATEGORIES
-from ave.data.release import ANNOTATIONS, Found, Problem
+from ave.data.layout import ANNOTATIONS
+from ave.data.release import Found
 from crossmodal_attn import padding_mask
 
 __all__ = ["compare_labels"]
@@ -23,9 +24,12 @@ def compare_labels(found: Found) -> None:
         # By video, the foreground labels that it has, and its one category, or -1 if it has none or several.
         shown = labels[..., :-1].amax(1)
         category = torch.where(shown.sum(-1) == 1, shown.argmax(-1), -1)
-        found.problems += [Problem("labels", message) for message in _check_labels(found, labels, shown)]
-        found.problems += [Problem("mil_labels", message) for message in _check_video_labels(found, category, shown)]
-        found.problems += [Problem(ANNOTATIONS, message) for message in _check_annotations(found, labels, category)]
+        for message in _check_labels(found, labels, shown):
+            found.add("labels", message)
+        for message in _check_video_labels(found, category, shown):
+            found.add("mil_labels", message)
+        for message in _check_annotations(found, labels, category):
+            found.add(ANNOTATIONS, message)
         if unlabeled := int(lengths.sum() - labels.sum()):
             found.remarks.append(f"{unlabeled} of {int(lengths.sum())} seconds have no label, and count for nothing")
     if "labels_noisy" in found.tensors:
@@ -33,13 +37,13 @@ def compare_labels(found: Found) -> None:
         if eventful.any():
             message = f"{found.paths['labels_noisy']} must hold background, the last column, alone, as these videos "
             message += f"show no event, got {_count(eventful)}"
-            found.problems.append(Problem("labels_noisy", message))
+            found.add("labels_noisy", message)
 
 
 def _check_labels(found: Found, labels: Tensor, shown: Tensor) -> Iterator[str]:
     """Check that every split has labels, that background is the last column, and that a video has one category."""
     path = found.paths["labels"]
-    for split, rows in found.splits().items():
+    for split, rows in found.splits.items():
         if not labels[rows].any():
             yield f"{path} must hold labels of {split}, got none for its {len(rows)} videos"
     several = shown.sum(-1) > 1

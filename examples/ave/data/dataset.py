@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ave import Setting
+from ave.printing import printable
 
 __all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
 
@@ -84,7 +85,8 @@ class AVEData:
     audio: Rows
     """(N, T, A)"""
     labels: Tensor
-    """float32 (N, T, K + 1), one-hot: the label of every second; all zero where it has none, as in padding."""
+    """float32 (N, T, K + 1), one-hot: the label of every second; all zero where it has none, as in padding; (N, T, 0)
+    if only the features are known."""
     splits: dict[str, Tensor]
     """int64 row indices of "train", "test" and, unless there is no such split, "val"; disjoint."""
     categories: tuple[str, ...]
@@ -117,7 +119,7 @@ class AVEData:
         """Name the dataset for a title, by the directory that it was read from; None for the procedural set."""
         if directory is None:
             return "the procedural set (not AVE)"
-        return f"the AVE set {directory.name}" if self.is_ave else f"the dataset {directory.name}"
+        return f"the {'AVE set' if self.is_ave else 'dataset'} {printable(directory.name)}"
 
     def digest(self, setting: Setting) -> str:
         """Return a SHA-256 that tells datasets apart, of all labels and splits and the features of 8 videos.

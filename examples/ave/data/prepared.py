@@ -13,38 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from ave.data.comparison import compare_labels
-from ave.data.dataset import AVEData, Setting
-from ave.data.release import (
-    FILES,
-    Found,
-    Problem,
-    ReleaseFile,
-    examine_files,
-    examine_release,
-    needed_files,
-    scan_features,
-)
+from ave.data.layout import FILES, ReleaseFile
+from ave.data.release import Found, Problem, check_names, examine
 from ave.reading import check_regular, convert, load_json
 
-__all__ = [
-    "FORM",
-    "MANIFEST",
-    "UNFINISHED",
-    "Entry",
-    "Manifest",
-    "Source",
-    "examine_prepared",
-    "examine_set",
-    "find_damage",
-    "inspect_set",
-    "is_prepared",
-    "parse_manifest",
-    "read_features",
-    "read_manifest",
-    "read_prepared",
-    "read_set",
-]
+__all__ = ["FORM", "MANIFEST", "UNFINISHED", "Entry", "Manifest", "Source", "examine_prepared", "find_damage"]
+__all__ += ["is_prepared", "parse_manifest", "read_manifest"]
 
 FORM = 1
 """The version of the manifest; other versions cannot be read."""
@@ -57,6 +31,12 @@ class Source:
 
     bytes: int
     modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        """Return the size and time of a file, by which a changed one is noticed."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -89,71 +69,6 @@ def is_prepared(directory: Path) -> bool:
     return (directory / MANIFEST).exists() or (directory / UNFINISHED).exists()
 
 
-def read_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> AVEData:
-    """Open a dataset, the release or a prepared one; features stay on disk.
-
-    Args:
-        directory: of the release, or prepared.
-        setting: decides which files must be there; the others are read if they are there.
-        background_videos: whether the extra videos of AVE must be there for the weak setting.
-
-    Raises:
-        FileNotFoundError: if the directory or a file is missing.
-        ValueError: if a file is damaged or does not fit the others. Of a prepared dataset every byte is checked, of
-            the release not the features.
-    """
-    return examine_set(directory, needed_files(setting, background_videos=background_videos)).to_data()
-
-
-def read_prepared(directory: Path | str, setting: Setting = "supervised") -> AVEData:
-    """Open what ``prepare`` wrote; arguments and errors as :func:`read_set`."""
-    return examine_prepared(Path(directory), needed_files(setting)).to_data()
-
-
-def read_features(directory: Path) -> Found:
-    """Open the features of a dataset, whose labels need not be there.
-
-    Args:
-        directory: of the release, or prepared.
-
-    Raises:
-        FileNotFoundError: if the directory or features are missing.
-        ValueError: if the features, the orders or the annotations are damaged or do not fit each other.
-    """
-    needed = frozenset(file.name for file in FILES if file.axes[0] == "N" and file.is_features)
-    found = examine_set(directory, needed, [file for file in FILES if file.name in needed or file.axes in ("N", "R")])
-    found.raise_problems()
-    return found
-
-
-def examine_set(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:
-    """Check the files of a dataset, the release or a prepared one; arguments as :func:`examine_prepared`."""
-    return (examine_prepared if is_prepared(directory) else examine_release)(directory, needed, files)
-
-
-def inspect_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> Found:
-    """Check all of a dataset: its labels against each other, and the release's features from end to end.
-
-    Args:
-        directory: of the release, or prepared.
-        setting: decides which files must be there; the others are checked if they are there.
-        background_videos: as :func:`read_set` takes it.
-
-    Raises:
-        FileNotFoundError: if the directory is missing.
-        ValueError: if it holds a prepared dataset without a manifest that can be read.
-    """
-    found = examine_set(directory, needed_files(setting, background_videos=background_videos))
-    compare_labels(found)
-    if is_prepared(directory):  # whose digests have been checked
-        found.title = f"{directory}: prepared in {read_manifest(directory).dtype}, for the {setting} setting"
-    else:
-        scan_features(found)
-        kind = "the AVE release" if found.is_ave else "a dataset in the form of the AVE release"
-        found.title = f"{directory}: {kind}, for the {setting} setting"
-    return found
-
-
 def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:
     """Check that the arrays of a prepared dataset are those that were written.
 
@@ -170,22 +85,21 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
     remedies = {True: "run prepare again, which repairs it", False: "run prepare again with a release that holds it"}
     files = [file._replace(remedy=remedies[file.name in listed]) for file in files]
     paths = {file.name: directory / f"{file.name}.npy" for file in files}
-    damages = {file: find_damage(paths[file.name], listed[file.name]) for file in files if file.name in listed}
-    damaged = [Problem(file.name, f"{damage}; {file.remedy}") for file, damage in damages.items() if damage]
-    # A file that is there without an entry cannot be checked, so it does not count.
+    faults = {}
     for file in files:
-        if file.name not in listed and paths[file.name].exists() and file.name in needed:
-            came = f"{paths[file.name]} is missing in {MANIFEST}, which has the digests"
-            damaged.append(Problem(file.name, f"{came}; {file.remedy}", "missing"))
-    found = Found(paths, names=manifest.names, categories=manifest.categories, declared_ave=manifest.ave)
-    examine_files(found, needed, [file for file in files if file.name in listed or not paths[file.name].exists()])
-    wrong = {problem.file for problem in damaged}
-    found.problems = damaged + [problem for problem in found.problems if problem.file not in wrong]
-    videos, owner = found.sizes.get("N", (None, None))
-    if videos is not None and owner is not None and found.names is not None and len(found.names) != videos:
-        came = f"{directory / MANIFEST} must have names for the {videos} videos of {owner.name}, got {len(found.names)}"
-        found.problems.append(Problem(MANIFEST, f"{came}; run prepare again"))
-        found.names = None
+        path = paths[file.name]
+        if file.name not in listed:  # even if it is there, as its digest is not known
+            place = f" in {MANIFEST}, which has the digests" if path.exists() else ""
+            faults[file.name] = Problem(file.name, f"{path} is missing{place}", "missing")
+        elif damage := find_damage(path, listed[file.name]):
+            faults[file.name] = Problem(file.name, damage)
+    found = Found(paths, manifest.categories, declared_ave=manifest.ave)
+    examine(found, needed, files, faults)
+    if manifest.names is not None:
+        try:
+            check_names(found, manifest.names, directory / MANIFEST)
+        except ValueError as error:
+            found.add(MANIFEST, str(error), "run prepare again")
     return found
 
 

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ave.networks.authors_weights import read_official
-from ave.networks.cmran import CMRAN
+from ave.networks.localizer import Localizer
+from ave.networks.pretrained import find_saved, read_config
+from ave.networks.registry import CLASSES
 
 __all__ = ["load_network"]
 
 
-def load_network(checkpoint: str | None, official: Path | None, official_categories: Sequence[str]) -> CMRAN:
+def load_network(checkpoint: str | None, official: Path | None, official_categories: Sequence[str]) -> Localizer:
     """Load a trained network in evaluation mode, on the CPU.
 
     Args:
-        checkpoint: as :meth:`ave.networks.pretrained.Pretrained.load` takes it.
+        checkpoint: as :func:`ave.networks.pretrained.find_saved` takes it.
         official: a checkpoint of the authors' code, ``.pth.tar``.
         official_categories: the names of its categories.
 
@@ -23,10 +25,15 @@ def load_network(checkpoint: str | None, official: Path | None, official_categor
         OSError: if there is no such network.
         ValueError: if not exactly one of both is given, or the network is damaged.
     """
+    model: Localizer
     if official is not None and checkpoint is None:
         source, model = str(official), read_official(official, official_categories)
     elif checkpoint is not None and official is None:
-        source, model = checkpoint, CMRAN.load(checkpoint)
+        source, directory = find_saved(checkpoint)
+        kind = read_config(source, directory).get("network", "CMRAN")
+        if kind not in CLASSES:
+            raise ValueError(f"{source} must be one of {', '.join(CLASSES)}, got {kind!r:.60}")
+        model = CLASSES[kind].read(source, directory)
     else:
         raise ValueError(f"one of --checkpoint and --official must be given, got {checkpoint} and {official}")
     if names := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:

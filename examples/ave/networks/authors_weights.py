@@ -51,6 +51,14 @@ THEIRS = {
     "^category_head": "localize_module.event_classifier",
 }
 """What to replace, in this order, in the name of a parameter of CMRAN to get the name in the authors' code."""
+PLACES: dict[type[nn.Module], tuple[str, str]] = {
+    CMRAN: ("", ""),
+    AGSCA: ("spatial_channel_attention.", "spatial_channel_att."),
+    AVInteraction: ("interaction.", "AVInter."),
+    CrossModalRelation: ("video_relation.internal_relation.layers.0.", "audio_encoder.encoder.layers.0."),
+}
+"""Where in the network each kind of layer is, in our names and in theirs."""
+DECODER_PLACE = "video_relation.cross_relation.", "video_decoder.decoder.layers.0."
 UNUSED = re.compile(
     r"spatial_channel_att\.affine_video_guided_[12]\.|(video|audio)_encoder\.encoder_layer\."
     r"|(video|audio)_decoder\.(decoder_layer\.|decoder\.layers\.0\.self_attn\.)"
@@ -117,12 +125,10 @@ def _load_tensors(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # on damaged files its unpickler raises whatever it runs into
+        came = "something else"
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} must hold tensors only, got {refused[1]}, refused because loading it could run code: save the "
-                f"network's state_dict() alone"
-            ) from error
-        raise ValueError(f"{path} must be a complete checkpoint saved by torch.save, got something else") from error
+            came = f"{refused[1]}, refused because loading it could run code: save the network's state_dict() alone"
+        raise ValueError(f"{path} must be a complete checkpoint of tensors only, by torch.save, got {came}") from error
 
 
 def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> Layer:
@@ -142,8 +148,19 @@ def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> 
         ValueError: if names are missing, unexpected or misshapen; the message lists them, and nothing is filled.
     """
     state_dict = _check(state_dict)
-    ours, (place, source) = layer.state_dict(), _place(layer, state_dict)
-    theirs = {name: _rename(place + name).removeprefix(source) for name in ours}
+    kind = next((kind for kind in PLACES if isinstance(layer, kind)), None)
+    if kind is None:
+        expected = "a CMRAN, AGSCA, AVInteraction or CrossModalRelation"
+        raise TypeError(f"layer must be {expected}, got {type(layer).__name__}")
+    place, source = PLACES[kind]
+    if kind is CrossModalRelation and any(name.startswith("multihead_attn.") for name in state_dict):
+        place, source = DECODER_PLACE
+    ours, theirs = layer.state_dict(), {}
+    for name in ours:
+        theirs[name] = place + name
+        for pattern, replacement in THEIRS.items():
+            theirs[name] = re.sub(pattern, replacement, theirs[name])
+        theirs[name] = theirs[name].removeprefix(source)
     used = set(theirs.values())
     parts = {name: _take(name, state_dict[given]) for name, given in theirs.items() if given in state_dict}
     faults = {
@@ -175,29 +192,6 @@ def _check(state_dict: object) -> dict[str, Tensor]:
             raise TypeError(f"state_dict must map names to tensors, got {type(value).__name__} at {name!r}")
     prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
     return {name.removeprefix(prefix): value for name, value in state_dict.items()}
-
-
-def _place(layer: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Return where in the whole network such a layer is, in our names and in theirs."""
-    if isinstance(layer, CMRAN):
-        return "", ""
-    if isinstance(layer, AGSCA):
-        return "spatial_channel_attention.", "spatial_channel_att."
-    if isinstance(layer, AVInteraction):
-        return "interaction.", "AVInter."
-    if not isinstance(layer, CrossModalRelation):
-        raise TypeError(
-            f"layer must be a CMRAN, AGSCA, CrossModalRelation or AVInteraction, got {type(layer).__name__}"
-        )
-    if any(name.startswith("multihead_attn.") for name in state_dict):
-        return "video_relation.cross_relation.", "video_decoder.decoder.layers.0."
-    return "video_relation.internal_relation.layers.0.", "audio_encoder.encoder.layers.0."
-
-
-def _rename(name: str) -> str:
-    for pattern, replacement in THEIRS.items():
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _take(name: str, value: Tensor) -> Tensor:

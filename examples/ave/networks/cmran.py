@@ -1,19 +1,20 @@
-"""CMRAN: the cross-modal relation-aware network for audio-visual event localization, with its losses and decisions.
+"""CMRAN: the cross-modal relation-aware network for audio-visual event localization.
 
 Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ave import Setting
-from ave.networks.pretrained import Pretrained
+from ave.networks.localizer import Recipe
+from ave.networks.padded import max_over_time
+from ave.networks.two_scores import Logits, TwoScores
 from ave.networks.variants import (
     Guidance,
     Interaction,
@@ -24,26 +25,12 @@ from ave.networks.variants import (
 )
 from crossmodal_attn.dropout import ReLUDropout
 
-__all__ = ["CMRAN", "Logits", "localize", "supervised_loss", "video_scores", "weak_loss"]
+__all__ = ["CMRAN", "Senses"]
 
 Senses = Literal["both", "sight", "hearing"]
 
 
-class Logits(NamedTuple):
-    """The logits of a batch of videos."""
-
-    event: Tensor
-    """(B, T): whether the segment shows an event that is both seen and heard."""
-    category: Tensor
-    """(B, K) supervised, (B, K + 1) weak, background last: which event the video shows."""
-
-
-# Named, so that torch.export.save and AOTInductor can write what returns it; import this module before loading.
-if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
-    _register(Logits, serialized_type_name="ave.Logits")
-
-
-class CMRAN(Pretrained):
+class CMRAN(TwoScores):
     """The whole network of Xu et al., ACM MM 2020, with the behavior of the authors' code where the paper is silent.
 
     ``save_pretrained`` writes it with its arguments to a directory, ``from_pretrained`` reads it from there or from the
@@ -83,6 +70,11 @@ class CMRAN(Pretrained):
         3
     """
 
+    recipes: ClassVar[Mapping[Setting, Recipe]] = {
+        "supervised": Recipe(epochs=200, batch_size=32, lr=5e-4, milestones=(10, 20, 30), clip_norm=0.1),
+        "weak": Recipe(epochs=200, batch_size=32, lr=5e-4, milestones=(5, 20, 40), clip_norm=0.5),
+    }
+
     def __init__(
         self,
         setting: Setting = "supervised",
@@ -103,20 +95,12 @@ class CMRAN(Pretrained):
         interaction: Interaction = "av",
         own_projections: bool = False,
     ) -> None:
-        super().__init__()
-        if setting not in ("supervised", "weak"):
-            raise ValueError(f'setting must be "supervised" or "weak", got {setting!r}')
+        super().__init__(
+            setting, video_dim=video_dim, audio_dim=audio_dim, num_categories=num_categories, categories=categories
+        )
         if senses not in ("both", "sight", "hearing"):
             raise ValueError(f'senses must be "both", "sight" or "hearing", got {senses!r}')
-        if num_categories is None:
-            num_categories = 28 if categories is None else len(categories)
-        if not isinstance(num_categories, int) or num_categories < 1:
-            raise ValueError(f"num_categories must be an int of at least 1, got {num_categories!r}")
-        if categories is not None:
-            _check_categories(categories, num_categories)
-        self.setting, self.senses = setting, senses
-        self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories
-        self.categories = None if categories is None else tuple(categories)
+        self.senses = senses
         self.variant: dict[str, str | bool] = {
             "relation": relation,
             "guidance": guidance,
@@ -132,7 +116,7 @@ class CMRAN(Pretrained):
         self.audio_relation = make_relation(relation, audio_dim, video_dim, *widths, own_projections=own_projections)
         self.interaction = make_interaction(interaction, embed_dim, 2 if weak else num_heads, dropout)
         self.event_head = nn.Linear(embed_dim, 1)
-        self.category_head = nn.Linear(embed_dim, num_categories + weak)
+        self.category_head = nn.Linear(embed_dim, self.num_categories + weak)
 
     def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Logits:
         """Localize the event of each video.
@@ -164,140 +148,4 @@ class CMRAN(Pretrained):
         related_audio = self.audio_relation(audio, video, **masks)
         fused = self.interaction(related_video, related_audio, padding_mask=padding_mask)  # Eq. 9
         event_logits = self.event_head(fused).squeeze(-1)
-        return Logits(event_logits, self.category_head(_pool(fused, padding_mask)))
-
-    def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
-        """Check what the layers inside would report under other names, or only after some work."""
-        # A wrapped or quantized projection may hold no floating-point weight to compare with.
-        weight = getattr(self.video_proj, "weight", None)
-        dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else None
-        for name, features in (("video", video), ("audio", audio)):
-            if not isinstance(features, Tensor):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
-            if dtype not in (None, features.dtype) and not torch.is_autocast_enabled(features.device.type):
-                raise TypeError(f"{name} must have the dtype of the weights, {dtype}, got {features.dtype}")
-        if video.dim() != 5 or video.shape[-1] != self.video_dim or 0 in video.shape[1:]:
-            raise ValueError(
-                f"video must have shape (batch, time, height, width, {self.video_dim}), none of them empty but the "
-                f"batch, got {tuple(video.shape)}"
-            )
-        if audio.dim() != 3 or audio.shape[:2] != video.shape[:2]:
-            raise ValueError(
-                f"audio must have shape (batch, time, channels) and the batch and time of video, "
-                f"{tuple(video.shape[:2])}, got {tuple(audio.shape)}"
-            )
-        if audio.shape[-1] != self.audio_dim:
-            raise ValueError(
-                f"audio has {audio.shape[-1]} channels in its last dimension, but this CMRAN was built with "
-                f"audio_dim={self.audio_dim}"
-            )
-        if padding_mask is not None and (padding_mask.dtype != torch.bool or padding_mask.shape != audio.shape[:2]):
-            raise ValueError(
-                f"padding_mask must be bool, of the batch and time of video, {tuple(audio.shape[:2])}, "
-                f"got {padding_mask.dtype} {tuple(padding_mask.shape)}"
-            )
-
-
-def _check_categories(categories: Sequence[str], num_categories: int) -> None:
-    """Check that they are distinct names, in a list or tuple, which JSON can hold."""
-    if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
-        raise TypeError(f"categories must be a list or tuple of str, got {categories!r}")
-    if len(categories) != num_categories or len(set(categories)) != num_categories:
-        raise ValueError(
-            f"categories must be {num_categories} different names, as num_categories says, got {len(categories)}, "
-            f"{len(set(categories))} of them different"
-        )
-
-
-def _pool(fused: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Take the maximum over time without padding; zero for a video that is all padding."""
-    if padding_mask is None:
-        return fused.amax(1)
-    pooled = fused.masked_fill(padding_mask.unsqueeze(-1), -torch.inf).amax(1)
-    return pooled.masked_fill(padding_mask.all(1, keepdim=True), 0)
-
-
-def localize(logits: Logits, *, background: int = 28) -> Tensor:
-    """Decide every segment: the video's best category where the event score is at least 0.5, else background.
-
-    Args:
-        logits: the logits of either setting.
-        background: the index of background, which is the number of categories.
-
-    Returns:
-        Tensor: int64 (B, T), in 0 ... background.
-    """
-    category = logits.category.argmax(-1, keepdim=True)
-    return torch.where(logits.event >= 0, category, background)
-
-
-def supervised_loss(
-    logits: Logits,
-    labels: Tensor,
-    *,
-    padding_mask: Tensor | None = None,
-    eventless_category: int | None = 0,
-) -> Tensor:
-    """Return the binary cross-entropy of the event per segment, plus the cross-entropy of the category per video.
-
-    The category of a video is the highest foreground index in its labels, as in the authors' code. A segment without a
-    label, and a video without a labeled segment, weigh nothing.
-
-    Args:
-        logits: of the supervised setting.
-        labels: one-hot (B, T, K + 1), background last; all zero where a segment has no label.
-        padding_mask: bool (B, T), True = padding, whose labels are ignored.
-        eventless_category: what a video that is all background counts as: category 0 in the authors' code; with None it
-            weighs nothing in the cross-entropy of the category.
-
-    Raises:
-        ValueError: if ``labels`` has another shape.
-    """
-    _check_labels("labels", labels, (*logits.event.shape, logits.category.shape[-1] + 1))
-    if padding_mask is not None:
-        labels = labels.masked_fill(padding_mask.unsqueeze(-1), 0)
-    labeled = labels.any(-1)
-    event, category = labels[..., :-1].max(-1)
-    dtype = logits.event.dtype
-    event_loss = F.binary_cross_entropy_with_logits(logits.event, event.to(dtype), labeled.to(dtype))
-    count = labeled.sum(dtype=torch.promote_types(dtype, torch.float32)).clamp(min=1)
-    event_loss = event_loss * (labeled.numel() / count)  # the mean over labeled segments
-    silent = -1 if eventless_category is None else eventless_category
-    video_category = torch.where(event.any(1), category.amax(1), silent).masked_fill(~labeled.any(1), -1)
-    category_loss = F.cross_entropy(logits.category, video_category, ignore_index=-1, reduction="sum")
-    return event_loss + category_loss / (video_category >= 0).sum().clamp(min=1)
-
-
-def video_scores(logits: Logits, *, padding_mask: Tensor | None = None) -> Tensor:
-    """Return video-level scores of the weak setting: event score times category logits, max over time, softmax.
-
-    Args:
-        logits: of the weak setting.
-        padding_mask: bool (B, T), True = padding, left out of the maximum.
-
-    Returns:
-        Tensor: (B, K + 1), each row sums to one.
-    """
-    segments = logits.event.sigmoid().unsqueeze(-1) * logits.category.unsqueeze(1)
-    return _pool(segments, padding_mask).softmax(-1)
-
-
-def weak_loss(logits: Logits, video_labels: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-    """Return the multi-label soft margin loss of the video scores against the video-level label.
-
-    Args:
-        logits: of the weak setting.
-        video_labels: (B, K + 1), background last; each row sums to one.
-        padding_mask: bool (B, T), True = padding.
-
-    Raises:
-        ValueError: if ``video_labels`` has another shape.
-    """
-    _check_labels("video_labels", video_labels, tuple(logits.category.shape))
-    scores = video_scores(logits, padding_mask=padding_mask)
-    return F.multilabel_soft_margin_loss(scores, video_labels.to(scores.dtype))
-
-
-def _check_labels(name: str, labels: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, background last, got {tuple(labels.shape)}")
+        return Logits(event_logits, self.category_head(max_over_time(fused, padding_mask)))

@@ -6,7 +6,6 @@ A saved network is ``config.json``, its arguments; ``model.safetensors``, its we
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from typing_extensions import Self
 from ave.reading import expecting, load_json
 from ave.results.files import writing
 
-__all__ = ["Pretrained", "find_checkpoint"]
+__all__ = ["Pretrained", "find_saved", "read_config"]
 
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
@@ -54,20 +53,21 @@ class Pretrained(
         directory = Path(model_id)
         if not directory.is_dir():
             directory = Path(snapshot_download(model_id, allow_patterns=list(FILES), **hub))
-        return cls._read(model_id, directory, options, strict=strict)
+        return cls.read(model_id, directory, strict=strict, **options)
 
     @classmethod
-    def _read(cls, name: str, directory: Path, options: Mapping[str, Any], *, strict: bool = True) -> Self:
-        """Build the network of a directory; ``options`` overrule its config."""
-        for file in FILES:
-            if not (directory / file).is_file():
-                raise FileNotFoundError(
-                    f"{name} must hold {' and '.join(FILES)}, as save_pretrained writes them, got no {file}; pickled "
-                    f"weights, such as pytorch_model.bin, are never read"
-                )
+    def read(cls, name: str, directory: Path, *, strict: bool = True, **options: Any) -> Self:
+        """Build the network of a directory, in evaluation mode; ``options`` overrule its config.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if one is damaged, or of another network.
+        """
+        arguments = {**read_config(name, directory), **options}
         config, weights = (directory / file for file in FILES)
-        with expecting(f"{config} must hold a JSON object"):
-            arguments = {**load_json(config), **options}
+        kind = arguments.pop("network", cls.__name__)
+        if kind != cls.__name__:
+            raise ValueError(f"{config} must be of a {cls.__name__}, got one of a {kind}")
         if unknown := sorted(arguments.keys() - set(cls._hub_mixin_init_parameters)):
             came = _line(", ".join(unknown))
             raise ValueError(f"{config} must hold the arguments of the network, got unknown ones: {came}")
@@ -90,32 +90,12 @@ class Pretrained(
         return model.eval()
 
     @classmethod
-    def load(cls, checkpoint: str) -> Self:
-        """Load the network of ``--checkpoint``, in evaluation mode and on the CPU.
-
-        Args:
-            checkpoint: a directory that ``save_pretrained`` wrote; the directory of a training, or of one of its
-                seeds; or "hf:owner/name", which is on the Hugging Face Hub.
-
-        Raises:
-            OSError: if there is no such network, or the Hub cannot be reached.
-            ValueError: if a training left several networks, or a file is damaged.
-        """
-        expected = f"a directory that save_pretrained wrote, or {HUB}owner/name on the Hugging Face Hub"
-        if not checkpoint.startswith(HUB):
-            name = find_checkpoint(checkpoint)
-            if not Path(name).is_dir():  # a misspelled directory is never asked for on the network
-                raise FileNotFoundError(f"--checkpoint must be {expected}, got {name}, which is no directory")
-            return cls._read(name, Path(name), {})
-        name = checkpoint.removeprefix(HUB)
-        if Path(name).is_dir() or name.count("/") != 1:
-            raise ValueError(f"--checkpoint must be {expected}, got {checkpoint}")
-        try:
-            return cls.from_pretrained(name)
-        except Exception as error:  # the errors of the Hub have no common base class in all versions
-            if type(error) is ValueError:  # of damage, in what was downloaded
-                raise
-            raise OSError(f"{checkpoint} must be on the Hugging Face Hub, got: {_line(error)}") from error
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a network from a directory or the Hub; options and errors are those of the mixin of huggingface_hub."""
+        config = Path(pretrained_model_name_or_path) / CONFIG_NAME
+        if config.exists() and not config.is_file():  # the mixin would wait for a pipe without end
+            raise ValueError(f"{config} must be a regular file, got something else")
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         with writing(save_directory / SAFETENSORS_SINGLE_FILE) as temporary:
@@ -126,20 +106,55 @@ class Pretrained(
         return super().generate_model_card(*args, model=self, **kwargs)
 
 
-def find_checkpoint(checkpoint: str) -> str:
-    """Return the directory of the one network that a training left, or else ``checkpoint`` itself.
+def read_config(name: str, directory: Path) -> dict[str, Any]:
+    """Read the arguments of the network in a directory, whose files must be there."""
+    for file in FILES:
+        if not (directory / file).is_file():
+            raise FileNotFoundError(
+                f"{name} must hold {' and '.join(FILES)}, as save_pretrained writes them, got no {file}; pickled "
+                f"weights, such as pytorch_model.bin, are never read"
+            )
+    config = directory / CONFIG_NAME
+    with expecting(f"{config} must hold a JSON object"):
+        return {**load_json(config)}
+
+
+def find_saved(checkpoint: str) -> tuple[str, Path]:
+    """Find the network of ``--checkpoint``, and download it if it is on the Hub.
+
+    Args:
+        checkpoint: a directory that ``save_pretrained`` wrote; the directory of a training, or of one of its seeds; or
+            "hf:owner/name", which is on the Hugging Face Hub.
+
+    Returns:
+        tuple: its name, and the directory that it is in.
 
     Raises:
-        ValueError: if it is a file, or the training left several networks.
+        OSError: if there is no such network, or the Hub cannot be reached.
+        ValueError: if it is a file, or a training left several networks.
     """
-    path = Path(checkpoint)
-    if path.is_file():
-        raise ValueError(f"--checkpoint must be a directory, got the file {path}; --official reads the authors' files")
-    found = sorted(map(str, [*path.glob("model"), *path.glob("seed-*/model")]))
-    if len(found) > 1:
-        came = f"got {path}, which holds several: name one of {', '.join(found)}"
-        raise ValueError(f"--checkpoint must be one network, {came}")
-    return found[0] if found else checkpoint
+    expected = f"a directory that save_pretrained wrote, or {HUB}owner/name on the Hugging Face Hub"
+    path, name = Path(checkpoint), checkpoint.removeprefix(HUB)
+    if not checkpoint.startswith(HUB):
+        if path.is_file():
+            raise ValueError(
+                f"--checkpoint must be a directory, got the file {path}; --official reads the authors' files"
+            )
+        found = sorted([*path.glob("model"), *path.glob("seed-*/model")]) or [path]
+        if len(found) > 1:
+            several = ", ".join(map(str, found))
+            raise ValueError(
+                f"--checkpoint must be one network, got {path}, which holds several: name one of {several}"
+            )
+        if not found[0].is_dir():  # a misspelled directory is never asked for on the network
+            raise FileNotFoundError(f"--checkpoint must be {expected}, got {path}, which is no directory")
+        return str(found[0]), found[0]
+    if Path(name).is_dir() or name.count("/") != 1:
+        raise ValueError(f"--checkpoint must be {expected}, got {checkpoint}")
+    try:
+        return name, Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # the errors of the Hub have no common base class in all versions
+        raise OSError(f"{checkpoint} must be on the Hugging Face Hub, got: {_line(error)}") from error
 
 
 def _line(error: object) -> str:

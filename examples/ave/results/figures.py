@@ -61,11 +61,7 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
     """Draw the loss, and the accuracy on val and test, epoch by epoch.
 
     Every run is a thin line, with a dot at the epoch chosen on val. A bold line is the mean of several runs, over the
-    epochs that all of them have. A caption names the runs that still climb at their last epoch.
-
-    Args:
-        histories: the epochs of each run, by its seed; at least one run of one epoch.
-        title: the figure's title.
+    epochs that all of them have. A caption names the seeds of the runs that still climb at their last epoch.
     """
     runs = list(histories.values())
     validated = all(epoch.val_accuracy is not None for epoch in chain(*runs))
@@ -113,12 +109,9 @@ def _draw_curves(axes: Axes, runs: Sequence[Sequence[Epoch]], name: str, color: 
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], categories: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix of seconds: rows are true, each sums to one; columns are predicted.
+    """Draw a confusion matrix, K + 1 rows of K + 1 counts of seconds, background last.
 
-    Args:
-        confusion: counts, K + 1 rows of K + 1, background last.
-        categories: the K names.
-        title: the figure's title.
+    Rows are true, columns are predicted; the color is the share of the row.
     """
     names, counts = _label_names(categories), np.array(confusion)
     totals = counts.sum(1, keepdims=True)
@@ -161,9 +154,9 @@ def draw_timelines(
         prediction: int64 (B, T), or one (T,) for each video if their lengths differ; background is the last label.
         event_score: in [0, 1], likewise.
         categories: the names; background follows them.
-        title: the figure's title.
+        title: stands above all.
         truth: the true labels, likewise.
-        names: what to write above each of the videos.
+        names: stand above each of the videos.
     """
     row_height = 0.9 + (0 if truth is None else 0.45) + (0 if names is None else 0.25)
     layout = ConstrainedLayoutEngine(hspace=0.12)  # space between videos
@@ -194,13 +187,8 @@ def draw_attention(
 ) -> Figure:
     """Draw the spatial attention of AGSCA in every second of a video, and the relations of its segments.
 
-    Args:
-        outcomes: of the split; what it lacks of the two is left out.
-        video: the video to show.
-        categories: the names; background follows them.
-        title: the figure's title.
-        object_cells: bool (T, H, W), the true cells, if they are known; outlined in the seconds of an event.
-        decoy_cells: likewise those of an object that does not count; crossed.
+    A network that lacks one of them has only the other. The cells of the true object, bool (T, H, W), are outlined in
+    the seconds of an event, and those of an object that does not count are crossed.
     """
     length = int(outcomes.lengths[video])
     truth = outcomes.truth[video, :length]
@@ -247,13 +235,11 @@ def _draw_maps(
 
 def _outline(axes: Axes, cells: np.ndarray) -> None:
     """Draw the border of a set of cells: every side that has no cell beyond it."""
-    padded = np.pad(cells, 1)
-    for row, column in np.argwhere(cells):
-        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            if not padded[row + 1 + down, column + 1 + right]:
-                x, y = column + right / 2, row + down / 2
-                across = [x - down / 2, x + down / 2], [y - right / 2, y + right / 2]
-                axes.plot(*across, color="cyan", linewidth=2)
+    padded = np.pad(cells, 1).astype(int)  # cell (0, 0), which lies between -0.5 and 0.5, is at (1, 1)
+    for row, column in np.argwhere(np.diff(padded, axis=0)):
+        axes.plot([column - 1.5, column - 0.5], [row - 0.5, row - 0.5], color="cyan", linewidth=2)
+    for row, column in np.argwhere(np.diff(padded, axis=1)):
+        axes.plot([column - 0.5, column - 0.5], [row - 1.5, row - 0.5], color="cyan", linewidth=2)
 
 
 def _draw_relations(figure: SubFigure, relations: Tensor, event: Tensor) -> None:
@@ -275,19 +261,9 @@ def _draw_relations(figure: SubFigure, relations: Tensor, event: Tensor) -> None
 def choose_videos(
     labels: Sequence[Tensor], background: int, count: int, wrong: Sequence[bool] | None = None, seed: int = 0
 ) -> list[int]:
-    """Choose videos at random, of as many categories as there are.
+    """Choose up to ``count`` videos at random by their labels, int64 (T,), of as many categories as there are.
 
-    If there is any, the first has an event and background, and one is among those that went wrong.
-
-    Args:
-        labels: of every video, int64 (T,).
-        background: their last label.
-        count: how many videos to choose; all, if there are no more.
-        wrong: whether the prediction of each has an error.
-        seed: decides the choice.
-
-    Returns:
-        list: the chosen videos.
+    If there is any, the first has an event and background, and one is among those whose prediction went wrong.
 
     Examples:
         >>> labels = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 3, 3], [1, 1, 1], [2, 2, 2], [3, 3, 3]])
@@ -329,16 +305,13 @@ def draw_examples(outcomes: Outcomes, data: AVEData, split: Split, title: str) -
     shown = [candidates[place] for place in places]
     rows = data.splits[split][shown].tolist()
     names = [name_video(data.names, row) for row in rows]
-    shown_prediction, shown_score, shown_truth = (
-        [values[row] for row in shown] for values in (prediction, event_score, truth)
-    )
     figures = {
         "timelines.png": draw_timelines(
-            shown_prediction,
-            shown_score,
+            [prediction[row] for row in shown],
+            [event_score[row] for row in shown],
             data.categories,
             title,
-            truth=shown_truth if labeled else None,
+            truth=[truth[row] for row in shown] if labeled else None,
             names=names,
         )
     }

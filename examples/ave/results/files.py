@@ -167,7 +167,7 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def _expecting(directory: Path) -> Iterator[None]:
-    """Say of a file that is not found in a directory that the directory is gone, if it is."""
+    """Name the directory that is gone, if that is why a file is not found."""
     try:
         yield
     except FileNotFoundError as error:
@@ -251,7 +251,7 @@ def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Sp
             rows=np.array(rows),
             labels=outcomes.truth.numpy(),
             predictions=outcomes.prediction.numpy(),
-            event_logits=outcomes.event_logits.numpy(),
-            category_logits=outcomes.category_logits.numpy(),
+            allow_pickle=False,
+            **{name: logits.numpy() for name, logits in outcomes.logits.items()},
             categories=np.array(data.categories),
         )

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ave.data.batches import Batch, Loader
 from ave.data.dataset import AVEData, Split
-from ave.networks.cmran import CMRAN, localize
+from ave.networks.localizer import Localizer
 from crossmodal_attn import AGSCA, CMRA, record_attention
 
 __all__ = ["METRICS", "Epoch", "Outcomes", "background_accuracy", "best_test", "chosen", "measure", "observe"]
@@ -77,25 +77,21 @@ class Outcomes:
     """int64 (B, T), -1 for a second without a label, or in padding."""
     prediction: Tensor
     """int64 (B, T)"""
-    event_logits: Tensor
-    """(B, T)"""
-    category_logits: Tensor
-    """(B, K), or weak (B, K + 1), background last."""
+    event_score: Tensor
+    """(B, T), in [0, 1]: the probability of an event."""
     lengths: Tensor
     """int64 (B,): the seconds of each video; what follows is padding."""
     spatial_map: Tensor | None = None
     """AGSCA's attention over space (B, T, H, W); None in a network without it."""
     relations: Tensor | None = None
     """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T); None likewise."""
-
-    @property
-    def event_score(self) -> Tensor:
-        """The probability of an event, (B, T), in [0, 1]."""
-        return self.event_logits.sigmoid()
+    logits: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the network returned, by name: ``event_logits`` (B, T) and ``category_logits`` (B, K), or weak (B, K + 1);
+    or ``segment_logits`` (B, T, K + 1)."""
 
 
 @torch.no_grad()
-def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
+def segment_accuracy(model: Localizer, batches: Iterable[Batch]) -> float:
     """Return the paper's metric: the share of segments with the right label, background included.
 
     Segments without a label are left out. Each of several processes brings its own videos; their counts are added up.
@@ -103,7 +99,7 @@ def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
     for video, audio, labels, _, mask in batches:
-        prediction = localize(model(video, audio, padding_mask=mask), background=model.num_categories)
+        prediction = model.decide(model(video, audio, padding_mask=mask)).labels
         labeled = labels.any(-1)
         counts += torch.stack([((prediction == labels.argmax(-1)) & labeled).sum(), labeled.sum()])
     correct, total = reduce(counts, "sum").tolist()
@@ -111,13 +107,8 @@ def segment_accuracy(model: CMRAN, batches: Iterable[Batch]) -> float:
 
 
 @torch.no_grad()
-def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes:
-    """Run a network over a split and keep decisions and attention; every process returns those of all videos.
-
-    Args:
-        model: the network, on the accelerator's device.
-        batches: this process's videos, as :func:`ave.data.batches.evaluation_loader` returns them.
-        accelerator: joins the processes.
+def observe(model: Localizer, batches: Loader, accelerator: Accelerator) -> Outcomes:
+    """Run a network over the videos of this process, and return the outcomes of all videos of all processes.
 
     Raises:
         FloatingPointError: if a score is not finite.
@@ -129,12 +120,13 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
         for video, audio, labels, _, mask in batches:
             logits = model(video, audio, padding_mask=mask)
             padding = torch.zeros_like(labels[..., 0], dtype=torch.bool) if mask is None else mask
+            decision = model.decide(logits)
             part = {
                 "truth": labels.argmax(-1).masked_fill(~labels.any(-1), -1),
-                "prediction": localize(logits, background=model.num_categories),
-                "event_logits": logits.event.float(),
-                "category_logits": logits.category.float(),
+                "prediction": decision.labels,
+                "event_score": decision.event_score.float(),
                 "lengths": (~padding).sum(1),
+                **{name: logit.float() for name, logit in model.name_logits(logits).items()},
             }
             if (spatial_map := maps.get("spatial_channel_attention.spatial_map")) is not None:
                 part["spatial_map"] = spatial_map.float()
@@ -142,8 +134,10 @@ def observe(model: CMRAN, batches: Loader, accelerator: Accelerator) -> Outcomes
                 part["relations"] = relations.float().mean(1)
             parts.append(part)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    outcomes = Outcomes(**{name: _gather(own, len(batches.videos), accelerator) for name, own in joined.items()})
-    if not all(logits.isfinite().all() for logits in (outcomes.event_logits, outcomes.category_logits)):
+    gathered = {name: _gather(own, len(batches.videos), accelerator) for name, own in joined.items()}
+    named = {name: gathered.pop(name) for name in joined if name.endswith("_logits")}
+    outcomes = Outcomes(**gathered, logits=named)
+    if not all(logits.isfinite().all() for logits in named.values()):
         raise FloatingPointError(
             "the scores are not finite: see with `check` whether the features are, or try --precision fp32"
         )
@@ -191,18 +185,10 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         seen: bool (B,), the videos whose YouTube id is in train, too, if that is known.
 
     Returns:
-        Values that JSON can hold. All shares are in [0, 1], or None if their denominator is zero:
-
-        - ``videos``, ``segments``: B, and the seconds that have a label.
-        - ``accuracy``: the paper's metric, the share of seconds with the right label, background included.
-        - ``event_precision``, ``event_recall``, ``event_f1``: of event against background by second, whatever the
-          category. With n seconds that have an event in truth and prediction, p in the prediction and t in the truth:
-          n / p, n / t and 2 n / (p + t).
-        - ``seen_videos``, ``accuracy_without_seen``: the number of videos in ``seen``, and the accuracy on the others;
-          None without ``seen``.
-        - ``category_accuracy``: by name, the share of a category's true seconds that are predicted as such, background
-          last.
-        - ``confusion``: K + 1 lists of K + 1 counts of seconds; rows are true, columns are predicted.
+        Values that JSON can hold. ``accuracy`` is the paper's metric, the share of seconds with the right label,
+        background included; ``event_precision``, ``event_recall`` and ``event_f1`` are of event against background,
+        whatever the category. The rows of ``confusion`` are true, its columns predicted. All shares are in [0, 1], or
+        None if their denominator is zero.
 
     Raises:
         ValueError: if the shapes differ.
@@ -244,31 +230,22 @@ def _share(part: Tensor, whole: Tensor) -> float | None:
 
 
 def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
-    """Find the videos of a split whose YouTube id is also in train; a few ids of AVE name several videos.
+    """Tell which videos of a split have a YouTube id that is also in train: bool (B,), or None if there are no ids.
 
-    Returns:
-        bool (B,), in the order of the split, or None if the dataset has no names.
+    A few ids of AVE name several videos.
     """
-    if data.names is None:
+    if (names := data.names) is None:
         return None
-    names = data.names
     trained = {names[row] for row in data.splits["train"].tolist()}
     return torch.tensor([names[row] in trained for row in data.splits[split].tolist()], dtype=torch.bool)
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and standard deviation over runs that differ in their seed.
+    """Return mean and standard deviation over runs, at least one, that differ in their seed.
 
-    Args:
-        runs: the metrics of each, with ``category_accuracy`` and ``confusion``; at least one.
-
-    Returns:
-        Values that JSON can hold:
-
-        - for every number that all runs have but ``seed``, ``{"mean": ..., "std": ...}``; ``std`` is that of a sample
-          (n - 1 in the denominator), None for a single run. If the number is None in any run, both are None.
-        - ``category_accuracy``: the same for every category.
-        - ``confusion``: the sum.
+    Every number that all runs have but ``seed``, and every share of ``category_accuracy``, becomes ``{"mean": ...,
+    "std": ...}``: ``std`` is that of a sample (n - 1 in the denominator), None for a single run. If the number is None
+    in any run, both are None. ``confusion`` is the sum.
     """
     numbers = (int, float, type(None))  # but not bool, which is a subclass of int
     summary: dict[str, Any] = {

@@ -9,7 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ave.data.dataset import SPLITS
-from ave.data.release import ANNOTATIONS, CATEGORIES, FILES, Found
+from ave.data.layout import ANNOTATIONS, CATEGORIES, FILES
+from ave.data.release import Found
 from ave.printing import printable
 from ave.results.metrics import METRICS
 
@@ -58,7 +59,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def files_table(found: Found) -> str:
     """List the files of a dataset, with a line below for every problem and every remark."""
-    splits = found.splits()
+    splits = found.splits
     wrong = {problem.file: problem.verdict for problem in found.problems}
     rows = []
     for file in FILES:
@@ -100,13 +101,7 @@ def files_table(found: Found) -> str:
 
 
 def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
-    """Format the metrics of one run, or of several that differ in their seed.
-
-    Args:
-        title: stands above the table.
-        runs: the metrics of each, those of METRICS that are known, and the seed if there are several.
-        summary: of these runs, as :func:`ave.results.metrics.summarize` returns it.
-    """
+    """Format the metrics of one run, or of several with their seeds, and their summary; those of METRICS are shown."""
     several, few = len(runs) > 1, len(runs) <= MOST_COLUMNS
     rows = []
     for label, name, unit in _lines(runs[0]):
@@ -135,11 +130,7 @@ def _lines(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def category_table(summary: Mapping[str, Any]) -> str:
-    """Format the accuracy of every category, in the order of the labels, in two blocks side by side.
-
-    Args:
-        summary: as :func:`ave.results.metrics.summarize` returns it.
-    """
+    """Format the accuracy of every category in a summary, in the order of the labels, in two blocks side by side."""
     shares = summary["category_accuracy"].items()
     rows = [(printable(name, LONGEST_NAME), _show(share, "%")) for name, share in shares]
     half = -(-len(rows) // 2)

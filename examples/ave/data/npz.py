@@ -1,0 +1,107 @@
+"""Features of videos in an .npz, which memory must hold as a whole.
+
+Axes: N videos, T segments of a second, H x W positions, C visual channels, A audio channels.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from ave.data.dataset import AVEData
+from ave.reading import check_regular, expecting
+
+__all__ = ["read_npz"]
+
+ARRAYS = ("visual", "audio", "names", "lengths")
+MEMORY_SHARE = 0.6
+"""The share of the free memory that the arrays may take."""
+
+
+def read_npz(path: Path) -> AVEData:
+    """Read an .npz into a dataset without labels and splits.
+
+    Args:
+        path: of an .npz with numbers ``visual``, (N, T, H, W, C) or (N, T, C), and ``audio``, (N, T, A), or both
+            without their first axis for one video; and, if wanted, text ``names``, (N,), and integers ``lengths``,
+            (N,), from 1 to T.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged or too large, or its arrays are not these.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--data must be a directory or an .npz, got {path}, which is not there")
+    check_regular(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"--data must be a directory or an .npz, got {path}, which is neither, or is cut off")
+    with expecting(f"{path} must be an undamaged .npz without Python objects"):
+        needed = sum(_declared_bytes(path, name) for name in ARRAYS)
+    if needed > (free := MEMORY_SHARE * psutil.virtual_memory().available):
+        came = f"{needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB may be used"
+        raise ValueError(f"{path} must fit into memory, got {came}: give a directory, which is read by rows")
+    with expecting(f"{path} must be an undamaged .npz without Python objects"), np.load(path) as file:
+        arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
+    for name, kinds, content in (
+        ("visual", "fiu", "numbers"),
+        ("audio", "fiu", "numbers"),
+        ("names", "U", "text"),
+        ("lengths", "iu", "integers"),
+    ):
+        dtype = arrays[name].dtype if name in arrays else None
+        if (name in ("visual", "audio")) if dtype is None else (dtype.kind not in kinds):
+            raise ValueError(f"{path} must hold {content} in an array called {name}, got {dtype or 'none'}")
+
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
+        visual, audio = (torch.from_numpy(arrays[name].astype(np.float32, copy=False)) for name in ("visual", "audio"))
+    if visual.dim() in (2, 4) and audio.dim() == 2:
+        visual, audio = visual[None], audio[None]
+    if visual.dim() == 3 and audio.dim() == 3:
+        visual = visual[:, :, None, None]
+    for name, array, axes in (
+        ("visual", visual, "(videos, seconds, height, width, channels)"),
+        ("audio", audio, "(videos, seconds, channels)"),
+    ):
+        if array.dim() != axes.count(",") + 1 or 0 in array.shape:
+            raise ValueError(f"{name} features must have shape {axes}, none of them 0, got {tuple(array.shape)}")
+    if visual.shape[:2] != audio.shape[:2]:
+        came = f"got shapes {tuple(visual.shape)} and {tuple(audio.shape)}"
+        raise ValueError(f"visual and audio features must be of the same videos and seconds, {came}")
+    videos, seconds = audio.shape[:2]
+    names, lengths = (arrays[name].reshape(-1) if name in arrays else None for name in ("names", "lengths"))
+    if names is not None and len(names) != videos:
+        raise ValueError(f"names must be as many as the {videos} videos, got {len(names)}")
+    if lengths is not None and (len(lengths) != videos or lengths.min() < 1 or lengths.max() > seconds):
+        raise ValueError(f"lengths must be {videos} numbers from 1 to {seconds}, got {str(lengths.tolist())[:60]}")
+    return AVEData(
+        visual,
+        audio,
+        labels=torch.zeros(videos, seconds, 0),
+        splits={},
+        categories=(),
+        names=None if names is None else tuple(map(str, names)),
+        lengths=None if lengths is None else torch.from_numpy(lengths.astype(np.int64)),
+    )
+
+
+def _declared_bytes(path: Path, name: str) -> int:
+    """Return the bytes of an array by its header, which its member of the archive must have."""
+    with zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            return 0
+        with archive.open(f"{name}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            first = version == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            declared, there = prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size - stream.tell()
+    if dtype.hasobject:  # refused when it is read
+        return 0
+    if declared > there or min(shape, default=0) < 0:
+        raise ValueError(f"{name} of shape {shape} and dtype {dtype}, in {there} bytes")
+    return declared

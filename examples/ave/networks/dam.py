@@ -1,0 +1,140 @@
+"""DAM: Wu et al., "Dual Attention Matching for Audio-Visual Event Localization", ICCV 2019, supervised.
+
+Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ave import Setting
+from ave.networks.agva import AGVA
+from ave.networks.localizer import Recipe
+from ave.networks.padded import mean_over_time
+from ave.networks.two_scores import Logits, TwoScores
+from crossmodal_attn import CMRA, zero_padding
+
+__all__ = ["DAM", "matching_logit"]
+
+
+def matching_logit(first: Tensor, second: Tensor) -> Tensor:
+    r"""Return the logit of :math:`\tfrac12 (\sigma(x) + \sigma(y))`, without rounding to 0 or 1 on the way.
+
+    Args:
+        first: x, of any shape.
+        second: y, of the same shape.
+
+    Examples:
+        >>> matching_logit(torch.tensor(3.0), torch.tensor(-3.0))  # (0.953 + 0.047) / 2 is a half
+        tensor(0.)
+        >>> matching_logit(torch.tensor(-200.0), torch.tensor(-200.0))  # whose probability is 0 in float32
+        tensor(-200.)
+    """
+    present = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
+    return present - torch.logaddexp(F.logsigmoid(-first), F.logsigmoid(-second))
+
+
+class DAM(TwoScores):
+    r"""The network of Wu et al., ICCV 2019: each modality as a whole is matched with every segment of the other.
+
+    .. math::
+        p_t = \tfrac12 \left(\sigma(g_v \cdot l_{a,t}) + \sigma(g_a \cdot l_{v,t})\right), \qquad
+        \lambda L_\text{category} + (1 - \lambda) \operatorname{mean}_t \operatorname{BCE}(p_t, \text{event}_t)
+
+    From the paper: the local features l, of video after audio-guided attention; the global ones g, their self-attention
+    and its mean over time; the category, of both global features; the loss, with its best :math:`\lambda = 0.5`. The
+    event logits are those of p_t.
+
+    Readings, as there is no usable code: each modality is projected to D = 256; the self-attention has one head and
+    projections with biases, one for each modality; the inner products are divided by the root of D, without which
+    sigmoids of them are 0 or 1 from the start; two linear maps with a ReLU between them give the category; what a video
+    counts as is what it does for CMRAN; the training.
+
+    Args:
+        setting: "supervised", the only one that was published.
+        video_dim: C, channels of the visual features.
+        audio_dim: A, width of the audio features.
+        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
+        embed_dim: D.
+        attention_dim: hidden units of the audio-guided attention.
+        categories: the K names, which are saved with the network.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if one is out of range.
+
+    Examples:
+        >>> event_logits, category_logits = DAM()(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128))
+        >>> event_logits.shape, category_logits.shape
+        (torch.Size([2, 10]), torch.Size([2, 28]))
+    """
+
+    recipes: ClassVar[Mapping[Setting, Recipe]] = {"supervised": Recipe(epochs=200)}
+
+    def __init__(
+        self,
+        setting: Setting = "supervised",
+        *,
+        video_dim: int = 512,
+        audio_dim: int = 128,
+        num_categories: int | None = None,
+        embed_dim: int = 256,
+        attention_dim: int = 49,
+        categories: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(
+            setting, video_dim=video_dim, audio_dim=audio_dim, num_categories=num_categories, categories=categories
+        )
+        self.attention = AGVA(video_dim, audio_dim, attention_dim)
+        self.video_proj = nn.Linear(video_dim, embed_dim)
+        self.audio_proj = nn.Linear(audio_dim, embed_dim)
+        self.video_self_attention = CMRA(embed_dim, 1)
+        self.audio_self_attention = CMRA(embed_dim, 1)
+        self.category_head = nn.Sequential(
+            nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, self.num_categories)
+        )
+
+    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Logits:
+        """Localize the event of each video.
+
+        Args:
+            video: visual features (B, T, H, W, C).
+            audio: (B, T, A).
+            padding_mask: bool (B, T), True = padding.
+
+        Returns:
+            Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
+
+        Raises:
+            TypeError: if an argument has the wrong type or dtype.
+            ValueError: if an argument has the wrong shape.
+        """
+        self._check(video, audio, padding_mask)
+        video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
+        local_video = self.video_proj(self.attention(video, audio))
+        local_audio = self.audio_proj(audio)
+        related_video = self.video_self_attention(local_video, query_padding_mask=padding_mask)
+        related_audio = self.audio_self_attention(local_audio, query_padding_mask=padding_mask)
+        global_video = mean_over_time(related_video, padding_mask)
+        global_audio = mean_over_time(related_audio, padding_mask)
+        scale = local_video.shape[-1] ** -0.5
+        heard = (local_audio @ global_video.unsqueeze(-1)).squeeze(-1) * scale
+        seen = (local_video @ global_audio.unsqueeze(-1)).squeeze(-1) * scale
+        category_logits = self.category_head(torch.cat([global_audio, global_video], -1))
+        return Logits(matching_logit(heard, seen), category_logits)
+
+    def loss(
+        self,
+        logits: Logits,
+        target: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        eventless_category: int | None = 0,
+    ) -> Tensor:
+        """Return half the binary cross-entropy of the event, and half the cross-entropy of the category."""
+        return super().loss(logits, target, padding_mask=padding_mask, eventless_category=eventless_category) / 2

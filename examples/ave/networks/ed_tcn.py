@@ -1,0 +1,131 @@
+"""ED-TCN: Lea et al., "Temporal Convolutional Networks for Action Segmentation and Detection", CVPR 2017.
+
+Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ave import Setting
+from ave.networks.localizer import Recipe, SegmentClassifier
+from ave.networks.padded import lengths_of, order_valid_first, reorder
+from crossmodal_attn import zero_padding
+
+__all__ = ["EDTCN"]
+
+
+class EDTCN(SegmentClassifier):
+    """The encoder-decoder temporal convolutional network of Lea et al., CVPR 2017, over what is seen.
+
+    An encoder layer convolves, normalizes and halves the time; a decoder layer doubles it and convolves. As in the
+    authors' code, a video is lengthened to a multiple of what the layers halve it by, with segments of -1.
+
+    Readings, as it is not known how it was run on AVE: the input is the mean of the visual features over space; there
+    are two layers of each kind, and kernels of 5.
+
+    Args:
+        setting: "supervised", the only one that was published.
+        video_dim: C, channels of the visual features.
+        audio_dim: A, width of the audio features, which are not used.
+        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
+        channels: of the encoder's layers; the decoder has the same in reverse.
+        kernel_size: segments in a convolution.
+        dropout: of whole channels after each convolution.
+        categories: the K names, which are saved with the network.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if one is out of range.
+
+    Examples:
+        >>> EDTCN()(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128)).shape
+        torch.Size([2, 10, 29])
+    """
+
+    recipes: ClassVar[Mapping[Setting, Recipe]] = {
+        "supervised": Recipe(epochs=200, batch_size=8, optimizer=partial(torch.optim.RMSprop, alpha=0.9, eps=1e-8))
+    }
+
+    def __init__(
+        self,
+        setting: Setting = "supervised",
+        *,
+        video_dim: int = 512,
+        audio_dim: int = 128,
+        num_categories: int | None = None,
+        channels: Sequence[int] = (64, 96),
+        kernel_size: int = 5,
+        dropout: float = 0.3,
+        categories: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(
+            setting, video_dim=video_dim, audio_dim=audio_dim, num_categories=num_categories, categories=categories
+        )
+        self.dropout = dropout
+        widths = [video_dim, *channels]
+        self.encoder = _convolutions(widths, kernel_size)
+        self.decoder = _convolutions([channels[-1], *reversed(channels)], kernel_size)
+        self.head = nn.Linear(channels[0], self.num_categories + 1)
+        for layer in (*self.encoder, *self.decoder, self.head):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
+        """Classify every segment.
+
+        Args:
+            video: visual features (B, T, H, W, C).
+            audio: (B, T, A), not used.
+            padding_mask: bool (B, T), True = padding.
+
+        Returns:
+            Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
+
+        Raises:
+            TypeError: if an argument has the wrong type or dtype.
+            ValueError: if an argument has the wrong shape.
+        """
+        self._check(video, audio, padding_mask)
+        sequence = zero_padding(video.mean((2, 3)), padding_mask)
+        time, factor = sequence.shape[1], 2 ** len(self.encoder)
+        added = (time + factor - 1) // factor * factor - time
+        if padding_mask is None:
+            sequence, keep = F.pad(sequence, (0, 0, 0, added), value=-1), None
+        else:
+            order = order_valid_first(padding_mask)
+            lengths = lengths_of(padding_mask).unsqueeze(1)
+            lengthened = (lengths + factor - 1) // factor * factor
+            steps = torch.arange(time + added, device=video.device)
+            keep = (steps < lengthened).unsqueeze(1)  # what follows is zero throughout, as beyond the end of a video
+            sequence = F.pad(reorder(sequence, order), (0, 0, 0, added))
+            sequence = sequence.masked_fill(((steps >= lengths) & (steps < lengthened)).unsqueeze(-1), -1)
+        sequence = sequence.transpose(1, 2)
+        for layer in self.encoder:
+            sequence = self._convolve(layer, sequence, keep)
+            sequence = torch.maximum(sequence[..., ::2], sequence[..., 1::2])
+            keep = None if keep is None else keep[..., ::2]
+        for layer in self.decoder:
+            keep = None if keep is None else keep.repeat_interleave(2, -1)
+            sequence = self._convolve(layer, sequence.repeat_interleave(2, -1), keep)
+        sequence = sequence.transpose(1, 2)[:, :time]
+        logits: Tensor = self.head(sequence if padding_mask is None else reorder(sequence, order.argsort(1)))
+        return logits
+
+    def _convolve(self, layer: nn.Module, sequence: Tensor, keep: Tensor | None) -> Tensor:
+        """Convolve (B, channels, time), and divide every step by its largest channel; zero where not to ``keep``."""
+        sequence = F.relu(F.dropout1d(layer(sequence), self.dropout, self.training))
+        sequence = sequence / (sequence.amax(1, keepdim=True) + 1e-5)
+        return sequence if keep is None else sequence * keep
+
+
+def _convolutions(widths: Sequence[int], kernel_size: int) -> nn.ModuleList:
+    """Make convolutions over time, each from one width to the next, that keep the length."""
+    return nn.ModuleList(nn.Conv1d(before, after, kernel_size, padding="same") for before, after in pairwise(widths))
