@@ -118,8 +118,8 @@ def guide(layer, video, audio, options):
                 scores = []
                 for cell in cells:
                     seen = affine(layer.video_units, affine(layer.video_proj, cell).clamp(min=0))
-                    scores.append(float(torch.tanh(seen + known) @ layer.score.weight[0]))
-                powers = torch.tensor(scores, dtype=torch.float64).exp()
+                    scores.append(torch.tanh(seen + known) @ layer.score.weight[0])
+                powers = torch.stack(scores).exp()
                 outputs.append(sum(power / powers.sum() * cell for power, cell in zip(powers, cells, strict=True)))
     return torch.stack(outputs).unflatten(0, audio.shape[:2])
 

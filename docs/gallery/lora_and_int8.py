@@ -84,7 +84,7 @@ train(model, 300, microphone=torch.eye(WIDTH))
 # Another microphone mirrors half of the directions of the audio, and the model fails on it. LoRA adapts the attention
 # alone: peft freezes the model, and learns a low-rank change of each projection that it is told of. ``q_proj``,
 # ``kv_proj`` and ``out_proj`` are all that a CMRA has, but for ``context_kv_proj``, where ``context_dim`` is another
-# width than ``embed_dim``.
+# width than ``embed_dim``, and ``context_kv_projs.0``, ``context_kv_projs.1`` and so on, where it is a list of widths.
 
 directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH // 2)).Q
 microphone = torch.eye(WIDTH) - 2 * directions @ directions.T
