@@ -41,7 +41,7 @@ print({split: len(rows) for split, rows in data.splits.items()})
 #    python examples/ave_cmran.py check --data path/to/AVE
 #
 # This prints a table of the files, and reports what is missing or wrong. In Python,
-# ``ave.data.prepared.read_set(directory)`` returns the same kind of object as above.
+# ``ave.data.opening.read_set(directory)`` returns the same kind of object as above.
 #
 # The network
 # -----------
@@ -61,9 +61,9 @@ for name, child in model.named_children():
 accelerator = Accelerator(cpu=True)
 loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0)
 video, audio, labels, *_ = next(iter(loader))
-localization = model(video, audio)
-print({name: tuple(logits.shape) for name, logits in localization._asdict().items()})
-print(f"loss before training: {supervised_loss(localization, labels).item():.2f}")
+logits = model(video, audio)
+print({name: tuple(part.shape) for name, part in logits._asdict().items()})
+print(f"loss before training: {supervised_loss(logits, labels).item():.2f}")
 
 # %%
 # A few epochs
@@ -89,7 +89,7 @@ for epoch in range(1, 6):
         losses.append(loss.item())
     history.append((sum(losses) / len(losses), segment_accuracy(model, val)))
     print(f"epoch {epoch}   loss {history[-1][0]:.2f}   val {history[-1][1]:.1%}")
-print(f"baseline, predict background everywhere: {background_accuracy(data, 'val'):.1%}")
+print(f"baseline, predicting background everywhere: {background_accuracy(data, 'val'):.1%}")
 
 # %%
 figure, left = plt.subplots(figsize=(6, 2.8), layout="constrained")
@@ -108,14 +108,14 @@ right.set(ylabel="val accuracy (orange)", ylim=(0, 1))
 model.eval()
 video, audio, labels, *_ = next(iter(evaluation_loader(data, "test", accelerator)))
 with torch.no_grad():
-    localization = model(video, audio)
+    logits = model(video, audio)
 background = len(data.categories)
-truth, prediction = labels.argmax(-1), localize(localization, background=background)
+truth, prediction = labels.argmax(-1), localize(logits, background=background)
 is_partial = (truth == background).any(1) & (prediction == background).any(1)
 shown = int((is_partial * (prediction == truth).sum(1)).argmax())  # the one with the most correct seconds
 print("predicted:", prediction[shown].tolist())
 print("true:     ", truth[shown].tolist())
-for event in find_events(localization, background=background)[shown]:
+for event in find_events(logits, background=background)[shown]:
     print(f"{event.start}-{event.end} s: {data.categories[event.category]}, score {event.score:.2f}")
 
 # %%
