@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # For the extensions of this site, the examples that the guides run, and the report of `benchmarks`.
 sys.path[:0] = [str(ROOT / "docs" / "_extensions"), str(ROOT / "examples"), str(ROOT)]
 
-from crossmodal_attn import __version__  # noqa: E402
+from crossmodal_attn import __version__, plots  # noqa: E402
 
 project = "crossmodal-attn"
 author = "The crossmodal-attn developers"
@@ -86,6 +86,8 @@ autodoc_typehints_description_target = "documented"
 autosummary_generate = False
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
+# The API pages show this name, and not the long union of types that it stands for.
+plots.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
 
 
 def reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:

@@ -2,8 +2,8 @@
 Add a third modality
 ====================
 
-The context of :class:`~crossmodal_attn.CMRA` may be a list of any length. Video that relates to audio today relates to
-audio and text tomorrow, with the same layer, and one that is missing from some samples is a mask.
+The context of :class:`~crossmodal_attn.CMRA` may be a list of any length. So the same layer can relate video to audio,
+or to audio and text. If a modality is missing in some samples, a mask excludes it.
 """
 
 import matplotlib.pyplot as plt
@@ -17,22 +17,21 @@ torch.manual_seed(0)
 # %%
 # Three modalities, of three rates and widths
 # -------------------------------------------
-# Ten seconds of video features, forty frames of audio, and up to seven words.
+# The features are ten seconds of video, forty frames of audio, and up to seven words.
 
 video, audio, text = torch.randn(2, 10, 256), torch.randn(2, 40, 128), torch.randn(2, 7, 300)
 text_padding = padding_mask([7, 3])
 
 # %%
-# Contexts of one layer share their width and their key and value projection. Where the widths differ, project each to
-# one first. A learned vector for each modality tells them apart, as attention by itself sees a set.
+# All contexts of a layer have the same width and share a key and value projection. If their widths differ, project them
+# to one width first. A learned vector is added to each modality, since attention cannot distinguish them otherwise.
 #
-# Nothing at padding reaches the output of the layer, NaN included. But a linear map in front of the layer sums its
-# gradients over all steps, padding too, where zero times NaN is NaN; so :func:`~crossmodal_attn.zero_padding` comes
-# before it.
+# Padded values, even NaN, never affect the layer's output at valid steps. But the gradients of a linear layer before it
+# are sums over all steps, and zero times NaN is NaN. So use :func:`~crossmodal_attn.zero_padding` before such a layer.
 
 
 class Trimodal(nn.Module):
-    """Video relates to audio, text and itself."""
+    """Relate video to audio, text and itself."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class Trimodal(nn.Module):
     def forward(
         self, video: Tensor, audio: Tensor, text: Tensor, text_padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Give the related video, and the weights of all heads."""
+        """Return the related video, and the weights of all heads."""
         text = zero_padding(text, text_padding)
         contexts = [self.audio_proj(audio) + self.modality[0], self.text_proj(text) + self.modality[1]]
         return self.relation(video, contexts, context_padding_mask=[None, text_padding], need_weights=True)
@@ -55,14 +54,14 @@ related, weights = model(video, audio, text, text_padding)
 print(tuple(related.shape), tuple(weights.shape))
 
 # %%
-# The weights follow the memory: 40 of audio, 7 of text, 10 of video. Words that are padding get none.
+# The weights have the order of the memory: 40 for audio, 7 for text, 10 for video. Padded words get zero.
 
 to_audio, to_text, to_video = weights.split([40, 7, 10], dim=-1)
 print("weight on padded words:", to_text[1, :, :, 3:].abs().max().item())
 assert (to_text[1, :, :, 3:] == 0).all()
 
 # %%
-# In training, what padding holds makes no difference to any weight's gradient.
+# In training, padded values, even NaN, do not affect any gradient.
 
 text[1, 3:] = torch.nan
 model(video, audio, text, text_padding)[0].sum().backward()
@@ -82,9 +81,9 @@ axes.set(xlabel="second of video (query)", ylabel="share of attention", ylim=(0,
 axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 
 # %%
-# A modality that is missing
-# --------------------------
-# A sample without text has all of its words padded. That is exactly as if the layer had not been given any.
+# A missing modality
+# ------------------
+# For a sample without text, all words are padding. The output is the same as without a text context.
 
 without_text = padding_mask([0, 0], max_length=7)
 masked, _ = model(video, audio, text, without_text)
@@ -93,7 +92,7 @@ print("largest difference:", (masked - left_out).abs().max().item())
 assert torch.allclose(masked, left_out, atol=1e-5)
 
 # %%
-# So batches may mix samples with and without a modality, and dropping one at random in training is one line:
+# So a batch may contain samples with and without a modality. Dropping a modality at random in training takes one line:
 
 text_padding = text_padding | (torch.rand(2, 1) < 0.3)
 related, _ = model(video, audio, text, text_padding)
