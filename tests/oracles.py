@@ -44,37 +44,53 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 
 def cmra(
-    layer: CMRA, query: Tensor, contexts: Sequence[Tensor] = (), mask: Tensor | None = None
+    layer: CMRA, query: Tensor, contexts: Sequence[Tensor | None] = (), mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Eq. 6 with the weights of ``layer``: each memory projected by itself, each head cut out by itself."""
-    memory = [(context, layer.context_kv_proj or layer.kv_proj) for context in contexts]
+    memory = []
+    for index, context in enumerate(contexts):
+        own = layer.context_kv_projs[index] if layer.context_kv_projs else layer.context_kv_proj or layer.kv_proj
+        if context is not None:
+            memory.append((context, own))
     if layer.include_query:
         memory.append((query, layer.kv_proj))
     width = layer.embed_dim // layer.num_heads
     heads, maps = [], []
     for h in range(layer.num_heads):
         rows = slice(h * width, (h + 1) * width)
-        queries = _affine(layer.q_proj, query)[..., rows]
-        keys = torch.cat([_affine(proj, features)[..., : layer.embed_dim][..., rows] for features, proj in memory], 1)
-        values = torch.cat([_affine(proj, features)[..., layer.embed_dim :][..., rows] for features, proj in memory], 1)
+        queries = affine(layer.q_proj, query)[..., rows]
+        keys = torch.cat([affine(proj, features)[..., : layer.embed_dim][..., rows] for features, proj in memory], 1)
+        values = torch.cat([affine(proj, features)[..., layer.embed_dim :][..., rows] for features, proj in memory], 1)
         head_mask = mask if mask is None or mask.dim() < 4 or mask.shape[1] == 1 else mask[:, h : h + 1]
         head, weights = attention(queries[:, None], keys[:, None], values[:, None], head_mask)
         heads.append(head[:, 0])
         maps.append(weights[:, 0])
-    return _affine(layer.out_proj, torch.cat(heads, -1)), torch.stack(maps, 1)
+    return affine(layer.out_proj, torch.cat(heads, -1)), torch.stack(maps, 1)
 
 
-def cross_modal_relation(layer: CrossModalRelation, query: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
-    """Eq. 7-8 with the weights of ``layer``."""
-    hidden = _layer_norm(layer.norm1, cmra(layer.attention, query, contexts)[0] + query)
-    feedforward = _affine(layer.linear2, _affine(layer.linear1, hidden).clamp(min=0))
-    return _layer_norm(layer.norm2, feedforward + hidden)
+def cross_modal_relation(
+    layer: CrossModalRelation,
+    query: Tensor,
+    contexts: Sequence[Tensor | None] = (),
+    mask: Tensor | None = None,
+    *,
+    norm_first: bool = False,
+    activate: Callable[[Tensor], Tensor] = lambda features: features.clamp(min=0),
+) -> Tensor:
+    """Eq. 7-8 with the weights of ``layer``; with ``norm_first`` each half is x + f(LayerNorm(x))."""
+    if norm_first:
+        hidden = query + cmra(layer.attention, layer_norm(layer.norm1, query), contexts, mask)[0]
+        widened = affine(layer.linear1, layer_norm(layer.norm2, hidden))
+        return hidden + affine(layer.linear2, activate(widened))
+    hidden = layer_norm(layer.norm1, cmra(layer.attention, query, contexts, mask)[0] + query)
+    feedforward = affine(layer.linear2, activate(affine(layer.linear1, hidden)))
+    return layer_norm(layer.norm2, feedforward + hidden)
 
 
-def av_interaction(layer: AVInteraction, video: Tensor, audio: Tensor) -> Tensor:
+def av_interaction(layer: AVInteraction, video: Tensor, audio: Tensor, mask: Tensor | None = None) -> Tensor:
     """Eq. 9 with the weights of ``layer``."""
     fused = audio * video
-    return _layer_norm(layer.norm, fused + cmra(layer.attention, fused, [audio, video])[0])
+    return layer_norm(layer.norm, fused + cmra(layer.attention, fused, [audio, video], mask)[0])
 
 
 def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,14 +102,14 @@ def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, T
     for v, a in zip(video, audio, strict=True):
         places = range(len(v))
         products = [
-            _affine(layer.channel_audio_proj, a).clamp(min=0) * _affine(layer.channel_video_proj, v[n]).clamp(min=0)
+            affine(layer.channel_audio_proj, a).clamp(min=0) * affine(layer.channel_video_proj, v[n]).clamp(min=0)
             for n in places
         ]
-        squeezed = _affine(layer.squeeze, sum(products) / len(v)).clamp(min=0)
-        channel_map = 1 / (1 + torch.exp(-_affine(layer.excite, squeezed)))
+        squeezed = affine(layer.squeeze, sum(products) / len(v)).clamp(min=0)
+        channel_map = 1 / (1 + torch.exp(-affine(layer.excite, squeezed)))
         gated = [(channel_map + 1) * v[n] for n in places]
         products = [
-            _affine(layer.spatial_audio_proj, a).clamp(min=0) * _affine(layer.spatial_video_proj, gated[n]).clamp(min=0)
+            affine(layer.spatial_audio_proj, a).clamp(min=0) * affine(layer.spatial_video_proj, gated[n]).clamp(min=0)
             for n in places
         ]
         powers = [torch.exp(torch.tanh(product @ layer.spatial_weight + layer.spatial_bias)) for product in products]
@@ -104,31 +120,45 @@ def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, T
     return torch.stack(outputs), torch.stack(channel_maps), torch.stack(spatial_maps)
 
 
-def relation_aware(layer: RelationAware, query: Tensor, context: Tensor) -> Tensor:
-    """Eq. 4 with the weights of ``layer``."""
-    related = _affine(layer.context_proj, context)
-    for block in layer.internal_relation.layers:
-        related = cross_modal_relation(block, related)
-    return cross_modal_relation(layer.cross_relation, _affine(layer.query_proj, query), [related])
+def relation_aware(
+    layer: RelationAware,
+    query: Tensor,
+    contexts: Tensor | Sequence[Tensor | None],
+    mask: Tensor | None = None,
+    context_masks: Paddings | None = None,
+) -> Tensor:
+    """Eq. 4 with the weights of ``layer``: one context, or several, each with an M_self and a mask of its own."""
+    projections = layer.context_projs or [layer.context_proj]
+    internals = layer.internal_relations or [layer.internal_relation]
+    related: list[Tensor | None] = []
+    for index, features in enumerate([contexts] if isinstance(contexts, Tensor) else contexts):
+        if features is not None:
+            features = affine(projections[index], features)
+            for block in internals[index].layers:
+                features = cross_modal_relation(block, features, mask=context_masks and context_masks[index])
+        related.append(features)
+    return cross_modal_relation(layer.cross_relation, affine(layer.query_proj, query), related, mask)
 
 
 def cmran(model: CMRAN, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 1-10 with the weights of ``model``: event logits (B, T) and category logits (B, K)."""
     batch, time = audio.shape[:2]
-    projected = _affine(model.video_proj, video).clamp(min=0).flatten(0, 1).flatten(1, 2)
+    projected = affine(model.video_proj, video).clamp(min=0).flatten(0, 1).flatten(1, 2)
     seen = agsca(model.spatial_channel_attention, projected, audio.flatten(0, 1))[0].unflatten(0, (batch, time))
     related_video = relation_aware(model.video_relation, seen, audio)
     related_audio = relation_aware(model.audio_relation, audio, seen)
     fused = av_interaction(model.interaction, related_video, related_audio)
-    return _affine(model.event_head, fused).squeeze(-1), _affine(model.category_head, fused.max(1).values)
+    return affine(model.event_head, fused).squeeze(-1), affine(model.category_head, fused.max(1).values)
 
 
-def _affine(linear: nn.Linear, features: Tensor) -> Tensor:
+def affine(linear: nn.Linear, features: Tensor) -> Tensor:
+    """Multiply by the weight and add the bias, if there is one."""
     projected = torch.einsum("...i,oi->...o", features, linear.weight)
     return projected if linear.bias is None else projected + linear.bias
 
 
-def _layer_norm(norm: nn.LayerNorm, features: Tensor) -> Tensor:
+def layer_norm(norm: nn.LayerNorm, features: Tensor) -> Tensor:
+    """Normalize by mean and variance over the last dimension, as the equation says."""
     centred = features - features.mean(-1, keepdim=True)
     return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
 
@@ -179,7 +209,7 @@ def fill_parameters(module: nn.Module) -> nn.Module:
     return module
 
 
-def make_cmran(setting: str) -> CMRAN:
+def make_cmran(setting: str, **options: Any) -> CMRAN:
     """Build a small CMRAN in float64: 11 visual and 7 audio channels, 5 categories; no dropout."""
     model = CMRAN(
         setting,
@@ -191,6 +221,7 @@ def make_cmran(setting: str) -> CMRAN:
         dim_feedforward=29,
         dropout=0.0,
         input_dropout=0.0,
+        **options,
     )
     return fill_parameters(model.double())
 
@@ -223,15 +254,35 @@ CASES: dict[str, Case] = {
     "cmra-without-query": Case(
         lambda **factory: CMRA(39, 3, context_dim=17, include_query=False, **factory), _call_with_one_context, (39, 17)
     ),
+    "cmra-own-projections": Case(
+        lambda **factory: CMRA(39, 3, context_dim=[17, 39], **factory), _call_with_contexts, (39, 17, 39)
+    ),
+    "cmra-own-without-query": Case(
+        lambda **factory: CMRA(39, 3, context_dim=[17, 23], include_query=False, **factory),
+        _call_with_contexts,
+        (39, 17, 23),
+    ),
     "cmra-without-bias": Case(lambda **factory: CMRA(39, 3, bias=False, **factory), _call_with_one_context, (39, 39)),
     "cross-relation": Case(
         lambda **factory: CrossModalRelation(39, 3, 29, **factory), _call_with_one_context, (39, 39)
+    ),
+    "pre-norm-relation": Case(
+        lambda **factory: CrossModalRelation(
+            39, 3, 29, context_dim=17, include_query=False, norm_first=True, activation="gelu", **factory
+        ),
+        _call_with_one_context,
+        (39, 17),
     ),
     "internal-relation": Case(
         lambda **factory: InternalTemporalRelation(39, 3, 2, 29, **factory), _call_aligned, (39,)
     ),
     "relation-aware": Case(
         lambda **factory: RelationAware(19, 17, 39, 3, 1, 29, **factory), _call_with_one_context, (19, 17)
+    ),
+    "relation-aware-2-contexts": Case(
+        lambda **factory: RelationAware(19, [17, 23], 39, 3, 1, 29, own_projections=True, **factory),
+        _call_with_contexts,
+        (19, 17, 23),
     ),
     "interaction": Case(lambda **factory: AVInteraction(39, 3, **factory), _call_aligned, (39, 39), aligned=True),
     "agsca": Case(

@@ -31,7 +31,8 @@ def projections(layer: nn.Module) -> set[str]:
         f"{path}.{name}".removeprefix(".")
         for path, module in layer.named_modules()
         if isinstance(module, CMRA)
-        for name, _ in module.named_children()
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Linear)
     }
 
 
@@ -50,7 +51,7 @@ def adapt(peft, layer: nn.Module, targets) -> nn.Module:
 
 def adapt_attention(peft, layer: nn.Module) -> nn.Module:
     """Add LoRA to the projections of every CMRA in a copy of ``layer``."""
-    return adapt(peft, layer, {path.rpartition(".")[2] for path in projections(layer)})
+    return adapt(peft, layer, projections(layer))
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
@@ -73,7 +74,7 @@ def test_lora_starts_as_the_layer_itself(peft, masked_case, draw):
     model = adapt_attention(peft, layer)
     wrapped = set(adapters(model))
     assert wrapped == projections(layer)
-    assert {"q_proj", "kv_proj", "out_proj"} <= {path.rpartition(".")[2] for path in wrapped}
+    assert {"q_proj", "out_proj"} <= {path.rpartition(".")[2] for path in wrapped}
     trainable = {name for name, parameter in model.get_base_model().named_parameters() if parameter.requires_grad}
     assert trainable == {f"{path}.lora_{side}.default.weight" for path in wrapped for side in "AB"}
     assert torch.equal(masked_case(model, *inputs), masked_case(layer, *inputs))

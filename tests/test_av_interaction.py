@@ -36,6 +36,27 @@ def test_swapping_the_modalities_swaps_the_halves_of_the_weights(layer, draw, as
     assert_close(swapped_weights, weights.roll(5, -1))
 
 
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("shape", [(5, 10), (2, 5, 10), (2, 3, 5, 10)], ids=str)
+def test_attention_mask_is_over_audio_then_video(layer, draw, assert_close, kind, shape):
+    """With a query that may attend to nothing: of it the product alone is left, and the bias of the projection."""
+    video, audio = draw(2, 5, 39), draw(2, 5, 39)
+    mask = draw(*shape) > 0.5
+    mask[..., 1, :] = True
+    if kind == "float":
+        mask = draw(*shape).masked_fill(mask, -torch.inf)
+    whole = mask.unsqueeze(1) if mask.dim() == 3 else mask
+    output, weights = layer(video, audio, attn_mask=mask, need_weights=True)
+    assert_close(output, oracles.av_interaction(layer, video, audio, whole))
+    assert not weights[:, :, 1].any()
+    padding = padding_mask([3, 5])
+    padded = [features.masked_fill(padding.unsqueeze(-1), torch.nan) for features in (video, audio)]
+    closed = torch.cat([padding, padding], 1)[:, None, None]
+    joined = whole | closed if kind == "bool" else whole.masked_fill(closed, -torch.inf)
+    expected = layer(video, audio, attn_mask=joined)
+    assert_close(layer(*padded, padding_mask=padding, attn_mask=mask)[~padding], expected[~padding])
+
+
 def test_gradients(draw):
     """First and second derivatives equal finite differences, for all features and parameters, with padding."""
     layer = fill_parameters(AVInteraction(4, 2, 0.0, dtype=torch.float64))

@@ -145,6 +145,46 @@ def test_cmra_is_the_equation_in_loops(draw, assert_close, lengths, include_quer
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("include_query", [True, False])
+@pytest.mark.parametrize(("context_dim", "lacking"), [([39], None), *itertools.product([[17, 39, 17]], [None, 0, 2])])
+def test_cmra_with_a_projection_for_each_context(draw, assert_close, context_dim, include_query, lacking):
+    """Equal widths too; a modality that is lacking is left out of the memory, and the others keep their projections."""
+    layer = fill_parameters(CMRA(39, 3, context_dim=context_dim, include_query=include_query, dtype=torch.float64))
+    query, lengths = draw(2, 5, 39), [7, 2, 3][: len(context_dim)]
+    contexts = [draw(2, *size) for size in zip(lengths, context_dim, strict=True)]
+    paddings = [padding_mask([max(0, length - 2), length]) for length in lengths]
+    if lacking is not None:
+        contexts[lacking] = paddings[lacking] = None
+    whole = [torch.zeros(2, 5, dtype=torch.bool)] if include_query else []
+    mask = torch.cat([padding for padding in paddings if padding is not None] + whole, 1)
+    expected = oracles.cmra(layer, query, contexts, mask[:, None, None])
+    assert_close(layer(query, contexts, context_padding_mask=paddings, need_weights=True), expected)
+    projections = {name for name, _ in layer.named_parameters() if "kv_proj" in name and "weight" in name}
+    assert projections == {f"context_kv_projs.{index}.weight" for index in range(len(context_dim))} | (
+        {"kv_proj.weight"} if include_query else set()
+    )
+
+
+@pytest.mark.parametrize("name", ["cmra-4-contexts", "cmra-other-width", "cmra-own-projections"])
+def test_lacking_modality_is_as_one_without_steps(draw, name):
+    """For DDP they differ: with no steps the gradient of a projection of its own is zero, with None there is none."""
+    case = CASES[name]
+    layer = case.make()
+    query, *contexts = case.features(draw, 2, case.lengths(5, 7, 2, 3, 11))
+    gradients = []
+    for lack in (None, contexts[0][:, :0]):
+        output, weights = layer(query, [lack, *contexts[1:]], need_weights=True)
+        output.square().sum().backward()
+        gradients.append([output, weights, *(parameter.grad for parameter in layer.parameters())])
+        layer.zero_grad(set_to_none=True)
+    assert (gradients[0].count(None), gradients[1].count(None)) == (2 if name == "cmra-own-projections" else 0, 0)
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(second, torch.zeros_like(second) if first is None else first)
+    # Where nothing is left, a projection of the contexts has no gradient either.
+    expected = layer(query, [context[:, :0] for context in contexts])
+    assert torch.equal(layer(query, [None] * len(contexts)), expected)
+
+
 def test_cmra_weights_follow_the_memory(draw):
     """The memory order is [contexts..., query]: a float mask that selects one step makes its weight one."""
     layer = CASES["cmra-self"].make()
@@ -313,6 +353,17 @@ def test_initialisation_is_that_of_multihead_attention(kdim):
             assert not parameter.any()
 
 
+@pytest.mark.parametrize(("context_dim", "kdim"), [([399], None), ([399, 401], 401)], ids=str)
+def test_projections_for_each_context_are_drawn_as_without(context_dim, kdim):
+    """Equal widths are drawn as the packed projection of torch is, in which they would stand together."""
+    attention = nn.MultiheadAttention(399, 3, kdim=kdim, vdim=kdim)
+    theirs = CMRA.from_multihead_attention(attention).kv_proj.weight
+    layer = CMRA(399, 3, context_dim=context_dim)
+    own = layer.context_kv_projs[-1]
+    torch.testing.assert_close(own.weight.abs().max(), theirs.abs().max(), rtol=1e-3, atol=0)
+    assert not own.bias.any()
+
+
 def test_need_weights_changes_nothing(draw):
     """The output is bitwise the same with and without the weights, under the same dropout seed."""
     layer = CASES["cmra-other-width"].make().train()
@@ -350,16 +401,23 @@ def test_dropout_acts_in_training_only(draw):
     assert not torch.allclose(layer(query), layer(query))
 
 
-def test_cmra_gradients(draw):
-    """First and second derivatives equal finite differences, for every feature and parameter, with padding."""
-    layer = fill_parameters(CMRA(4, 2, context_dim=3, dtype=torch.float64))
+@pytest.mark.parametrize("context_dim", [3, [3, 4]], ids=str)
+def test_cmra_gradients(draw, context_dim):
+    """First and second derivatives by every feature and parameter, with padding, against differences."""
+    layer = fill_parameters(CMRA(4, 2, context_dim=context_dim, dtype=torch.float64))
     parameters = dict(layer.named_parameters())
-    masks = {"query_padding_mask": padding_mask([2, 1]), "context_padding_mask": padding_mask([3, 0])}
+    widths = context_dim if isinstance(context_dim, list) else [context_dim]
+    masks = {
+        "query_padding_mask": padding_mask([2, 1]),
+        "context_padding_mask": [padding_mask([3, 0]) for _ in widths],
+    }
 
-    def run(query, context, *values):
-        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (query, context), masks)
+    def run(query, *values):
+        contexts, values = list(values[: len(widths)]), values[len(widths) :]
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (query, contexts), masks)
 
-    inputs = (draw(2, 2, 4).requires_grad_(), draw(2, 3, 3).requires_grad_(), *parameters.values())
+    contexts = [draw(2, 3, width).requires_grad_() for width in widths]
+    inputs = (draw(2, 2, 4).requires_grad_(), *contexts, *parameters.values())
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradcheck(run, inputs)
         assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)

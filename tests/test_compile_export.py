@@ -49,8 +49,8 @@ def wrap(request):
     return request.param
 
 
-LAYERS = ["cmra-4-contexts", "cmra-other-width", "cross-relation", "internal-relation", "relation-aware"]
-LAYERS += ["interaction", "agsca"]
+LAYERS = ["cmra-4-contexts", "cmra-other-width", "cmra-own-projections", "cross-relation", "pre-norm-relation"]
+LAYERS += ["internal-relation", "relation-aware", "relation-aware-2-contexts", "interaction", "agsca"]
 
 
 @pytest.fixture(params=LAYERS)
@@ -259,7 +259,9 @@ def test_meta_device(case, draw, wrap):
         assert all(parameter.is_meta for parameter in case.build().parameters())
 
 
-@pytest.mark.parametrize("name", ["cmra-1-context", "cmra-other-width", "cmra-without-bias", "agsca"])
+@pytest.mark.parametrize(
+    "name", ["cmra-1-context", "cmra-other-width", "cmra-own-projections", "cmra-without-bias", "agsca"]
+)
 def test_reset_parameters_covers_the_whole_layer(name):
     """reset_parameters of the layer initializes all parameters, also those of its projections."""
     layer = CASES[name].build()

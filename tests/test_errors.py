@@ -58,7 +58,28 @@ CONSTRUCTORS = {
     "dropout NaN": (lambda: CMRA(8, 2, float("nan")), V, "dropout must be a probability between 0 and 1, got nan"),
     "dropout None": (lambda: CMRA(8, 2, None), T, "dropout must be a float, got NoneType"),
     "context_dim zero": (lambda: CMRA(8, 2, context_dim=0), V, "context_dim must be at least 1, got 0"),
-    "context_dim text": (lambda: CMRA(8, 2, context_dim="8"), T, "context_dim must be an int, got str"),
+    "context_dim text": (
+        lambda: CMRA(8, 2, context_dim="8"),
+        T,
+        "context_dim must be an int, or a list or tuple of them, got str",
+    ),
+    "context_dim empty": (lambda: CMRA(8, 2, context_dim=[]), V, r"context_dim must hold at least one width, got \[\]"),
+    "context_dim with zero": (lambda: CMRA(8, 2, context_dim=[8, 0]), V, r"context_dim\[1\] must be at least 1, got 0"),
+    "context_dim with None": (
+        lambda: CrossModalRelation(8, 2, context_dim=(None, 8)),
+        T,
+        r"context_dim\[0\] must be an int, got NoneType",
+    ),
+    "activation": (
+        lambda: CrossModalRelation(8, 2, activation="swish"),
+        V,
+        'activation must be "relu", "gelu" or a function of a tensor, got \'swish\'',
+    ),
+    "activation None": (
+        lambda: CrossModalRelation(8, 2, activation=None),
+        T,
+        'activation must be "relu", "gelu" or a function of a tensor, got NoneType',
+    ),
     "AGSCA without channels": (lambda: AGSCA(0, 128), V, "video_dim must be at least 1, got 0"),
     "AGSCA audio None": (lambda: AGSCA(512, None), T, "audio_dim must be an int, got NoneType"),
     "AGSCA hidden": (lambda: AGSCA(512, 128, 0.5), T, "hidden_dim must be an int, got float"),
@@ -76,10 +97,12 @@ CONSTRUCTORS = {
         T,
         "attention_dropout must be a float, got str",
     ),
-    "no layers": (lambda: InternalTemporalRelation(8, 2, 0), V, "num_layers must be at least 1, got 0"),
+    "fewer than no layers": (lambda: InternalTemporalRelation(8, 2, -1), V, "num_layers must be at least 0, got -1"),
+    "no layers' heads": (lambda: InternalTemporalRelation(9, 2, 0), V, "divisible by num_heads, got embed_dim=9"),
     "layers of text": (lambda: InternalTemporalRelation(8, 2, "two"), T, "num_layers must be an int, got str"),
     "query_dim": (lambda: RelationAware(None, 8), T, "query_dim must be an int, got NoneType"),
     "relation-aware context_dim": (lambda: RelationAware(8, -1), V, "context_dim must be at least 1, got -1"),
+    "relation-aware widths": (lambda: RelationAware(8, [8, "8"]), T, r"context_dim\[1\] must be an int, got str"),
     "relation-aware heads": (lambda: RelationAware(8, 8, 9, 2), V, "divisible by num_heads, got embed_dim=9"),
     "from a linear layer": (
         lambda: CMRA.from_multihead_attention(nn.Linear(8, 8)),
@@ -105,6 +128,7 @@ CONSTRUCTORS = {
 
 SELF, CO = CMRA(8, 2), CMRA(8, 2, include_query=False)
 OTHER = CMRA(8, 2, context_dim=6)
+OWN, OWN_CO = (CMRA(8, 2, context_dim=[8, 6], include_query=include_query) for include_query in (True, False))
 X, Y = ones(3, 5, 8), ones(3, 7, 8)
 
 CMRA_CALLS = {
@@ -141,7 +165,7 @@ CMRA_CALLS = {
     "context an array": (lambda: SELF(X, np.ones((3, 7, 8))), T, "context must be a torch.Tensor, .* got ndarray"),
     "context a dict": (lambda: SELF(X, {"audio": Y}), T, "context must be a torch.Tensor, .* got dict"),
     "context with an array": (lambda: SELF(X, [Y, np.ones(3)]), T, r"context\[1\] must be a torch.Tensor, got ndarray"),
-    "context with None": (lambda: SELF(X, [None, Y]), T, r"context\[0\] must be a torch.Tensor, got NoneType"),
+    "a number among contexts": (lambda: SELF(X, [None, 3]), T, r"context\[1\] must be a torch.Tensor, got int"),
     "context of another width": (lambda: SELF(X, ones(3, 7, 6)), V, "context has 6 channels.*built with context_dim=8"),
     "second context of another width": (lambda: OTHER(X, [ones(3, 7, 6), Y]), V, r"context\[1\] has 8 .*context_dim=6"),
     "context of another batch": (
@@ -154,7 +178,43 @@ CMRA_CALLS = {
     "context of integers": (lambda: SELF(X, Y.int()), T, "context must have a floating-point dtype, got torch.int32"),
     "no context for co-attention": (lambda: CO(X), V, "context must be given.*include_query=False, got None"),
     "empty context for co-attention": (lambda: CO(X, []), V, r"context must be given.*include_query=False, got \[\]"),
-    "no context of another width": (lambda: OTHER(X), V, "context must be given.*context_dim=6, got None"),
+    "no context of another width": (
+        lambda: OTHER(X),
+        V,
+        r"context must be given.*context_dim=6, got None: \[None\] stands for a modality that this batch lacks",
+    ),
+    "no modality for co-attention": (
+        lambda: CO(X, [None, None]),
+        V,
+        r"include_query=False, got \[None, None\]: None in a list .* this batch lacks, but one must be there",
+    ),
+    "no modality of the widths for co-attention": (
+        lambda: OWN_CO(X, [None, None]),
+        V,
+        r"context must be given.*include_query=False, got \[None, None\]",
+    ),
+    "no contexts of the widths": (
+        lambda: OWN(X),
+        V,
+        r"context must hold 2 in all, one for each width of context_dim=\[8, 6\] of this CMRA, or None in its place "
+        "for a modality that this batch lacks, got 0",
+    ),
+    "one context of two widths": (lambda: OWN(X, Y), V, r"context must hold 2 in all, .* got 1"),
+    "contexts in another order than their widths": (
+        lambda: OWN(X, [ones(3, 7, 6), Y]),
+        V,
+        r"context\[0\] has 6 channels in its last dimension, but this CMRA was built with context_dim\[0\]=8",
+    ),
+    "a mask without its modality": (
+        lambda: SELF(X, [None, Y], context_padding_mask=[mask(3, 7), None]),
+        V,
+        r"context_padding_mask\[0\] must be None where context\[0\] is None, got Tensor",
+    ),
+    "columns of a lacking modality": (
+        lambda: SELF(X, [None, Y], attn_mask=mask(5, 19)),
+        V,
+        r"attn_mask must have shape \(5, 12\) .* got \(5, 19\)",
+    ),
     "mask without context": (
         lambda: SELF(X, context_padding_mask=mask(3, 7)),
         V,
@@ -257,6 +317,8 @@ CMRA_CALLS = {
 GUIDED, FUSION = AGSCA(16, 4, 8), AVInteraction(8, 2)
 BLOCK, INTERNAL = CrossModalRelation(8, 2, 16), InternalTemporalRelation(8, 2, 2, 16)
 AWARE = RelationAware(16, 4, 8, 2, 1, 16)
+AWARE_OF_TWO = RelationAware(16, [4, 6], 8, 2, 1, 16)
+FIRST, IDENTITY_RELATION = CrossModalRelation(8, 2, 16, norm_first=True), InternalTemporalRelation(8, 2, 0)
 MAP, SOUND = ones(3, 5, 7, 7, 16), ones(3, 5, 4)
 
 LAYER_CALLS = {
@@ -316,7 +378,56 @@ LAYER_CALLS = {
     ),
     "relation-aware context": (lambda: AWARE(ones(3, 5, 16), ones(3, 5, 8)), V, "context has 8 .*with context_dim=4"),
     "relation-aware batch": (lambda: AWARE(ones(3, 5, 16), ones(1, 5, 4)), V, "context must have the batch size .* 3"),
-    "relation-aware list": (lambda: AWARE(ones(3, 5, 16), [SOUND]), T, "context must be a torch.Tensor, got list"),
+    "relation-aware two": (
+        lambda: AWARE(ones(3, 5, 16), [SOUND, SOUND]),
+        V,
+        r"context must hold 1 in all, one for each width of context_dim=\[4\] of this RelationAware, .* got 2",
+    ),
+    "relation-aware one of two": (lambda: AWARE_OF_TWO(ones(3, 5, 16), SOUND), V, r"context must hold 2 .* got 1"),
+    "relation-aware none": (lambda: AWARE(ones(3, 5, 16), None), V, "or None in its place for a modality .* got 0"),
+    "relation-aware dict": (lambda: AWARE(ones(3, 5, 16), {}), T, "context must be a torch.Tensor, .* got dict"),
+    "relation-aware second": (
+        lambda: AWARE_OF_TWO(ones(3, 5, 16), [None, SOUND]),
+        V,
+        r"context\[1\] has 4 channels .* RelationAware was built with context_dim\[1\]=6",
+    ),
+    "relation-aware context attention mask": (
+        lambda: AWARE(ones(3, 5, 16), SOUND, context_attn_mask=mask(4, 4)),
+        V,
+        r"context_attn_mask must have shape \(5, 5\) .* got \(4, 4\)",
+    ),
+    "relation-aware second context's attention mask": (
+        lambda: AWARE_OF_TWO(ones(3, 5, 16), [SOUND, ones(3, 7, 6)], context_attn_mask=[None, mask(5, 5)]),
+        V,
+        r"context_attn_mask\[1\] must have shape \(7, 7\) .* got \(5, 5\)",
+    ),
+    "relation-aware one attention mask for two": (
+        lambda: AWARE_OF_TWO(ones(3, 5, 16), [SOUND, ones(3, 7, 6)], context_attn_mask=mask(5, 5)),
+        T,
+        "context_attn_mask must be a list with a mask or None for each context, 2 in all, got Tensor",
+    ),
+    "relation-aware attention mask": (
+        lambda: AWARE(ones(3, 5, 16), SOUND, attn_mask=mask(5, 5)),
+        V,
+        r"attn_mask must have shape \(5, 10\) .* got \(5, 5\)",
+    ),
+    "pre-norm query": (lambda: FIRST(ones(3, 5, 9)), V, "query has 9 .* CrossModalRelation was built with embed_dim=8"),
+    "pre-norm mask": (
+        lambda: FIRST(X, query_padding_mask=mask(3)),
+        V,
+        r"query_padding_mask must have shape \(3, 5\), got \(3,\)",
+    ),
+    "no blocks' width": (lambda: IDENTITY_RELATION(ones(3, 5, 9)), V, "features has 9 .* with embed_dim=8"),
+    "no blocks' mask": (
+        lambda: IDENTITY_RELATION(X, attn_mask=mask(4, 4)),
+        V,
+        r"attn_mask must have shape \(5, 5\) .* got \(4, 4\)",
+    ),
+    "interaction attention mask": (
+        lambda: FUSION(X, X, attn_mask=mask(5, 5)),
+        V,
+        r"attn_mask must have shape \(5, 10\) .* got \(5, 5\)",
+    ),
     "relation-aware query mask": (
         lambda: AWARE(ones(3, 5, 16), SOUND, query_padding_mask=mask(3, 7)),
         V,

@@ -74,6 +74,10 @@ def test_config_says_all_and_is_overruled(tmp_path):
         "input_dropout": 0.5,
         "categories": ["Bark"],
         "senses": "sight",
+        "relation": "cmra",
+        "guidance": "agsca",
+        "interaction": "av",
+        "own_projections": False,
     }
     assert CMRAN.from_pretrained(tmp_path, input_dropout=0.25).input_dropout.p == 0.25
 
@@ -99,6 +103,12 @@ def test_model_card(tmp_path):
     assert "| trained on | AVE |" in lines
     assert "| visual features | (videos, seconds, height, width, 11) |" in lines
     assert "| given only its | sight; the other sense is zeroed |" in lines
+    start = lines.index("| relation | cmra |")
+    assert lines[start + 1 : start + 4] == [
+        "| guidance | agsca |",
+        "| interaction | av |",
+        "| own projections | False |",
+    ]
     start = lines.index("## Results")
     assert lines[start + 2 : start + 8] == [
         "| metric | |",

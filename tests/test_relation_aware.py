@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import oracles
 from crossmodal_attn import (
@@ -14,7 +16,7 @@ from crossmodal_attn import (
     padding_mask,
     record_attention,
 )
-from oracles import CASES
+from oracles import CASES, fill_parameters
 
 
 @pytest.mark.parametrize("lengths", [(), (7,), (7, 2)], ids=str)
@@ -22,6 +24,55 @@ def test_cross_modal_relation_is_the_equation(draw, assert_close, lengths):
     layer = CASES["cross-relation"].make()
     query, contexts = draw(2, 5, 39), [draw(2, length, 39) for length in lengths]
     assert_close(layer(query, contexts), oracles.cross_modal_relation(layer, query, contexts))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("include_query", [False, True])
+@pytest.mark.parametrize(("context_dim", "lengths"), [(17, (7, 2)), ([17, 39], (7, 2)), ([39, 17], (7, None))], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_options_of_cross_modal_relation(draw, assert_close, norm_first, include_query, context_dim, lengths, masked):
+    """Widths, lacking modalities, co-attention and norms before, under a float mask, as the equations say."""
+    options = {"norm_first": norm_first, "include_query": include_query, "context_dim": context_dim}
+    layer = fill_parameters(CrossModalRelation(39, 3, 29, 0.0, **options, dtype=torch.float64))
+    widths = context_dim if isinstance(context_dim, list) else [context_dim] * 2
+    sizes = zip(lengths, widths, strict=True)
+    query, contexts = draw(2, 5, 39), [None if length is None else draw(2, length, width) for length, width in sizes]
+    memory = sum(length or 0 for length in lengths) + 5 * include_query
+    mask = draw(2, 1, 5, memory).masked_fill(draw(2, 1, 5, memory) > 1, -torch.inf) if masked else None
+    expected = oracles.cross_modal_relation(layer, query, contexts, mask, norm_first=norm_first)
+    assert_close(layer(query, contexts, attn_mask=mask), expected)
+
+
+ACTIVATIONS = {
+    "gelu": ("gelu", lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+    "function": (F.silu, lambda x: x / (1 + torch.exp(-x))),
+    "module": (nn.LeakyReLU(0.25), lambda x: torch.where(x > 0, x, x / 4)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_stands_between_the_linear_maps(draw, assert_close, name):
+    activation, activate = ACTIVATIONS[name]
+    layer = fill_parameters(CrossModalRelation(39, 3, 29, 0.3, activation=activation, dtype=torch.float64)).eval()
+    query, context = draw(2, 5, 39), draw(2, 7, 39)
+    assert_close(layer(query, context), oracles.cross_modal_relation(layer, query, [context], activate=activate))
+    hidden = draw(4, 7, 29)
+    dropped = (layer.train().activation(hidden) == 0).double().mean()
+    assert 0.2 < dropped < 0.4
+
+
+@pytest.mark.parametrize("padding", [None, padding_mask([3, 0], 5)], ids=["whole", "padded"])
+def test_no_blocks_are_the_identity(draw, padding):
+    """But for padding, NaN in it, which is zeroed: what comes out is finite, as with blocks."""
+    layer = InternalTemporalRelation(39, 3, 0)
+    features = draw(2, 5, 39).requires_grad_()
+    assert not list(layer.parameters())
+    filled = features if padding is None else features.masked_fill(padding.unsqueeze(-1), torch.nan)
+    output = layer(filled, padding_mask=padding, attn_mask=torch.ones(5, 5, dtype=torch.bool))
+    kept = torch.ones(2, 5, dtype=torch.bool) if padding is None else ~padding
+    assert torch.equal(output, features * kept.unsqueeze(-1))
+    (gradient,) = torch.autograd.grad(output.sum(), features)
+    assert torch.equal(gradient, kept.unsqueeze(-1).expand(2, 5, 39).double())
 
 
 def test_internal_temporal_relation_is_blocks_in_a_row(draw, assert_close):
@@ -43,12 +94,77 @@ def test_relation_aware_is_equation_4(draw, assert_close):
     assert_close(layer(query, context), expected)
 
 
+@pytest.mark.parametrize("include_query", [True, False])
+@pytest.mark.parametrize("own_projections", [True, False])
+@pytest.mark.parametrize("num_layers", [0, 1])
+@pytest.mark.parametrize("lacking", [None, 0])
+def test_relation_aware_relates_each_context_to_itself(
+    draw, assert_close, include_query, own_projections, num_layers, lacking
+):
+    """Several modalities, each with a projection, an M_self and a mask of its own; then one M_cmra, under a mask."""
+    options = {"include_query": include_query, "own_projections": own_projections, "dtype": torch.float64}
+    layer = fill_parameters(RelationAware(19, [17, 23], 6, 2, num_layers, 5, 0.0, **options))
+    query, contexts = draw(2, 5, 19), [draw(2, 7, 17), draw(2, 3, 23)]
+    masks = [torch.ones(7, 7, dtype=torch.bool).triu(1), draw(2, 1, 3, 3)]
+    if lacking is not None:
+        contexts[lacking] = masks[lacking] = None
+    memory = sum(context.shape[1] for context in contexts if context is not None) + 5 * include_query
+    attn_mask = draw(2, 2, 5, memory) > 0.5
+    expected = oracles.relation_aware(layer, query, contexts, attn_mask, masks)
+    assert_close(layer(query, contexts, attn_mask=attn_mask, context_attn_mask=masks), expected)
+    own = {name for name, _ in layer.named_parameters() if ".context_kv_projs." in name and "weight" in name}
+    expected_names = {f"cross_relation.attention.context_kv_projs.{index}.weight" for index in range(2)}
+    assert own == (expected_names if own_projections else set())
+
+
+def test_relation_aware_takes_masks_of_one_context(draw, assert_close):
+    """Causal in both of its blocks: what comes later changes nothing."""
+    layer = CASES["relation-aware"].make()
+    query, context = draw(2, 5, 19), draw(2, 5, 17)
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    masks = {"attn_mask": causal.repeat(1, 2), "context_attn_mask": causal}
+    output = layer(query, context, **masks)
+    assert_close(output, oracles.relation_aware(layer, query, context, masks["attn_mask"], [causal]))
+    query[:, 3:], context[:, 3:] = 7, -7
+    assert torch.equal(layer(query, context, **masks)[:, :3], output[:, :3])
+    assert torch.equal(
+        layer(query, [context], attn_mask=masks["attn_mask"], context_attn_mask=[causal])[:, :3], output[:, :3]
+    )
+
+
+def test_relation_aware_gradients(draw):
+    """First and second derivatives by features and parameters, of two contexts with padding, against differences."""
+    layer = fill_parameters(RelationAware(2, [3, 2], 4, 2, 1, 3, 0.0, own_projections=True, dtype=torch.float64))
+    parameters = dict(layer.named_parameters())
+    masks = {
+        "query_padding_mask": padding_mask([2, 1]),
+        "context_padding_mask": [padding_mask([3, 1]), None],
+        "attn_mask": draw(2, 7) > 1,
+        "context_attn_mask": [None, torch.ones(2, 2, dtype=torch.bool).triu(1)],
+    }
+
+    def run(query, first, second, *values):
+        own = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(layer, own, (query, [first, second]), masks)
+
+    features = [draw(2, *size).requires_grad_() for size in ((2, 2), (3, 3), (2, 2))]
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradcheck(run, (*features, *parameters.values()), fast_mode=True)
+        assert torch.autograd.gradgradcheck(run, (*features, *parameters.values()), fast_mode=True)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_block_without_context_is_a_transformer_encoder_layer(draw, assert_close, padded, causal):
-    """Post-norm, argument order, places of dropout and weights are those of torch's layer."""
-    theirs = oracles.fill_parameters(nn.TransformerEncoderLayer(39, 3, 29, 0.0, batch_first=True, dtype=torch.float64))
-    ours = CrossModalRelation(39, 3, 29, 0.0, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("norm_first", "activation"), [(False, "relu"), (True, "relu"), (False, "gelu"), (True, "gelu")]
+)
+def test_block_without_context_is_a_transformer_encoder_layer(
+    draw, assert_close, padded, causal, norm_first, activation
+):
+    """The same block, argument order, dropout places and weights as torch's, with its norms after or before."""
+    options = {"norm_first": norm_first, "activation": activation, "dtype": torch.float64}
+    theirs = oracles.fill_parameters(nn.TransformerEncoderLayer(39, 3, 29, 0.0, batch_first=True, **options))
+    ours = CrossModalRelation(39, 3, 29, 0.0, **options)
     ours.load_state_dict(
         {name: value for name, value in theirs.state_dict().items() if not name.startswith("self_attn")}
         | {

@@ -9,9 +9,9 @@ modalities of different rates.
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crossmodal_attn import CMRA, CrossModalRelation, InternalTemporalRelation, relation_mask
+from crossmodal_attn import CMRA, RelationAware, relation_mask
 from crossmodal_attn.plots import plot_relations
 
 torch.manual_seed(0)
@@ -56,22 +56,14 @@ print(f"largest change: first half {change[:, :HALF].max():.1e}, second half {ch
 assert change[:, :HALF].max() < 1e-5
 
 # %%
-# This also holds for several layers if each of them is causal, with the rate of its own query.
-# :class:`~crossmodal_attn.RelationAware` has no ``attn_mask``, but its blocks have one.
+# This also holds for several layers if each of them is causal, in the audio at its own rate. In
+# :class:`~crossmodal_attn.RelationAware` audio relates to itself under ``context_attn_mask``, and video to both under
+# ``attn_mask``.
 
-project = nn.Linear(64, 128)
-internal = InternalTemporalRelation(128, num_heads=4, dim_feedforward=256).eval()
-cross = CrossModalRelation(128, num_heads=4, dim_feedforward=256).eval()
-causal_audio = relation_mask(S, causal=True)
-
-
-def relate(video: Tensor, audio: Tensor) -> Tensor:
-    """Relate audio to itself, then video to both."""
-    return cross(video, internal(project(audio), attn_mask=causal_audio), attn_mask=causal)
-
-
+relate = RelationAware(query_dim=128, context_dim=64, embed_dim=128, dim_feedforward=256).eval()
+masks = {"attn_mask": causal, "context_attn_mask": relation_mask(S, causal=True)}
 with torch.no_grad():
-    change = (relate(video, audio) - relate(other_video, other_audio)).abs()
+    change = (relate(video, audio, **masks) - relate(other_video, other_audio, **masks)).abs()
 print(f"largest change: first half {change[:, :HALF].max():.1e}, second half {change[:, HALF:].max():.1e}")
 assert change[:, :HALF].max() < 1e-5
 

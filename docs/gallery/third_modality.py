@@ -3,12 +3,13 @@ Add a third modality
 ====================
 
 The context of :class:`~crossmodal_attn.CMRA` may be a list of any length. So the same layer can relate video to audio,
-or to audio and text. If a modality is missing in some samples, a mask excludes it.
+or to audio and text. If a modality is missing in some samples, a mask excludes it. If it is missing in a whole batch,
+pass None in its place.
 """
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crossmodal_attn import CMRA, padding_mask, zero_padding
 
@@ -23,34 +24,11 @@ video, audio, text = torch.randn(2, 10, 256), torch.randn(2, 40, 128), torch.ran
 text_padding = padding_mask([7, 3])
 
 # %%
-# All contexts of a layer have the same width and share a key and value projection. If their widths differ, project them
-# to one width first. A learned vector is added to each modality, since attention cannot distinguish them otherwise.
-#
-# Padded values, even NaN, never affect the layer's output at valid steps. But the gradients of a linear layer before it
-# are sums over all steps, and zero times NaN is NaN. So use :func:`~crossmodal_attn.zero_padding` before such a layer.
+# A list of widths gives each modality its own key and value projection. These projections let the layer distinguish the
+# modalities, since attention alone cannot.
 
-
-class Trimodal(nn.Module):
-    """Relate video to audio, text and itself."""
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        self.audio_proj = nn.Linear(128, width)
-        self.text_proj = nn.Linear(300, width)
-        self.modality = nn.Parameter(torch.randn(2, width) * 0.02)
-        self.relation = CMRA(256, num_heads=4, context_dim=width)
-
-    def forward(
-        self, video: Tensor, audio: Tensor, text: Tensor, text_padding: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the related video, and the weights of all heads."""
-        text = zero_padding(text, text_padding)
-        contexts = [self.audio_proj(audio) + self.modality[0], self.text_proj(text) + self.modality[1]]
-        return self.relation(video, contexts, context_padding_mask=[None, text_padding], need_weights=True)
-
-
-model = Trimodal().eval()
-related, weights = model(video, audio, text, text_padding)
+relation = CMRA(256, num_heads=4, context_dim=[128, 300])
+related, weights = relation(video, [audio, text], context_padding_mask=[None, text_padding], need_weights=True)
 print(tuple(related.shape), tuple(weights.shape))
 
 # %%
@@ -64,8 +42,17 @@ assert (to_text[1, :, :, 3:] == 0).all()
 # In training, padded values, even NaN, do not affect any gradient.
 
 text[1, 3:] = torch.nan
-model(video, audio, text, text_padding)[0].sum().backward()
-assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+relation(video, [audio, text], context_padding_mask=[None, text_padding]).sum().backward()
+assert all(parameter.grad.isfinite().all() for parameter in relation.parameters())
+
+# %%
+# A layer of your own in front needs care: a linear map sums its gradients over all steps, padding too, where zero times
+# NaN is NaN. So :func:`~crossmodal_attn.zero_padding` comes before it.
+
+project = nn.Linear(300, 300)
+projected = project(zero_padding(text, text_padding))
+relation(video, [audio, projected], context_padding_mask=[None, text_padding]).sum().backward()
+assert project.weight.grad.isfinite().all()
 
 # %%
 # Where each second of video gets its information from, as a sum over each part of the memory. The weights are
@@ -83,17 +70,17 @@ axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 # %%
 # A missing modality
 # ------------------
-# For a sample without text, all words are padding. The output is the same as without a text context.
+# For a sample without text, all words are padding. For a batch without text, pass None. The output is the same; None
+# takes no place in the memory.
 
-without_text = padding_mask([0, 0], max_length=7)
-masked, _ = model(video, audio, text, without_text)
-left_out = model.relation(video, model.audio_proj(audio) + model.modality[0])
-print("largest difference:", (masked - left_out).abs().max().item())
+masked = relation(video, [audio, text], context_padding_mask=[None, padding_mask([0, 0], max_length=7)])
+left_out, weights = relation(video, [audio, None], need_weights=True)
+print(tuple(weights.shape), "largest difference:", (masked - left_out).abs().max().item())
 assert torch.allclose(masked, left_out, atol=1e-5)
 
 # %%
 # So a batch may contain samples with and without a modality. Dropping a modality at random in training takes one line:
 
 text_padding = text_padding | (torch.rand(2, 1) < 0.3)
-related, _ = model(video, audio, text, text_padding)
+related = relation(video, [audio, text], context_padding_mask=[None, text_padding])
 assert related.isfinite().all()

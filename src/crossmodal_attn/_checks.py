@@ -1,12 +1,14 @@
 """Check arguments. Every error message names the argument, what was expected, and what was given."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
     "check_attention_mask",
+    "check_contexts",
     "check_device",
     "check_divisible",
     "check_dtype",
@@ -17,6 +19,8 @@ __all__ = [
     "check_projected",
     "check_size",
     "check_tensor",
+    "check_widths",
+    "list_contexts",
 ]
 
 
@@ -27,6 +31,20 @@ def check_size(name: str, value: int, minimum: int = 1) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_widths(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]:
+    """Check a width, or a list or tuple of at least one width, and return it, a list as a tuple."""
+    if not isinstance(value, (list, tuple)):
+        if not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{name} must be an int, or a list or tuple of them, got {type(value).__name__}")
+        check_size(name, value)
+        return value
+    if not value:
+        raise ValueError(f"{name} must hold at least one width, got {value}")
+    for index, width in enumerate(value):
+        check_size(f"{name}[{index}]", width)
+    return tuple(value)
 
 
 def check_divisible(embed_dim: int, num_heads: int) -> None:
@@ -179,3 +197,51 @@ def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Te
                 f"{name} must have shape {expected}, or four dimensions that broadcast to {tuple(shape)}, got {came}"
             )
     check_device(name, mask, "its features", like)
+
+
+def list_contexts(context: object, **beside: object) -> tuple[list[str], list[Any], list[list[Any]]]:
+    """Return the contexts of a layer, and the masks of each, as lists of equal lengths.
+
+    Args:
+        context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
+        beside: masks by argument name: one for a tensor, a list or tuple for a list of contexts, or None.
+
+    Returns:
+        tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as
+        "[0]"; the contexts; and for each argument in ``beside`` its masks.
+    """
+    if context is None:
+        for name, value in beside.items():
+            if value is not None:
+                raise ValueError(f"{name} must be None where no context is given, got {type(value).__name__}")
+        return [], [], [[] for _ in beside]
+    if isinstance(context, Tensor):
+        return [""], [context], [[value] for value in beside.values()]
+    if not isinstance(context, (list, tuple)):
+        raise TypeError(
+            f"context must be a torch.Tensor, a list or tuple of them, or None, got {type(context).__name__}"
+        )
+    listed: list[list[Any]] = []
+    for name, value in beside.items():
+        expected = f"a list with a mask or None for each context, {len(context)} in all"
+        if value is not None and not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+        own = [None] * len(context) if value is None else list(value)
+        if len(own) != len(context):
+            raise ValueError(f"{name} must be {expected}, got {len(own)}")
+        for index, features in enumerate(context):
+            if features is None and own[index] is not None:
+                raise ValueError(
+                    f"{name}[{index}] must be None where context[{index}] is None, got {type(own[index]).__name__}"
+                )
+        listed.append(own)
+    return [f"[{index}]" for index in range(len(context))], list(context), listed
+
+
+def check_contexts(contexts: Sequence[object], widths: Sequence[int], layer: nn.Module) -> None:
+    """Check that ``layer`` is given as many contexts, tensors or None, as it was built for."""
+    if len(contexts) != len(widths):
+        raise ValueError(
+            f"context must hold {len(widths)} in all, one for each width of context_dim={list(widths)} of this "
+            f"{type(layer).__name__}, or None in its place for a modality that this batch lacks, got {len(contexts)}"
+        )

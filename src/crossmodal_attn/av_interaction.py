@@ -60,7 +60,13 @@ class AVInteraction(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None, need_weights: bool = False
+        self,
+        video: Tensor,
+        audio: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Fuse the two modalities.
 
@@ -68,6 +74,7 @@ class AVInteraction(nn.Module):
             video: (B, T, embed_dim).
             audio: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding, for both modalities.
+            attn_mask: as in :meth:`CMRA.forward`. The memory is [audio, video], so M = 2 * T.
             need_weights: whether to return the attention weights too.
 
         Returns:
@@ -81,7 +88,11 @@ class AVInteraction(nn.Module):
             check_mask("padding_mask", padding_mask, video.shape[:2], video)
         fused = zero_steps(video, padding_mask) * zero_steps(audio, padding_mask)
         result = self.attention(
-            fused, [audio, video], context_padding_mask=[padding_mask, padding_mask], need_weights=need_weights
+            fused,
+            [audio, video],
+            context_padding_mask=[padding_mask, padding_mask],
+            attn_mask=attn_mask,
+            need_weights=need_weights,
         )
         attended, weights = result if need_weights else (result, None)
         output: Tensor = self.norm(fused + self.dropout(attended))

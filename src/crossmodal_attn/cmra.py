@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from crossmodal_attn._checks import (
     check_attention_mask,
+    check_contexts,
     check_divisible,
     check_dtype,
     check_features,
@@ -24,8 +25,9 @@ from crossmodal_attn._checks import (
     check_match,
     check_probability,
     check_projected,
-    check_size,
     check_tensor,
+    check_widths,
+    list_contexts,
 )
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import join_masks, zero_steps, zero_where
@@ -163,7 +165,8 @@ class CMRA(nn.Module):
         dropout: probability of dropping an attention weight in training, in [0, 1].
         bias: whether the projections have biases.
         context_dim: width of the contexts. If it differs from ``embed_dim``, contexts have their own key and value
-            projection. Default: ``embed_dim``.
+            projection. A list gives the width of each context, and each has its own projection, even where widths are
+            equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
         device: device of the parameters.
         dtype: dtype of the parameters.
@@ -176,7 +179,12 @@ class CMRA(nn.Module):
         >>> output, weights = layer(video, audio, need_weights=True)
         >>> output.shape, weights.shape                          # memory: [audio, video]
         (torch.Size([2, 10, 256]), torch.Size([2, 4, 10, 22]))
+        >>> layer = CMRA(256, num_heads=4, context_dim=[128, 300])
+        >>> layer(video, [torch.randn(2, 40, 128), torch.randn(2, 7, 300)]).shape
+        torch.Size([2, 10, 256])
     """
+
+    kv_proj: nn.Linear  # or None, where each context has a projection of its own and the query is no memory
 
     def __init__(
         self,
@@ -185,7 +193,7 @@ class CMRA(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         *,
-        context_dim: int | None = None,
+        context_dim: int | Sequence[int] | None = None,
         include_query: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -193,21 +201,27 @@ class CMRA(nn.Module):
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_probability("dropout", dropout)
-        if context_dim is not None:
-            check_size("context_dim", context_dim)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
-        self.context_dim = embed_dim if context_dim is None else context_dim
+        self.context_dim = check_widths("context_dim", embed_dim if context_dim is None else context_dim)
         self.include_query = include_query
         factory: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         self.q_proj = nn.Linear(embed_dim, embed_dim, **factory)
-        self.kv_proj = nn.Linear(embed_dim if include_query else self.context_dim, 2 * embed_dim, **factory)
-        self.context_kv_proj = (
-            nn.Linear(self.context_dim, 2 * embed_dim, **factory)
-            if include_query and self.context_dim != embed_dim
-            else None
-        )
+        self.context_kv_proj: nn.Linear | None = None
+        self.context_kv_projs: nn.ModuleList | None = None
+        if include_query:
+            self.kv_proj = nn.Linear(embed_dim, 2 * embed_dim, **factory)
+        elif isinstance(self.context_dim, tuple):
+            self.register_module("kv_proj", None)
+        else:
+            self.kv_proj = nn.Linear(self.context_dim, 2 * embed_dim, **factory)
+        if isinstance(self.context_dim, tuple):
+            self.context_kv_projs = nn.ModuleList(
+                nn.Linear(width, 2 * embed_dim, **factory) for width in self.context_dim
+            )
+        elif include_query and self.context_dim != embed_dim:
+            self.context_kv_proj = nn.Linear(self.context_dim, 2 * embed_dim, **factory)
         self.out_proj = nn.Linear(embed_dim, embed_dim, **factory)
         self.reset_parameters()
 
@@ -218,14 +232,15 @@ class CMRA(nn.Module):
         parents, as :meth:`torch.nn.Module.apply` does.
         """
         # With equal widths, torch initializes q, k and v as one packed weight, whose bound is smaller.
-        gain = 2**-0.5 if self.context_dim == self.embed_dim else 1.0
+        widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
+        gain = 2**-0.5 if all(width == self.embed_dim for width in widths) else 1.0
         self.out_proj.reset_parameters()
-        for projection in (self.q_proj, self.kv_proj, self.context_kv_proj):
+        for projection in (self.q_proj, self.kv_proj, self.context_kv_proj, *(self.context_kv_projs or ())):
             if projection is not None:
                 # The bound of separate k and v weights. Splitting the weight would copy it where FSDP has sharded it.
                 bound = gain * math.sqrt(6 / (projection.weight.shape[1] + self.embed_dim))
                 nn.init.uniform_(projection.weight, -bound, bound)
-        for module in self.children():
+        for module in (*self.children(), *(self.context_kv_projs or ())):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -294,7 +309,7 @@ class CMRA(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor] | None = None,
+        context: Tensor | Sequence[Tensor | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
@@ -305,7 +320,9 @@ class CMRA(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, context_dim), or a list or tuple of such tensors, each with its own length S, or None.
+            context: (B, S, context_dim), or a list or tuple of such tensors, each with its own length S, or None. In a
+                list None stands for a modality that this batch lacks: it has no columns in ``attn_mask`` and the
+                weights, and its own projection gets no gradient.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -323,7 +340,7 @@ class CMRA(nn.Module):
             ValueError: if no context is given, but the layer needs one: with ``include_query=False``, or with a
                 ``context_dim`` other than ``embed_dim``.
         """
-        contexts, paddings = self._check(query, context, query_padding_mask, context_padding_mask)
+        contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
         contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
         query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
@@ -334,10 +351,13 @@ class CMRA(nn.Module):
             shape = (batch, self.num_heads, length, sum(lengths))
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
-        if self.context_kv_proj is None:
+        if self.context_kv_proj is None and self.context_kv_projs is None:
             joined = self.kv_proj(torch.cat(memory, 1))
         else:
-            joined = torch.cat([self.context_kv_proj(torch.cat(contexts, 1)), self.kv_proj(query)], 1)
+            if self.context_kv_proj is not None and contexts:
+                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
+            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
+            joined = torch.cat([*projected, self.kv_proj(query)] if self.include_query else projected, 1)
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
         check_projected("kv_proj", joined, 2 * self.embed_dim, self)
@@ -357,46 +377,46 @@ class CMRA(nn.Module):
     def _check(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor] | None,
+        context: Tensor | Sequence[Tensor | None] | None,
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Check the arguments of ``forward``, and return the contexts and their padding masks as lists."""
+    ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module]]:
+        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections."""
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        paddings: Any
-        if context is None:
-            contexts, paddings, names = [], [], []
-            if context_padding_mask is not None:
-                raise ValueError(
-                    "context_padding_mask must be None where no context is given, "
-                    f"got {type(context_padding_mask).__name__}"
-                )
-        elif isinstance(context, Tensor):
-            contexts, paddings, names = [context], [context_padding_mask], [""]
-        elif isinstance(context, (list, tuple)):
-            contexts, names = list(context), [f"[{index}]" for index in range(len(context))]
-            paddings = [None] * len(contexts) if context_padding_mask is None else context_padding_mask
-            expected = f"a list with a mask or None for each context, {len(contexts)} in all"
-            if not isinstance(paddings, (list, tuple)):
-                raise TypeError(f"context_padding_mask must be {expected}, got {type(paddings).__name__}")
-            if len(paddings) != len(contexts):
-                raise ValueError(f"context_padding_mask must be {expected}, got {len(paddings)}")
-        else:
-            raise TypeError(
-                f"context must be a torch.Tensor, a list or tuple of them, or None, got {type(context).__name__}"
+        names, given, (masks,) = list_contexts(context, context_padding_mask=context_padding_mask)
+        if isinstance(self.context_dim, tuple):
+            check_contexts(given, self.context_dim, self)
+        elif not given and self.context_kv_proj is not None:
+            raise ValueError(
+                f"context must be given, since this CMRA was built with context_dim={self.context_dim}, got {context}: "
+                "[None] stands for a modality that this batch lacks"
             )
-        if not contexts and (not self.include_query or self.context_kv_proj is not None):
-            option = f"context_dim={self.context_dim}" if self.include_query else "include_query=False"
-            raise ValueError(f"context must be given, since this CMRA was built with {option}, got {context}")
-        projection = self.context_kv_proj or self.kv_proj
-        for features, padding, name in zip(contexts, paddings, names, strict=True):
-            check_features(f"context{name}", features, self.context_dim, "context_dim", self, projection)
+        contexts: list[Tensor] = []
+        paddings: list[Tensor | None] = []
+        projections: list[nn.Module] = []
+        for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
+            if features is None:
+                continue
+            if isinstance(self.context_dim, tuple):
+                width, option = self.context_dim[index], f"context_dim[{index}]"
+            else:
+                width, option = self.context_dim, "context_dim"
+            projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
+            check_features(f"context{name}", features, width, option, self, projection)
             check_match(f"context{name}", features, {0: "batch size"}, "query", query)
             if padding is not None:
                 check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
-        return contexts, list(paddings)
+            contexts.append(features)
+            paddings.append(padding)
+            projections.append(projection)
+        if not contexts and not self.include_query:
+            raise ValueError(
+                f"context must be given, since this CMRA was built with include_query=False, got {context}: None in a "
+                "list stands for a modality that this batch lacks, but one must be there"
+            )
+        return contexts, paddings, projections
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""

@@ -1,21 +1,34 @@
 """Blocks of relation attention: cross-modal relation, internal temporal relation, and the relation-aware module.
 
-All are made of one post-norm block, attention and then a feed-forward network. They differ in the attention's memory.
+All are made of one block, attention and then a feed-forward network. They differ in the attention's memory.
 Axes: B batch, T query length, S context length.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from crossmodal_attn._checks import check_features, check_mask, check_match, check_probability, check_size
+from crossmodal_attn._checks import (
+    check_attention_mask,
+    check_contexts,
+    check_divisible,
+    check_features,
+    check_mask,
+    check_match,
+    check_probability,
+    check_size,
+    check_widths,
+    list_contexts,
+)
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout, ReLUDropout
 from crossmodal_attn.masks import zero_steps
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
+
+Activation = Literal["relu", "gelu"] | Callable[[Tensor], Tensor]
 
 
 class CrossModalRelation(nn.Module):
@@ -35,12 +48,21 @@ class CrossModalRelation(nn.Module):
         dim_feedforward: hidden width of the feed-forward network.
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        context_dim: width of the contexts, or a list with the width of each, as in :class:`CMRA`.
+        include_query: whether the query is part of the memory, as in :class:`CMRA`. It has a residual connection in
+            either case.
+        norm_first: whether to normalize the input of the attention and of the feed-forward network, instead of their
+            sums with the residual. Contexts are not normalized.
+        activation: "relu", "gelu" or any function of a tensor, such as :func:`torch.nn.functional.silu`.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Examples:
         >>> layer = CrossModalRelation(256, num_heads=4)
         >>> layer(torch.randn(2, 10, 256), torch.randn(2, 12, 256)).shape
+        torch.Size([2, 10, 256])
+        >>> layer = CrossModalRelation(256, 4, context_dim=[128, 300], norm_first=True, activation="gelu")
+        >>> layer(torch.randn(2, 10, 256), [torch.randn(2, 40, 128), None]).shape     # without its second modality
         torch.Size([2, 10, 256])
     """
 
@@ -52,6 +74,10 @@ class CrossModalRelation(nn.Module):
         dropout: float = 0.1,
         *,
         attention_dropout: float | None = None,
+        context_dim: int | Sequence[int] | None = None,
+        include_query: bool = True,
+        norm_first: bool = False,
+        activation: Activation = "relu",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -61,18 +87,21 @@ class CrossModalRelation(nn.Module):
         attention_dropout = dropout if attention_dropout is None else attention_dropout
         check_probability("attention_dropout", attention_dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.attention = CMRA(embed_dim, num_heads, attention_dropout, **factory)
+        self.norm_first = norm_first
+        self.attention = CMRA(
+            embed_dim, num_heads, attention_dropout, context_dim=context_dim, include_query=include_query, **factory
+        )
         self.norm1 = nn.LayerNorm(embed_dim, **factory)
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, **factory)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim, **factory)
         self.norm2 = nn.LayerNorm(embed_dim, **factory)
-        self.activation = ReLUDropout(dropout)
+        self.activation = _make_activation(activation, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor] | None = None,
+        context: Tensor | Sequence[Tensor | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
@@ -83,7 +112,7 @@ class CrossModalRelation(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, embed_dim), a list or tuple of such tensors, or None.
+            context: (B, S, context_dim), a list or tuple of such tensors or None, or None, as in :meth:`CMRA.forward`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -94,8 +123,9 @@ class CrossModalRelation(nn.Module):
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the attention weights (B, H, T, M).
         """
+        attending = self._normalize(query, query_padding_mask) if self.norm_first else query
         result = self.attention(
-            query,
+            attending,
             context,
             query_padding_mask=query_padding_mask,
             context_padding_mask=context_padding_mask,
@@ -103,10 +133,48 @@ class CrossModalRelation(nn.Module):
             need_weights=need_weights,
         )
         attended, weights = result if need_weights else (result, None)
-        hidden = self.norm1(zero_steps(query, query_padding_mask) + self.dropout(attended))
-        feedforward = self.linear2(self.activation(self.linear1(hidden)))
-        output: Tensor = self.norm2(hidden + self.dropout(feedforward))
+        hidden = zero_steps(query, query_padding_mask) + self.dropout(attended)
+        hidden = hidden if self.norm_first else self.norm1(hidden)
+        feedforward = self.linear2(self.activation(self.linear1(self.norm2(hidden) if self.norm_first else hidden)))
+        output: Tensor = hidden + self.dropout(feedforward)
+        output = output if self.norm_first else self.norm2(output)
         return output if weights is None else (output, weights)
+
+    def _normalize(self, query: Tensor, query_padding_mask: Tensor | None) -> Tensor:
+        """Check the query and its mask before the attention does, and return the normalized query."""
+        check_features("query", query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
+        if query_padding_mask is not None:
+            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
+        normalized: Tensor = self.norm1(zero_steps(query, query_padding_mask))
+        return normalized
+
+
+class _Function(nn.Module):
+    """Wrap a function of a tensor in a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.function(features)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def _make_activation(activation: Activation, dropout: float) -> nn.Module:
+    """Return a module that applies the activation, then dropout."""
+    if activation == "relu":
+        return ReLUDropout(dropout)
+    if activation == "gelu":
+        activation = nn.GELU()
+    if isinstance(activation, str):
+        raise ValueError(f'activation must be "relu", "gelu" or a function of a tensor, got {activation!r}')
+    if not callable(activation):
+        raise TypeError(f'activation must be "relu", "gelu" or a function of a tensor, got {type(activation).__name__}')
+    module = activation if isinstance(activation, nn.Module) else _Function(activation)
+    return nn.Sequential(module, Dropout(dropout))
 
 
 class InternalTemporalRelation(nn.Module):
@@ -117,7 +185,7 @@ class InternalTemporalRelation(nn.Module):
     Args:
         embed_dim: width of the features.
         num_heads: number of attention heads; must divide ``embed_dim``.
-        num_layers: number of blocks.
+        num_layers: number of blocks. With 0 the output is the features, with zeros at padding.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
@@ -143,7 +211,10 @@ class InternalTemporalRelation(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_size("num_layers", num_layers)
+        check_divisible(embed_dim, num_heads)
+        check_size("num_layers", num_layers, minimum=0)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
         factory: dict[str, Any] = {"attention_dropout": attention_dropout, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList(
             CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, **factory) for _ in range(num_layers)
@@ -163,10 +234,16 @@ class InternalTemporalRelation(nn.Module):
             Tensor: (B, T, embed_dim), finite but meaningless at padding. Use :func:`record_attention` for the attention
             weights of every block.
         """
-        attention = cast("CrossModalRelation", self.layers[0]).attention
-        check_features("features", features, attention.embed_dim, "embed_dim", self, attention.q_proj)
+        # Without blocks there are no weights whose dtype the features must have.
+        projection = cast("CrossModalRelation", self.layers[0]).attention.q_proj if self.layers else self
+        check_features("features", features, self.embed_dim, "embed_dim", self, projection)
         if padding_mask is not None:
             check_mask("padding_mask", padding_mask, features.shape[:2], features)
+        if not self.layers:
+            if attn_mask is not None:
+                shape = (len(features), self.num_heads, *[features.shape[1]] * 2)
+                check_attention_mask("attn_mask", attn_mask, shape, features, per_head=False)
+            return zero_steps(features, padding_mask)
         for layer in self.layers:
             features = layer(features, query_padding_mask=padding_mask, attn_mask=attn_mask)
         return features
@@ -179,17 +256,20 @@ class RelationAware(nn.Module):
         F_a^s = M_{self}(F_a), \qquad v_o = M_{cmra}(F_v, F_a^s)
 
     Eq. 4 of Xu et al., ACM MM 2020, here with video as the query. Both modalities are first projected to ``embed_dim``.
-    CMRAN has two such modules with separate weights: the query of one is video, that of the other audio.
+    CMRAN has two such modules with separate weights: the query of one is video, that of the other audio. Beyond the
+    paper there may be several context modalities, each with its own projection and M_self.
 
     Args:
         query_dim: width of the query modality.
-        context_dim: width of the context modality.
+        context_dim: width of the context modality, or a list with the width of each.
         embed_dim: d_m, the width of the output.
         num_heads: number of attention heads; must divide ``embed_dim``.
-        num_layers: number of blocks in M_self.
+        num_layers: number of blocks in M_self. With 0 it is the identity.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        include_query: whether the query is part of the memory of M_cmra. False gives co-attention.
+        own_projections: whether each modality in that memory has its own key and value projection.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -197,12 +277,19 @@ class RelationAware(nn.Module):
         >>> video_relation = RelationAware(query_dim=512, context_dim=128)
         >>> video_relation(torch.randn(2, 10, 512), torch.randn(2, 10, 128)).shape
         torch.Size([2, 10, 256])
+        >>> video_relation = RelationAware(query_dim=512, context_dim=[128, 300])
+        >>> audio, text = torch.randn(2, 40, 128), torch.randn(2, 7, 300)
+        >>> video_relation(torch.randn(2, 10, 512), [audio, text]).shape
+        torch.Size([2, 10, 256])
     """
+
+    context_proj: nn.Linear  # or None, where context_dim is a list
+    internal_relation: InternalTemporalRelation  # likewise
 
     def __init__(
         self,
         query_dim: int,
-        context_dim: int,
+        context_dim: int | Sequence[int],
         embed_dim: int = 256,
         num_heads: int = 4,
         num_layers: int = 2,
@@ -210,58 +297,116 @@ class RelationAware(nn.Module):
         dropout: float = 0.1,
         *,
         attention_dropout: float | None = None,
+        include_query: bool = True,
+        own_projections: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_size("query_dim", query_dim)
-        check_size("context_dim", context_dim)
+        self.context_dim = check_widths("context_dim", context_dim)
         check_size("embed_dim", embed_dim)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.query_dim = query_dim
-        self.context_dim = context_dim
         self.query_proj = nn.Linear(query_dim, embed_dim, **factory)
-        self.context_proj = nn.Linear(context_dim, embed_dim, **factory)
-        factory["attention_dropout"] = attention_dropout
-        self.internal_relation = InternalTemporalRelation(
-            embed_dim, num_heads, num_layers, dim_feedforward, dropout, **factory
+        self.context_projs: nn.ModuleList | None = None
+        self.internal_relations: nn.ModuleList | None = None
+        sizes = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
+        options = {"attention_dropout": attention_dropout, **factory}
+        if isinstance(self.context_dim, tuple):
+            self.register_module("context_proj", None)
+            self.register_module("internal_relation", None)
+            self.context_projs = nn.ModuleList(nn.Linear(width, embed_dim, **factory) for width in self.context_dim)
+            self.internal_relations = nn.ModuleList(
+                InternalTemporalRelation(*sizes, **options) for _ in self.context_dim
+            )
+        else:
+            self.context_proj = nn.Linear(self.context_dim, embed_dim, **factory)
+            self.internal_relation = InternalTemporalRelation(*sizes, **options)
+        contexts = len(self.context_dim) if isinstance(self.context_dim, tuple) else 1
+        self.cross_relation = CrossModalRelation(
+            embed_dim,
+            num_heads,
+            dim_feedforward,
+            dropout,
+            context_dim=[embed_dim] * contexts if own_projections else None,
+            include_query=include_query,
+            **options,
         )
-        self.cross_relation = CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, **factory)
 
     def forward(
         self,
         query: Tensor,
-        context: Tensor,
+        context: Tensor | Sequence[Tensor | None],
         *,
         query_padding_mask: Tensor | None = None,
-        context_padding_mask: Tensor | None = None,
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | None = None,
+        context_attn_mask: Tensor | Sequence[Tensor | None] | None = None,
     ) -> Tensor:
-        """Relate the query modality to the context modality and to itself.
+        """Relate the query modality to the context modalities and to itself.
 
         Args:
             query: (B, T, query_dim).
-            context: (B, S, context_dim).
+            context: (B, S, context_dim). For several widths, a list or tuple of such tensors, each with its own length
+                S, or None for a modality that this batch lacks, whose weights then get no gradient.
             query_padding_mask: bool (B, T), True = padding.
-            context_padding_mask: bool (B, S), True = padding.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            attn_mask: mask of M_cmra, as in :meth:`CMRA.forward`. The memory is [contexts..., query].
+            context_attn_mask: mask of M_self, as in :meth:`CMRA.forward`. The memory is the context, so M = S. For
+                several contexts, a list with a mask or None for each.
 
         Returns:
             Tensor: (B, T, embed_dim), finite but meaningless at padding. Use :func:`record_attention` for the attention
             weights of every block.
         """
         check_features("query", query, self.query_dim, "query_dim", self, self.query_proj)
-        check_features("context", context, self.context_dim, "context_dim", self, self.context_proj)
-        check_match("context", context, {0: "batch size"}, "query", query)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        if context_padding_mask is not None:
-            check_mask("context_padding_mask", context_padding_mask, context.shape[:2], context)
-        related: Tensor = self.internal_relation(
-            self.context_proj(zero_steps(context, context_padding_mask)), padding_mask=context_padding_mask
-        )
+        contexts, paddings, masks = self._check_contexts(query, context, context_padding_mask, context_attn_mask)
+        projections = self.context_projs or [self.context_proj]
+        relations = self.internal_relations or [self.internal_relation]
+        related = [
+            features
+            if features is None
+            else relate(project(zero_steps(features, padding)), padding_mask=padding, attn_mask=mask)
+            for project, relate, features, padding, mask in zip(
+                projections, relations, contexts, paddings, masks, strict=True
+            )
+        ]
         output: Tensor = self.cross_relation(
             self.query_proj(zero_steps(query, query_padding_mask)),
             related,
             query_padding_mask=query_padding_mask,
-            context_padding_mask=context_padding_mask,
+            context_padding_mask=paddings,
+            attn_mask=attn_mask,
         )
         return output
+
+    def _check_contexts(
+        self,
+        query: Tensor,
+        context: Tensor | Sequence[Tensor | None],
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None,
+        context_attn_mask: Tensor | Sequence[Tensor | None] | None,
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+        """Check the contexts and their masks, and return contexts, padding masks and attention masks as lists."""
+        names, contexts, (paddings, masks) = list_contexts(
+            context, context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
+        )
+        widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
+        check_contexts(contexts, widths, self)
+        for index, (name, features, padding, mask) in enumerate(zip(names, contexts, paddings, masks, strict=True)):
+            if features is None:
+                continue
+            option = f"context_dim[{index}]" if isinstance(self.context_dim, tuple) else "context_dim"
+            projection = self.context_projs[index] if self.context_projs else self.context_proj
+            check_features(f"context{name}", features, widths[index], option, self, projection)
+            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
+            if padding is not None:
+                check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
+            if mask is not None:
+                shape = (len(features), self.cross_relation.attention.num_heads, *[features.shape[1]] * 2)
+                check_attention_mask(f"context_attn_mask{name}", mask, shape, features, per_head=False)
+        return contexts, paddings, masks

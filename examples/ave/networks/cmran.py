@@ -15,7 +15,14 @@ from ave import Setting
 from ave.networks.localizer import Recipe
 from ave.networks.padded import max_over_time
 from ave.networks.two_scores import Logits, TwoScores
-from crossmodal_attn import AGSCA, AVInteraction, RelationAware
+from ave.networks.variants import (
+    Guidance,
+    Interaction,
+    Relation,
+    make_guidance,
+    make_interaction,
+    make_relation,
+)
 from crossmodal_attn.dropout import ReLUDropout
 
 __all__ = ["CMRAN", "Senses"]
@@ -27,7 +34,8 @@ class CMRAN(TwoScores):
     """The whole network of Xu et al., ACM MM 2020, with the behavior of the authors' code where the paper is silent.
 
     ``save_pretrained`` writes it with its arguments to a directory, ``from_pretrained`` reads it from there or from the
-    Hugging Face Hub, and ``push_to_hub`` uploads it.
+    Hugging Face Hub, and ``push_to_hub`` uploads it. ``relation``, ``guidance``, ``interaction``, ``num_layers`` and
+    ``own_projections`` make the variants of the paper's ablation study.
 
     Args:
         setting: "supervised" trains on segment labels; "weak" on video labels, with background as a category of its
@@ -37,12 +45,17 @@ class CMRAN(TwoScores):
         num_categories: K, without background; by default as many as ``categories``, or 28 without these.
         embed_dim: width of the relation-aware modules, d_m.
         num_heads: attention heads of the relation-aware modules.
-        num_layers: self-attention blocks of each relation-aware module.
+        num_layers: self-attention blocks of each relation-aware module; 0 leaves out M_self.
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: in attention, blocks and interaction.
         input_dropout: after the projection of the visual map.
         categories: the K names, which are saved with the network.
         senses: the features that the network is given: "both", or only "sight" or "hearing", with the other zeroed.
+        relation: the relation-aware modules: "cmra", "self", "co", "cmra-f", "none", or other readings of two of these,
+            "self-stacked" and "none-feedforward"; see :func:`ave.networks.variants.make_relation`.
+        guidance: what sums the visual map over its cells: "agsca", "agva" or "mean".
+        interaction: what fuses the modalities: "av", self-attention over their product, "self", or the "product" alone.
+        own_projections: whether the two modalities in the memory of "cmra" have their own key and value projections.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -77,6 +90,10 @@ class CMRAN(TwoScores):
         input_dropout: float = 0.2,
         categories: Sequence[str] | None = None,
         senses: Senses = "both",
+        relation: Relation = "cmra",
+        guidance: Guidance = "agsca",
+        interaction: Interaction = "av",
+        own_projections: bool = False,
     ) -> None:
         super().__init__(
             setting, video_dim=video_dim, audio_dim=audio_dim, num_categories=num_categories, categories=categories
@@ -84,14 +101,20 @@ class CMRAN(TwoScores):
         if senses not in ("both", "sight", "hearing"):
             raise ValueError(f'senses must be "both", "sight" or "hearing", got {senses!r}')
         self.senses = senses
+        self.variant: dict[str, str | bool] = {
+            "relation": relation,
+            "guidance": guidance,
+            "interaction": interaction,
+            "own_projections": own_projections,
+        }
         weak = setting == "weak"
         widths = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
         self.video_proj = nn.Linear(video_dim, video_dim)
         self.input_dropout = ReLUDropout(input_dropout)
-        self.spatial_channel_attention = AGSCA(video_dim, audio_dim)
-        self.video_relation = RelationAware(video_dim, audio_dim, *widths)
-        self.audio_relation = RelationAware(audio_dim, video_dim, *widths)
-        self.interaction = AVInteraction(embed_dim, 2 if weak else num_heads, dropout)
+        self.spatial_channel_attention = make_guidance(guidance, video_dim, audio_dim)
+        self.video_relation = make_relation(relation, video_dim, audio_dim, *widths, own_projections=own_projections)
+        self.audio_relation = make_relation(relation, audio_dim, video_dim, *widths, own_projections=own_projections)
+        self.interaction = make_interaction(interaction, embed_dim, 2 if weak else num_heads, dropout)
         self.event_head = nn.Linear(embed_dim, 1)
         self.category_head = nn.Linear(embed_dim, self.num_categories + weak)
 
