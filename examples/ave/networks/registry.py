@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 from ave import Setting
 from ave.networks.avel import AVEL
@@ -11,9 +12,22 @@ from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import Localizer, Recipe
 
-__all__ = ["CLASSES", "NETWORKS", "find_recipe"]
+__all__ = ["CLASSES", "NETWORKS", "Network", "find_recipe"]
 
-NETWORKS: Mapping[str, Callable[..., Localizer]] = {
+Network = Literal[
+    "cmran",
+    "ed-tcn",
+    "avel-a",
+    "avel-v",
+    "avel-v-att",
+    "avel-av",
+    "avel-av-att",
+    "avel-dmrn",
+    "avsdn",
+    "avsdn-cpsp",
+    "dam",
+]
+NETWORKS: Mapping[Network, Callable[..., Localizer]] = {
     "cmran": CMRAN,
     "ed-tcn": EDTCN,
     "avel-a": partial(AVEL, streams="audio", attention=False),
@@ -34,7 +48,7 @@ CLASSES: Mapping[str, type[Localizer]] = {
 """The classes, by the name that `config.json` of a saved network has."""
 
 
-def find_recipe(network: str, setting: Setting) -> Recipe:
+def find_recipe(network: Network, setting: Setting) -> Recipe:
     """Return the published training of a network in a setting.
 
     Raises:
