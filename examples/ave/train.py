@@ -410,6 +410,7 @@ def main(
             examples = examples or outcomes
             metrics = {
                 "seed": seed,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "chosen_epoch": chosen(history).epoch,
                 "chosen_by": "best on val" if val is not None else "last, as there is no val split",
                 "best_test_accuracy": best_test(history).test_accuracy,

@@ -12,7 +12,7 @@ from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import Localizer, Recipe
 
-__all__ = ["CLASSES", "NETWORKS", "Network", "find_recipe"]
+__all__ = ["CLASSES", "NETWORKS", "Network", "find_recipe", "find_recipes"]
 
 Network = Literal[
     "cmran",
@@ -48,14 +48,19 @@ CLASSES: Mapping[str, type[Localizer]] = {
 """The classes, by the name that `config.json` of a saved network has."""
 
 
+def find_recipes(network: Network) -> Mapping[Setting, Recipe]:
+    """Return the published training of a network in each setting that it has."""
+    kind = NETWORKS[network]
+    return CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
+
+
 def find_recipe(network: Network, setting: Setting) -> Recipe:
     """Return the published training of a network in a setting.
 
     Raises:
         ValueError: if the network has no such setting.
     """
-    kind = NETWORKS[network]
-    recipes = CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
+    recipes = find_recipes(network)
     if setting not in recipes:
         raise ValueError(f"--setting must be {' or '.join(recipes)} for {network}, got {setting}")
     return recipes[setting]
