@@ -17,7 +17,7 @@ from crossmodal_attn import __version__, plots  # noqa: E402
 
 project = "crossmodal-attn"
 author = "The crossmodal-attn developers"
-copyright = "the crossmodal-attn developers, under the MIT licence"
+copyright = "the crossmodal-attn developers, under the MIT license"
 version = release = __version__
 
 # The quick start is an example, and also the first guide.

@@ -96,7 +96,7 @@ def test_agsca_gradients(draw):
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
-def test_initialisation_of_the_spatial_weight_is_that_of_a_linear_map():
+def test_initialization_of_the_spatial_weight_is_that_of_a_linear_map():
     """W_2 and its bias are drawn from the range of nn.Linear(hidden_dim, 1)."""
     layers = [AGSCA(3, 2, 401) for _ in range(20)]
     bound = 401**-0.5

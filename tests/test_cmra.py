@@ -340,7 +340,7 @@ def test_from_multihead_attention_makes_the_class_it_is_called_on():
 
 
 @pytest.mark.parametrize("kdim", [None, 401])
-def test_initialisation_is_that_of_multihead_attention(kdim):
+def test_initialization_is_that_of_multihead_attention(kdim):
     """The extremes and the variance of every projection are those of the same uniform distribution."""
     attention = nn.MultiheadAttention(399, 3, kdim=kdim, vdim=kdim)
     theirs = CMRA.from_multihead_attention(attention).state_dict()
