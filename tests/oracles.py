@@ -127,7 +127,7 @@ def relation_aware(
     mask: Tensor | None = None,
     context_masks: Paddings | None = None,
 ) -> Tensor:
-    """Compute Eq. 4 with the weights of ``layer``: one context, or several, each with an M_self and a mask of its own."""
+    """Compute Eq. 4 with the weights of ``layer``: each context has its own M_self and mask."""
     projections = layer.context_projs or [layer.context_proj]
     internals = layer.internal_relations or [layer.internal_relation]
     related: list[Tensor | None] = []
