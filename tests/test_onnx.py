@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from crossmodal_attn import AGSCA, CMRA, AVInteraction, CrossModalRelation, padding_mask
+from crossmodal_attn import AGSCA, CMRA, AVInteraction, CrossModalRelation, RelationAware, padding_mask
 from oracles import fill_parameters, make_cmran
 
 onnx = pytest.importorskip("onnx")
@@ -103,10 +103,37 @@ def inputs_two_contexts(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def inputs_of_widths(sizes: Sizes) -> dict[str, Any]:
+    """With contexts of two widths, the first of them padded, and a mask for each video."""
+    batch, time, other, third, *_ = sizes
+    padding = draw_padding(batch, other)
+    return {
+        "query": draw(batch, time, 39),
+        "context": [draw(batch, other, 17, padding=padding), draw(batch, third, 23)],
+        "context_padding_mask": [padding, None],
+        "attn_mask": draw_mask(batch, time, other + third),
+    }
+
+
+def inputs_relation_aware(sizes: Sizes) -> dict[str, Any]:
+    """With masks of every kind, for two contexts."""
+    batch, time, other, third, *_ = sizes
+    padding, paddings = draw_padding(batch, time), [draw_padding(batch, other), draw_padding(batch, third)]
+    return {
+        "query": draw(batch, time, 19, padding=padding),
+        "context": [draw(*own.shape, width, padding=own) for own, width in zip(paddings, (17, 23), strict=True)],
+        "query_padding_mask": padding,
+        "context_padding_mask": paddings,
+        "attn_mask": draw_mask(time, other + third + time),
+        "context_attn_mask": [draw_mask(other, other), torch.randn(batch, third, third)],
+    }
+
+
 def inputs_interaction(sizes: Sizes) -> dict[str, Any]:
     padding = draw_padding(sizes.batch, sizes.time)
     features = {name: draw(*padding.shape, 39, padding=padding) for name in ("video", "audio")}
-    return {**features, "padding_mask": padding, "need_weights": True}
+    masks = {"padding_mask": padding, "attn_mask": draw_mask(sizes.time, 2 * sizes.time)}
+    return {**features, **masks, "need_weights": True}
 
 
 def inputs_agsca(sizes: Sizes) -> dict[str, Any]:
@@ -134,11 +161,20 @@ class Export(NamedTuple):
 EXPORTS = {
     "from-lengths": Export(lambda: FromLengths(CMRA(39, 3, context_dim=17)), inputs_from_lengths),
     "two-contexts": Export(lambda: CrossModalRelation(39, 3, 29), inputs_two_contexts),
+    "widths": Export(
+        lambda: CrossModalRelation(
+            39, 3, 29, context_dim=[17, 23], include_query=False, norm_first=True, activation="gelu"
+        ),
+        inputs_of_widths,
+    ),
+    "relation-aware": Export(
+        lambda: RelationAware(19, [17, 23], 39, 3, 1, 29, own_projections=True), inputs_relation_aware
+    ),
     "interaction": Export(lambda: AVInteraction(39, 3), inputs_interaction),
     "agsca": Export(lambda: AGSCA(19, 17, 23), inputs_agsca),
     "cmran": Export(lambda: make_cmran("supervised"), inputs_cmran),
 }
-"""Export is slow, so RelationAware and InternalTemporalRelation are exported only as parts of CMRAN."""
+"""Export is slow, so InternalTemporalRelation is exported only as part of RelationAware."""
 
 
 class Exported(NamedTuple):

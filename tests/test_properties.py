@@ -66,6 +66,38 @@ def test_shapes_dtypes_and_sums(assert_close, arguments):
     assert not weights.masked_select(~left[:, None, None]).any()
 
 
+@given(
+    widths=st.lists(SIZES, min_size=1, max_size=4),
+    include_query=st.booleans(),
+    batch=st.integers(0, 3),
+    time=SIZES,
+    dtype=DTYPES,
+    data=st.data(),
+)
+def test_lacking_modality_is_one_of_padding_alone(assert_close, widths, include_query, batch, time, dtype, data):
+    """None, no steps, and any number of padded steps of NaN give the same, whichever contexts are lacking."""
+    layer = fill_parameters(CMRA(6, 2, context_dim=widths, include_query=include_query, dtype=dtype))
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(batch, time, 6, generator=generator, dtype=dtype)
+    lengths = data.draw(st.lists(SIZES, min_size=len(widths), max_size=len(widths)))
+    lacking = data.draw(st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)))
+    if not include_query:
+        lacking[data.draw(st.integers(0, len(widths) - 1))] = False
+    sizes = zip(lengths, widths, strict=True)
+    contexts = [torch.randn(batch, *size, generator=generator, dtype=dtype) for size in sizes]
+
+    def give(replace):
+        return [replace(context) if gone else context for context, gone in zip(contexts, lacking, strict=True)]
+
+    output, weights = layer(query, give(lambda _: None), need_weights=True)
+    left = sum(length for length, gone in zip(lengths, lacking, strict=True) if not gone) + time * include_query
+    assert weights.shape == (batch, 2, time, left)
+    assert_close(layer(query, give(lambda context: context[:, :0])), output)
+    masks = [torch.full(context.shape[:2], gone) for context, gone in zip(contexts, lacking, strict=True)]
+    padded = give(lambda context: torch.full_like(context, torch.nan))
+    assert_close(layer(query, padded, context_padding_mask=masks), output)
+
+
 @given(cmra_calls(), st.randoms(use_true_random=False))
 def test_order_of_contexts_is_free(assert_close, arguments, random):
     """Reordering contexts does not change the output, and reorders the weights."""

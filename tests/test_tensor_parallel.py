@@ -17,7 +17,7 @@ from oracles import fill_parameters
 
 def split_heads(attention, prefix=""):
     """Return the plan of docs/concepts/running.md: weights are split, and outputs are gathered."""
-    names = [name for name, child in attention.named_children() if isinstance(child, nn.Linear)]
+    names = [name for name, child in attention.named_modules() if isinstance(child, nn.Linear)]
     gathered = {name: ColwiseParallel(output_layouts=Replicate()) for name in names}
     plan = {**gathered, "out_proj": RowwiseParallel(input_layouts=Replicate())}
     return {prefix + name: style for name, style in plan.items()}
@@ -35,6 +35,7 @@ LAYERS = {
         lambda: CMRA(12, 2, context_dim=10, include_query=False, bias=False, dtype=torch.float64),
         split_heads,
     ),
+    "cmra-own-projections": (lambda: CMRA(12, 2, context_dim=[10], dtype=torch.float64), split_heads),
     "cross-relation": (lambda: CrossModalRelation(12, 2, 14, 0.0, dtype=torch.float64), split_block),
 }
 

@@ -7,7 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import oracles
-from ave.networks.cmran import CMRAN, supervised_loss, weak_loss
+from ave.networks.cmran import CMRAN
+from ave.networks.two_scores import supervised_loss, weak_loss
 from ave.networks.variants import FeedForwardRelation, SideBySideRelation
 from crossmodal_attn import padding_mask, record_attention
 from oracles import affine, fill_parameters, layer_norm, make_cmran
@@ -117,8 +118,8 @@ def guide(layer, video, audio, options):
                 scores = []
                 for cell in cells:
                     seen = affine(layer.video_units, affine(layer.video_proj, cell).clamp(min=0))
-                    scores.append(float(torch.tanh(seen + known) @ layer.score.weight[0]))
-                powers = torch.tensor(scores, dtype=torch.float64).exp()
+                    scores.append(torch.tanh(seen + known) @ layer.score.weight[0])
+                powers = torch.stack(scores).exp()
                 outputs.append(sum(power / powers.sum() * cell for power, cell in zip(powers, cells, strict=True)))
     return torch.stack(outputs).unflatten(0, audio.shape[:2])
 
@@ -344,7 +345,7 @@ def test_unknown_variants_are_refused(options, message):
 @pytest.mark.parametrize("name", SINGLE)
 def test_wrong_audio_is_named_by_the_network(name, draw):
     model = make_cmran("supervised", **VARIANTS[name])
-    with pytest.raises(ValueError, match=r"audio has 8 channels in its last .* this CMRAN was built with audio_dim=7"):
+    with pytest.raises(ValueError, match=r"audio must have shape \(batch, time, 7\), .* got \(2, 5, 8\)"):
         model(draw(2, 5, 3, 2, 11), draw(2, 5, 8))
     with pytest.raises(TypeError, match=r"audio must have the dtype of the weights, torch\.float64, got torch\.flo"):
         model(draw(2, 5, 3, 2, 11), draw(2, 5, 7).float())

@@ -84,7 +84,7 @@ train(model, 300, microphone=torch.eye(WIDTH))
 # Another microphone changes the sign of half of the audio directions, and the model fails with it. LoRA adapts only the
 # attention: peft freezes the model, and learns a low-rank change of each projection in ``target_modules``. The
 # projections of a CMRA are ``q_proj``, ``kv_proj`` and ``out_proj``, and also ``context_kv_proj`` if ``context_dim``
-# differs from ``embed_dim``.
+# differs from ``embed_dim``, or ``context_kv_projs.0``, ``context_kv_projs.1`` and so on if it is a list of widths.
 
 directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH // 2)).Q
 microphone = torch.eye(WIDTH) - 2 * directions @ directions.T
