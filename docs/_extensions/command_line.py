@@ -52,7 +52,7 @@ def print_help(subcommand: str) -> str:
     from ave_cmran import main
 
     printed = io.StringIO()
-    wide = mock.patch.object(shutil, "get_terminal_size", lambda *_, **__: WIDE)
+    wide = mock.patch.object(shutil, "get_terminal_size", return_value=WIDE)
     with wide, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([subcommand, "--help"])
     return printed.getvalue()
