@@ -1,4 +1,4 @@
-"""Where the site is told a repository, its notebooks install from there, and Colab opens them; else it links nothing."""
+"""Where the site is told a repository, its notebooks install from there, and Colab opens them; else nothing links."""
 
 import ast
 import importlib.util
@@ -32,7 +32,7 @@ def test_notebook_installs_from_the_repository(version, branch):
     cell = repository.first_cell(version, ADDRESS)
     assert f"!git clone --quiet --depth 1 {branch}{ADDRESS} crossmodal-attn\n" in cell
     assert '%pip install --quiet "./crossmodal-attn[examples,onnx]" peft torchao\n' in cell
-    ast.parse(re.sub(r"(?m)^( *)[!%]", r"\1# ", cell).replace("is None:", "is None: pass"))
+    ast.parse(re.sub(r"(?m)^( *)[!%].*", r"\1pass", cell))  # the rest is Python
 
 
 def test_notebook_without_a_repository_says_what_to_do():
