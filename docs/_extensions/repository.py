@@ -71,5 +71,6 @@ def add_badge(page: str, guide: str, repository: str = REPOSITORY) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect."""
+    app.add_config_value("repository_url", REPOSITORY, "env")  # another one makes all pages anew
     app.connect("source-read", link)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -8,6 +8,7 @@ the root of a clone, with the extra ``examples`` installed:
 ``PYTHONPATH=examples:. python docs/gallery/authors_checkpoint.py``.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/authors_checkpoint.svg"
 import tempfile
 from pathlib import Path
 

@@ -7,6 +7,7 @@ The layers are plain modules, so they train under :class:`~torch.nn.parallel.Dis
 the whole batch. All of it ran on a CPU, with the backend gloo; what changes on GPUs stands at the end.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/distributed.svg"
 import os
 import subprocess
 import sys

@@ -7,6 +7,7 @@ open, masks are inputs like any other, and onnxruntime, which needs no PyTorch, 
 the extra ``onnx``, and torch 2.7 or newer: the exporter of 2.6 fixes sizes that are to stay open.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/export_onnx.svg"
 import logging
 import tempfile
 import textwrap

@@ -7,6 +7,7 @@ adapters on it, and torchao can store its weights in 8 bits. Here a small model 
 microphone, merged, and quantised. It needs ``pip install peft torchao``.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/lora_and_int8.svg"
 import copy
 import logging
 import tempfile

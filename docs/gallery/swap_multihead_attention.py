@@ -7,6 +7,7 @@ A model that has :class:`torch.nn.MultiheadAttention` in it keeps its weights an
 that may attend to nothing, padding that cannot leak, and projections that hooks and adapters can wrap.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/swap_multihead_attention.svg"
 import torch
 from torch import Tensor, nn
 

@@ -6,6 +6,7 @@ Videos are rarely of one length. Pad them, say how long each one is, and what st
 outputs, not the gradients, not even when it is NaN.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/variable_lengths.svg"
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
