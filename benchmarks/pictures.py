@@ -62,8 +62,9 @@ def draw_ratios(results: dict[str, Any]) -> Figure:
     axes.set_ylim(lines * max(1, len(cases)) - 0.5, -1)
     axes.grid(axis="x", which="both", color="#dddddd", linewidth=0.6)
     axes.tick_params(axis="x", labeltop=True)  # a chart of many cases is longer than a screen
-    title = f"{results['title']}: ratios of time"
-    figure.legend(loc="outside upper left", frameon=False, fontsize=9, title=title, alignment="left")
+    if pairs:
+        title = f"{results['title']}: ratios of time"
+        figure.legend(loc="outside upper left", frameon=False, fontsize=9, title=title, alignment="left")
     return figure
 
 
