@@ -27,7 +27,7 @@ def test_what_options_take_is_simple():
     page = command_line.describe_commands()
     assert "\n`--seeds INT ...`\n: " in page
     assert "\n`--epochs INT`\n: " in page
-    assert " Default: `0.5`.\n" in page
+    assert " Default: `float16`.\n" in page
     assert "None" not in page
     assert "│" not in page
 
