@@ -8,6 +8,7 @@ guide from the root of a clone, with the extra ``examples`` installed: ``PYTHONP
 docs/gallery/authors_checkpoint.py``.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/authors_checkpoint.svg"
 import tempfile
 from pathlib import Path
 

@@ -7,6 +7,7 @@ train them. In this guide, two processes give the same losses and weights as one
 Everything ran on a CPU, with the gloo backend. The last section lists the changes for GPUs.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/distributed.svg"
 import os
 import subprocess
 import sys

@@ -7,6 +7,7 @@ dynamic, and masks are inputs. onnxruntime, which does not need PyTorch, gives t
 extra ``onnx`` and torch 2.7 or newer, since the exporter of 2.6 does not keep all sizes dynamic.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/export_onnx.svg"
 import logging
 import tempfile
 import textwrap

@@ -7,6 +7,7 @@ and torchao can store the weights in 8 bits. This guide trains a small model, ad
 the adapters, and quantizes the result. It needs ``pip install peft torchao``.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/lora_and_int8.svg"
 import copy
 import logging
 import tempfile

@@ -7,6 +7,7 @@ same. The model gains several contexts, a memory that includes the query, zero a
 nothing, padding that never affects valid steps, and projections that hooks and adapters can wrap.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/swap_multihead_attention.svg"
 import torch
 from torch import Tensor, nn
 

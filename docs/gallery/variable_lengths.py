@@ -6,6 +6,7 @@ The videos of a batch rarely have the same length. Pad them, and give the layers
 affect neither the outputs at valid steps nor the gradients.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/variable_lengths.svg"
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
