@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -36,7 +37,7 @@ COMMAND = Path(__file__).parents[1] / "ave_cmran.py"
 RESAMPLES = 10_000
 """Of the videos, for an interval."""
 Table = Literal[1, 2, 3, 4, 5]
-HEADER = ("setting", "row", "paper", "ours", "best test epoch", "difference to CMRAN", "parameters", "s/epoch")
+HEADER = ("row", "setting", "paper", "ours", "best test epoch", "difference to CMRAN", "parameters", "s/epoch")
 NOTE = (
     "ours: at the epoch chosen on val, mean ± standard deviation over the seeds; best test epoch: optimistic, the "
     "convention in papers; difference: with a 95 % interval, bootstrapped over the test videos for these seeds"
@@ -117,7 +118,7 @@ TABLES: Mapping[Table, tuple[Row, ...]] = {
     ),
     5: (
         *(
-            _variant(f"{layers} layers", supervised, weak, num_layers=layers)
+            _variant(f"{layers} layer{'s' * (layers != 1)}", supervised, weak, num_layers=layers)
             for layers, supervised, weak in ((0, 76.73, 72.56), (1, 77.09, 72.91), (3, 76.86, 72.86), (4, 76.67, 72.58))
         ),
         FULL,
@@ -242,7 +243,8 @@ def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Even
         # ---- Report ----
         for table, rows in tables.items():
             _report(table, [each for each in rows if each.directory.name not in failures], config)
-    print(NOTE if config.data else f"{NOTE}\n{NOT_AVE}")
+    for note in (NOTE, *([] if config.data else [NOT_AVE])):
+        print(textwrap.fill(note, 100))
     if failures:
         name, reason = next(iter(failures.items()))
         raise OSError(f"{len(failures)} rows could not be trained, the first is {name}: {reason}")
