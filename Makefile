@@ -2,15 +2,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 DIST := dist
 GPU_PYTHON := $(BIN)/python
+OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench gpu docs test lint format types wheel clean
+.PHONY: help environment demo bench gpu docs test lint format types wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+environment:
+	@$(PYTHON) $(NEW_ENOUGH) || { echo "Python $(OLDEST) or newer is needed, got $$($(PYTHON) --version 2>&1): name one, as in make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+
+# A .venv that is half-made, or whose Python is too old or gone, is made anew.
+.venv/.ready: pyproject.toml constraints.txt $(shell test -e .venv/.ready && $(BIN)/python $(NEW_ENOUGH) 2>/dev/null || echo environment)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[examples,dev]'
 	@touch $@
 

@@ -13,11 +13,13 @@ ROOT = Path(__file__).parent.parent
 # For the extensions of this site, the examples that the guides run, and the report of `benchmarks`.
 sys.path[:0] = [str(ROOT / "docs" / "_extensions"), str(ROOT / "examples"), str(ROOT)]
 
-from crossmodal_attn import __version__  # noqa: E402
+from repository import first_cell  # noqa: E402
+
+from crossmodal_attn import __version__, plots  # noqa: E402
 
 project = "crossmodal-attn"
 author = "The crossmodal-attn developers"
-copyright = "the crossmodal-attn developers, under the MIT licence"
+copyright = "the crossmodal-attn developers, under the MIT license"
 version = release = __version__
 
 # The quick start is an example, and also the first guide.
@@ -37,7 +39,9 @@ extensions = [
     "sphinx-mathjax-offline",
     "benchmark_results",
     "built_links",
+    "command_line",
     "public_names",
+    "repository",
 ]
 exclude_patterns = ["_build", "_extensions", "gallery", "**/*.ipynb", "guides/*.py", "guides/sg_execution_times.rst"]
 root_doc = "index"
@@ -73,7 +77,7 @@ html_copy_source = False
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 bibtex_bibfiles = ["references.bib"]
@@ -86,6 +90,8 @@ autodoc_typehints_description_target = "documented"
 autosummary_generate = False
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
+# The API pages show this name, and not the long union of types that it stands for.
+plots.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
 
 
 def reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:
@@ -115,6 +121,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),  # show only what they print
     "default_thumb_file": str(ROOT / "docs" / "images" / "attention.png"),
     "download_all_examples": False,
+    "first_notebook_cell": first_cell(__version__),
     "min_reported_time": 3600,
     "remove_config_comments": True,
     "show_signature": False,

@@ -25,6 +25,8 @@ try:
     from ave import InputError, checking_input
     from ave.evaluate import EvaluateConfig
     from ave.evaluate import main as evaluate
+    from ave.paper_tables import TablesConfig
+    from ave.paper_tables import main as tables
     from ave.predict import PredictConfig
     from ave.predict import main as predict
     from ave.prepare import CheckConfig, PrepareConfig, check, prepare
@@ -43,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
     "train": (TrainConfig, train),
     "evaluate": (EvaluateConfig, evaluate),
     "predict": (PredictConfig, predict),
+    "tables": (TablesConfig, tables),
     "check": (CheckConfig, check),
     "prepare": (PrepareConfig, prepare),
 }

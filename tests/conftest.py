@@ -1,4 +1,4 @@
-"""What the tests share: tolerances, seeded draws, the layers, a small CMRAN, quick runs and processes."""
+"""Fixtures: tolerances, seeded random tensors, the layers, a small CMRAN, short runs and processes."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ TOLERANCES = {
     torch.float16: {"rtol": 1e-2, "atol": 1e-2},
     torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
 }
-"""By dtype; nothing in the tests is compared any more loosely."""
+"""The tolerance of each dtype. No test uses a larger one."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def draw() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """Compare tensors, or sequences or dicts of them, within the tolerance of ``dtype``, by default the expected's."""
+    """Compare tensors, or sequences or dicts of them, within the tolerance of ``dtype``."""
 
     def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -> None:
         leaves = torch.utils._pytree.tree_leaves(expected)
@@ -62,19 +62,19 @@ def assert_close() -> Callable[..., None]:
 
 @pytest.fixture(params=[pytest.param(case, id=name) for name, case in CASES.items()])
 def case(request: pytest.FixtureRequest) -> Case:
-    """Every layer in every configuration."""
+    """Return each layer in each configuration."""
     return request.param
 
 
 @pytest.fixture(params=[pytest.param(case, id=name) for name, case in CASES.items() if case.masked])
 def masked_case(request: pytest.FixtureRequest) -> Case:
-    """Every layer that takes padding masks."""
+    """Return each layer that takes padding masks."""
     return request.param
 
 
 @pytest.fixture(params=["supervised", "weak"])
 def setting(request: pytest.FixtureRequest) -> str:
-    """Both settings of CMRAN."""
+    """Return each setting of CMRAN."""
     return request.param
 
 

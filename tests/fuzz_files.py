@@ -8,6 +8,7 @@ Every flip is one process with a time limit. The exit code is 0 if none of them 
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -160,7 +161,7 @@ def fuzz(flips, seed, only=None):
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory) / "now"
         place.mkdir()
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             kinds = write_all(place)
         shutil.copytree(place, Path(directory) / "whole")
         for kind, (paths, commands) in kinds.items():

@@ -1,4 +1,4 @@
-"""What the tests compare with: the paper's equations in slow, literal loops; and the table of the layers under test."""
+"""Reference implementations: the paper's equations in slow, literal loops, and a table of all layers under test."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Paddings = Sequence[Tensor | None]
 
 @torch.no_grad()
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Eq. 5 for each video, head and query, one at a time: (B, H, T, D) outputs and (B, H, T, M) weights.
+    """Compute Eq. 5 for each video, head and query: outputs (B, H, T, D) and weights (B, H, T, M).
 
     ``mask`` broadcasts to (B, H, T, M): bool, True = may not attend, or floating point, added.
     """
@@ -46,7 +46,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 def cmra(
     layer: CMRA, query: Tensor, contexts: Sequence[Tensor | None] = (), mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 6 with the weights of ``layer``: each memory projected by itself, each head cut out by itself."""
+    """Compute Eq. 6 with the weights of ``layer``, memory by memory and head by head."""
     memory = []
     for index, context in enumerate(contexts):
         own = layer.context_kv_projs[index] if layer.context_kv_projs else layer.context_kv_proj or layer.kv_proj
@@ -77,7 +77,7 @@ def cross_modal_relation(
     norm_first: bool = False,
     activate: Callable[[Tensor], Tensor] = lambda features: features.clamp(min=0),
 ) -> Tensor:
-    """Eq. 7-8 with the weights of ``layer``; with ``norm_first`` each half is x + f(LayerNorm(x))."""
+    """Compute Eq. 7-8 with the weights of ``layer``; with ``norm_first`` each half is x + f(LayerNorm(x))."""
     if norm_first:
         hidden = query + cmra(layer.attention, layer_norm(layer.norm1, query), contexts, mask)[0]
         widened = affine(layer.linear1, layer_norm(layer.norm2, hidden))
@@ -88,13 +88,13 @@ def cross_modal_relation(
 
 
 def av_interaction(layer: AVInteraction, video: Tensor, audio: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Eq. 9 with the weights of ``layer``."""
+    """Compute Eq. 9 with the weights of ``layer``."""
     fused = audio * video
     return layer_norm(layer.norm, fused + cmra(layer.attention, fused, [audio, video], mask)[0])
 
 
 def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eq. 1-3 with the weights of ``layer``: both products of maps and the gated map are built, segment by segment.
+    """Compute Eq. 1-3 with the weights of ``layer``, segment by segment, with every product of maps built.
 
     ``video`` is (B, N, C) and ``audio`` (B, A); gives the output (B, C) and the maps (B, C) and (B, N).
     """
@@ -127,7 +127,7 @@ def relation_aware(
     mask: Tensor | None = None,
     context_masks: Paddings | None = None,
 ) -> Tensor:
-    """Eq. 4 with the weights of ``layer``: one context, or several, each with an M_self and a mask of its own."""
+    """Compute Eq. 4 with the weights of ``layer``: each context has its own M_self and mask."""
     projections = layer.context_projs or [layer.context_proj]
     internals = layer.internal_relations or [layer.internal_relation]
     related: list[Tensor | None] = []
@@ -141,7 +141,7 @@ def relation_aware(
 
 
 def cmran(model: CMRAN, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 1-10 with the weights of ``model``: event logits (B, T) and category logits (B, K)."""
+    """Compute Eq. 1-10 with the weights of ``model``: event logits (B, T) and category logits (B, K)."""
     batch, time = audio.shape[:2]
     projected = affine(model.video_proj, video).clamp(min=0).flatten(0, 1).flatten(1, 2)
     seen = agsca(model.spatial_channel_attention, projected, audio.flatten(0, 1))[0].unflatten(0, (batch, time))
@@ -165,24 +165,24 @@ def layer_norm(norm: nn.LayerNorm, features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A layer in one configuration, and how to call it on its features, the query's first, and their padding masks."""
+    """A layer in one configuration, and a function that calls it on features, query first, and padding masks."""
 
     build: Callable[..., nn.Module]
     call: Callable[[nn.Module, Sequence[Tensor], Paddings], Any]
     widths: tuple[int, ...]
     aligned: bool = False
-    """Whether all features share their length."""
+    """Whether all features have the same length."""
     spatial: tuple[int, ...] = ()
-    """The dimensions of space of the first features."""
+    """The spatial dimensions of the first features."""
     masked: bool = True
     """Whether the layer takes padding masks."""
 
     def make(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> nn.Module:
-        """Build the layer in evaluation mode, no parameter at a special value."""
+        """Build the layer in evaluation mode, with no parameter equal to zero or one."""
         return fill_parameters(self.build(device=device, dtype=dtype)).eval()
 
     def lengths(self, *candidates: int) -> list[int]:
-        """Choose a length for each of the features."""
+        """Return a length for each of the features."""
         return [candidates[0 if self.aligned else index] for index in range(len(self.widths))]
 
     def features(
@@ -199,7 +199,7 @@ class Case:
 
 
 def fill_parameters(module: nn.Module) -> nn.Module:
-    """Draw every parameter anew, so that none is zero or one and a forgotten bias shows."""
+    """Draw all parameters at random, so that none is zero or one, and a missing bias is noticed."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():

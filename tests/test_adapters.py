@@ -1,4 +1,4 @@
-"""LoRA and quantised weights on the projections, put there by peft and torchao as their users do it."""
+"""LoRA by peft and int8 weights by torchao work on the projections."""
 
 import copy
 
@@ -26,7 +26,7 @@ def quantization():
 
 
 def projections(layer: nn.Module) -> set[str]:
-    """Paths of the projections of every CMRA in ``layer``."""
+    """Return the paths of the projections of every CMRA in ``layer``."""
     return {
         f"{path}.{name}".removeprefix(".")
         for path, module in layer.named_modules()
@@ -37,30 +37,30 @@ def projections(layer: nn.Module) -> set[str]:
 
 
 def draw_batch(case: Case, draw, dtype=torch.float64):
-    """Features and padding masks of three sequences: a full, a short and an empty one."""
+    """Return features and padding masks of a full, a short and an empty sequence."""
     lengths = case.lengths(5, 7, 2, 3, 11)
     features = case.features(draw, 3, lengths, dtype)
     return features, [padding_mask([length, 1, 0], length) for length in lengths]
 
 
 def adapt(peft, layer: nn.Module, targets) -> nn.Module:
-    """Put LoRA on the projections of these names in a copy of ``layer``."""
+    """Add LoRA to the named projections in a copy of ``layer``."""
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK * SCALE, target_modules=sorted(targets))
     return peft.get_peft_model(copy.deepcopy(layer), config).eval()
 
 
 def adapt_attention(peft, layer: nn.Module) -> nn.Module:
-    """Put LoRA on the projections of every CMRA in a copy of ``layer``."""
+    """Add LoRA to the projections of every CMRA in a copy of ``layer``."""
     return adapt(peft, layer, projections(layer))
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
-    """The projections that LoRA wraps, by their paths in the layer."""
+    """Return the projections that LoRA wraps, by their paths in the layer."""
     return {path: module for path, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")}
 
 
 def train_adapters(model: nn.Module, draw) -> None:
-    """Give the adapters weights as training would: until then they add nothing."""
+    """Give the adapters nonzero weights, as training does."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -68,7 +68,7 @@ def train_adapters(model: nn.Module, draw) -> None:
 
 
 def test_lora_starts_as_the_layer_itself(peft, masked_case, draw):
-    """It wraps the projections and nothing else, freezes all that was there, and adds nothing yet."""
+    """LoRA wraps only the projections, freezes all weights, and does not change the output at first."""
     layer = masked_case.make()
     inputs = draw_batch(masked_case, draw)
     model = adapt_attention(peft, layer)
@@ -81,7 +81,7 @@ def test_lora_starts_as_the_layer_itself(peft, masked_case, draw):
 
 
 def test_lora_trains_the_adapters_alone(peft, masked_case, draw):
-    """Steps of gradient descent reach every adapter, through padding too, and change no other weight by a bit."""
+    """Training changes every adapter, also with padding, and no other weight."""
     layer = masked_case.make()
     inputs = draw_batch(masked_case, draw)
     model = adapt_attention(peft, layer)
@@ -99,7 +99,7 @@ def test_lora_trains_the_adapters_alone(peft, masked_case, draw):
 
 
 def test_each_adapter_has_its_say_and_merges(peft, masked_case, draw, assert_close):
-    """Every single adapter changes the output; merged they leave the layer with weights W + s B A, that computes it."""
+    """Every adapter changes the output, and merging gives a layer with weights W + s B A and the same output."""
     layer = masked_case.make()
     inputs = draw_batch(masked_case, draw)
     model = adapt_attention(peft, layer)
@@ -123,7 +123,7 @@ def test_each_adapter_has_its_say_and_merges(peft, masked_case, draw, assert_clo
 
 
 def test_targets_are_names_of_projections(peft):
-    """The target kv_proj leaves context_kv_proj alone, which contexts of another width have beside it."""
+    """The target kv_proj does not match context_kv_proj."""
     names = {"q_proj", "kv_proj", "out_proj"}
     assert set(adapters(adapt(peft, CMRA(39, 3, context_dim=17), names))) == names
 
@@ -131,7 +131,7 @@ def test_targets_are_names_of_projections(peft):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["channel_video_proj", "spatial_video_proj"])
 def test_lora_on_what_agsca_computes_in_tiles(peft, draw, assert_close, name, dtype):
-    """The adapter is called, not just the weight that it wraps: outputs and gradients are the merged weight's."""
+    """AGSCA calls the adapter: outputs and gradients equal those of the merged weight."""
     layer = CASES["agsca"].make(dtype)
     inputs = CASES["agsca"].features(draw, 2, [5, 5], dtype)
     model = adapt(peft, layer, [name])
@@ -150,7 +150,7 @@ def test_lora_on_what_agsca_computes_in_tiles(peft, draw, assert_close, name, dt
 
 
 def test_lora_through_the_whole_network(peft, draw, assert_close):
-    """On every projection of attention in CMRAN, whose own calls reach the adapters; their maps are recorded too."""
+    """LoRA works on all attention projections of CMRAN, and the maps can be recorded."""
     layer = make_cmran("supervised").eval()
     inputs = draw(3, 5, 3, 2, 11), draw(3, 5, 7)
     mask = padding_mask([5, 2, 0], 5)
@@ -169,7 +169,7 @@ def test_lora_through_the_whole_network(peft, draw, assert_close):
 
 
 def test_adapters_are_saved_and_loaded(peft, draw, tmp_path):
-    """As files that hold the adapters alone, onto another copy of the layer."""
+    """Saved adapters can be loaded onto another copy of the layer."""
     case = CASES["relation-aware"]
     layer = case.make()
     inputs = draw_batch(case, draw)
@@ -180,20 +180,20 @@ def test_adapters_are_saved_and_loaded(peft, draw, tmp_path):
     assert torch.equal(case(loaded, *inputs), case(model, *inputs))
 
 
-def quantise(quantization, layer: nn.Module, paths: set[str]) -> nn.Module:
-    """Store the weights of these projections in a copy of ``layer`` as int8, one scale for each output."""
-    quantised = copy.deepcopy(layer)
+def quantize(quantization, layer: nn.Module, paths: set[str]) -> nn.Module:
+    """Store the weights of some projections in a copy of ``layer`` as int8, with one scale per output."""
+    quantized = copy.deepcopy(layer)
     config = quantization.Int8WeightOnlyConfig(version=2)
-    quantization.quantize_(quantised, config, filter_fn=lambda _, path: path in paths)
-    return quantised
+    quantization.quantize_(quantized, config, filter_fn=lambda _, path: path in paths)
+    return quantized
 
 
-def check_quantised(layer: nn.Module, quantised: nn.Module, paths: set[str]) -> nn.Module:
-    """See that the weights at ``paths`` are int8 and near, all else the same; give the layer of the rounded weights."""
+def check_quantized(layer: nn.Module, quantized: nn.Module, paths: set[str]) -> nn.Module:
+    """Check that only the weights at ``paths`` are int8, and return a layer with the rounded weights."""
     rounded = copy.deepcopy(layer)
     with torch.no_grad():
         for path in paths:
-            stored, weight = quantised.get_submodule(path).weight, layer.get_submodule(path).weight
+            stored, weight = quantized.get_submodule(path).weight, layer.get_submodule(path).weight
             assert stored.qdata.dtype == torch.int8
             assert stored.qdata.shape == weight.shape
             assert stored.qdata.int().abs().amax() >= 120  # the whole range is used; bfloat16 rounds its end
@@ -203,20 +203,20 @@ def check_quantised(layer: nn.Module, quantised: nn.Module, paths: set[str]) -> 
             assert (error <= 0.5 * step + 127 * step * torch.finfo(weight.dtype).eps).all()
             rounded.get_submodule(path).weight.copy_(stored.dequantize())
     changed = {f"{path}.weight" for path in paths}
-    for name, value in quantised.state_dict().items():
+    for name, value in quantized.state_dict().items():
         assert name in changed or torch.equal(value, layer.state_dict()[name]), name
     return rounded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_int8_weights(quantization, masked_case, draw, assert_close, dtype):
-    """Projections of attention: the layer computes with the weights as rounded, which is near what it computed."""
+    """With int8 attention projections, the output is that of the rounded weights, and close to the original."""
     layer = masked_case.make(torch.float32).to(dtype)
     features, paddings = draw_batch(masked_case, draw, dtype)
     paths = projections(layer)
-    quantised = quantise(quantization, layer, paths)
-    rounded = check_quantised(layer, quantised, paths)
-    output, expected = masked_case(quantised, features, paddings), masked_case(layer, features, paddings)
+    quantized = quantize(quantization, layer, paths)
+    rounded = check_quantized(layer, quantized, paths)
+    output, expected = masked_case(quantized, features, paddings), masked_case(layer, features, paddings)
     assert output.dtype == dtype
     assert_close(output, masked_case(rounded, features, paddings), dtype)
     assert not torch.equal(output, expected)
@@ -224,33 +224,33 @@ def test_int8_weights(quantization, masked_case, draw, assert_close, dtype):
 
 
 def test_int8_weights_of_what_agsca_computes_in_tiles(quantization, draw, assert_close):
-    """All six projections; the maps too."""
+    """The output and maps of AGSCA with int8 weights are those of the rounded weights."""
     layer = CASES["agsca"].make(torch.float32)
     inputs = CASES["agsca"].features(draw, 2, [5, 5], torch.float32)
     paths = {path for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
-    quantised = quantise(quantization, layer, paths)
-    rounded = check_quantised(layer, quantised, paths)
-    outputs = quantised(*inputs, need_weights=True)
+    quantized = quantize(quantization, layer, paths)
+    rounded = check_quantized(layer, quantized, paths)
+    outputs = quantized(*inputs, need_weights=True)
     assert_close(outputs, rounded(*inputs, need_weights=True))
     assert_close(outputs, layer(*inputs, need_weights=True), torch.bfloat16)
 
 
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
 def test_int8_network(quantization, draw, assert_close, setting):
-    """Every linear map of CMRAN, as ``quantize_`` does where it is given no choice."""
+    """CMRAN works with all linear layers quantized, the default of ``quantize_``."""
     layer = make_cmran(setting).float().eval()
     inputs = draw(3, 5, 3, 2, 11, dtype=torch.float32), draw(3, 5, 7, dtype=torch.float32)
     mask = padding_mask([5, 2, 0], 5)
-    quantised = copy.deepcopy(layer)
-    quantization.quantize_(quantised, quantization.Int8WeightOnlyConfig(version=2))
+    quantized = copy.deepcopy(layer)
+    quantization.quantize_(quantized, quantization.Int8WeightOnlyConfig(version=2))
     paths = {path for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
-    rounded = check_quantised(layer, quantised, paths)
-    outputs = tuple(quantised(*inputs, padding_mask=mask))
+    rounded = check_quantized(layer, quantized, paths)
+    outputs = tuple(quantized(*inputs, padding_mask=mask))
     assert_close(outputs, tuple(rounded(*inputs, padding_mask=mask)))
     assert_close(outputs, tuple(layer(*inputs, padding_mask=mask)), torch.bfloat16)
 
 
 def test_int8_layers_still_name_a_wrong_dtype(quantization):
-    layer = quantise(quantization, CASES["cmra-self"].make(torch.float32), {"q_proj", "kv_proj", "out_proj"})
+    layer = quantize(quantization, CASES["cmra-self"].make(torch.float32), {"q_proj", "kv_proj", "out_proj"})
     with pytest.raises(TypeError, match=r"query has dtype torch\.float64, but the weights of this CMRA"):
         layer(torch.zeros(2, 5, 39, dtype=torch.float64))

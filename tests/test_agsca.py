@@ -1,4 +1,4 @@
-"""Audio-guided spatial-channel attention, against Eq. 1-3 with every product of maps built."""
+"""AGSCA equals Eq. 1-3 with every product of maps built."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def layer():
 @pytest.mark.parametrize("spatial", [(6,), (3, 2), (2, 3, 1), (1,)], ids=str)
 @pytest.mark.parametrize("leading", [(), (5,), (2, 5), (2, 3, 5)], ids=str)
 def test_agsca_is_the_equations_in_loops(layer, draw, assert_close, leading, spatial):
-    """Output and both maps, whatever the leading dimensions and those of space."""
+    """The output and both maps are right for all leading and spatial dimensions."""
     video, audio = draw(*leading, *spatial, 19), draw(*leading, 17)
     output, channel_map, spatial_map = layer(video, audio, need_weights=True)
     places = torch.Size(spatial).numel()
@@ -29,7 +29,7 @@ def test_agsca_is_the_equations_in_loops(layer, draw, assert_close, leading, spa
 
 
 def test_space_is_one_set_of_places(layer, draw, assert_close):
-    """However space is shaped, and in whatever order its places come, the output is the same."""
+    """The output does not depend on the shape of space or the order of positions."""
     video, audio = draw(2, 5, 3, 2, 19), draw(2, 5, 17)
     output = layer(video, audio)
     assert_close(layer(video.flatten(2, 3), audio), output)
@@ -37,7 +37,7 @@ def test_space_is_one_set_of_places(layer, draw, assert_close):
 
 
 def test_maps_are_probabilities(layer, draw):
-    """The channel map lies in (0, 1), the spatial map sums to one, also for huge features, in every dtype."""
+    """The channel map lies in (0, 1) and the spatial map sums to one, for large features too, in every dtype."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         own = CASES["agsca"].make(dtype)
         video, audio = draw(2, 5, 3, 2, 19, dtype=dtype) * 1000, draw(2, 5, 17, dtype=dtype) * 1000
@@ -49,7 +49,7 @@ def test_maps_are_probabilities(layer, draw):
 
 
 def test_a_place_that_is_asked_for_is_found():
-    """Of the places one holds the feature that the audio's weight asks for: it gets e^2 times the others' weight."""
+    """The one position with the feature that the audio selects gets e^2 times the weight of the others."""
     video = torch.zeros(7, 3, dtype=torch.float64)
     video[:, 1] = 100.0
     video[4] = torch.tensor([100.0, 0.0, 0.0])
@@ -59,7 +59,7 @@ def test_a_place_that_is_asked_for_is_found():
 
 
 def test_silence_leaves_the_bias(draw, assert_close):
-    """Audio that projects below zero gates everything off: the spatial map is flat, the channel map the biases'."""
+    """If the projected audio is negative, the spatial map is uniform and the channel map depends only on the biases."""
     video, silence = draw(2, 7, 19), -draw(2, 19).abs()
     squeeze, excite = (fill_parameters(nn.Linear(*widths, dtype=torch.float64)) for widths in ((19, 23), (23, 19)))
     bias = torch.tensor([0.3], dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_spatial_attention_gradients(draw):
 
 
 def test_agsca_gradients(draw):
-    """First and second derivatives by features and parameters, against differences."""
+    """First and second derivatives equal finite differences, for all features and parameters."""
     layer = fill_parameters(AGSCA(3, 2, 2, dtype=torch.float64))
     parameters = dict(layer.named_parameters())
 
@@ -96,7 +96,7 @@ def test_agsca_gradients(draw):
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
-def test_initialisation_of_the_spatial_weight_is_that_of_a_linear_map():
+def test_initialization_of_the_spatial_weight_is_that_of_a_linear_map():
     """W_2 and its bias are drawn from the range of nn.Linear(hidden_dim, 1)."""
     layers = [AGSCA(3, 2, 401) for _ in range(20)]
     bound = 401**-0.5

@@ -1,4 +1,4 @@
-"""Pictures of attention: what is drawn is what was given, and where. How it looks is for people to see."""
+"""The plots show the given values at the right places. Their appearance is not tested."""
 
 import importlib
 import io
@@ -35,7 +35,7 @@ def ax():
 
 
 def rendered(ax):
-    """Lay it out as a picture is; warnings are errors."""
+    """Draw a figure, so that its layout is final."""
     ax.figure.savefig(io.BytesIO())
     return ax
 
@@ -59,7 +59,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def convert(request):
-    """Everything that holds numbers. 1/8 and its multiples are exact in all of them."""
+    """Return a conversion to a type of input; multiples of 1/8 are exact in all of them."""
     return KINDS[request.param]
 
 
@@ -86,7 +86,7 @@ def test_what_the_layers_return_is_drawn_as_it_is(device):
 
 class TestRelations:
     def test_map_is_split_by_memory(self, ax, draw, convert):
-        """Rows are query segments from above; columns are the memories side by side, each counted from zero."""
+        """Rows are query segments from top to bottom; columns are the memories, each numbered from zero."""
         weights = draw(5, 12).mul(8).round().abs().numpy() / 8
         assert plot_relations(convert(weights), [3, 2, 7], ["audio", "$text_{", "video"], ax=ax) is ax
         image = ax.images[0]
@@ -122,7 +122,7 @@ class TestRelations:
         [(1, [1]), (11, [13, 11]), (61, [61, 59, 2]), (601, [1999, 1]), (5, [25, 2000]), (2, [1] * 61)],
     )
     def test_ticks_have_room(self, size, query, lengths):
-        """Of videos and figures of any length; and each memory is counted from zero, from its first segment on."""
+        """Tick labels do not overlap at any size, and each memory is numbered from zero."""
         ax = Figure(size, layout="constrained").subplots()
         plot_relations(np.zeros((query, sum(lengths))), lengths, ax=ax)
         rendered(ax)
@@ -149,7 +149,7 @@ class TestRelations:
     @pytest.mark.parametrize("width", [2.5, 4, 8])
     @pytest.mark.parametrize("lengths", [[40, 3, 10, 10], [25, 2000, 7, 3], [10, 12, 11, 13], [1, 1, 1, 1]])
     def test_names_have_room(self, lengths, width):
-        """Where they would touch, one is lifted above the other; no higher than it takes."""
+        """Names that would overlap move up, and no more than needed."""
         names = ["audio", "text", "the depth\nof the picture", "video"]
         ax = Figure((width, 3), layout="constrained").subplots()
         plot_relations(np.zeros((5, sum(lengths))), lengths, names, ax=ax)
@@ -181,7 +181,7 @@ class TestRelations:
         assert list(tick_labels(ax.xaxis).items()) == list(zip(range(23, 35), ["23", "24", *"0123456789"], strict=True))
 
     def test_figure_can_be_pickled(self):
-        """Without names, whose axis matplotlib does not pickle."""
+        """A figure without names can be pickled; matplotlib cannot pickle the axis of names."""
         ax = plot_relations(np.eye(5), [3, 2])
         figure = pickle.loads(pickle.dumps(ax.figure))  # noqa: S301
         assert tick_labels(figure.axes[0].xaxis) == tick_labels(ax.xaxis)
@@ -248,7 +248,7 @@ class TestSpatialAttention:
     @pytest.mark.parametrize("channels", [None, 1, 3, 4])
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
     def test_map_covers_the_frame(self, ax, channels, dtype):
-        """In the frame's pixels; bytes are the same picture as numbers in [0, 1]."""
+        """The map covers the pixels of the frame; uint8 and floating-point frames give the same picture."""
         pixels = torch.randint(0, 2, (23, 31, *([] if channels is None else [channels]))) * 255
         frame = pixels.to(dtype) if dtype == torch.uint8 else (pixels / 255).to(dtype)
         plot_spatial_attention(np.eye(5), frame, alpha=0.25, interpolation="bilinear", vmax=2, ax=ax)
@@ -264,11 +264,11 @@ class TestSpatialAttention:
         assert ax.get_aspect() == 1
 
     def test_no_attention_at_all(self):
-        """A map of zeros has no scale of its own, and is drawn without a warning."""
+        """A map of zeros is drawn without a warning."""
         ax = rendered(plot_spatial_attention(np.zeros((5, 7)), np.zeros((11, 13))))
         assert not ax.images[1].get_array().any()
 
-    def test_colour_bar_says_what_uniform_would_be(self):
+    def test_color_bar_says_what_uniform_would_be(self):
         for frame, label in ((None, "attention (uniform: 0.048)"), (np.zeros((11, 13)), "attention (uniform: 0.048)")):
             ax = rendered(plot_spatial_attention(np.ones((3, 7)) / 21, frame))
             assert ax.figure.axes[1].get_ylabel() == label
@@ -307,7 +307,7 @@ class TestSpatialAttention:
 
 
 def strip(ax, row, length):
-    """What stands at every segment of a row: color and name; no two neighbouring boxes may be of one color and name."""
+    """Return the color and the name of each segment of a row; neighboring boxes must differ."""
     boxes = [box for box in ax.patches if isinstance(box, Rectangle) and box.get_width() and int(box.get_y()) == row]
     texts = {text.get_position(): text.get_text() for text in ax.texts}
     boxes.sort(key=Rectangle.get_x)
@@ -387,7 +387,7 @@ class TestTimeline:
         assert colors == {kind: to_rgba(COLORS[kind]) for kind in kinds}
 
     def test_names_are_written_as_they_fit(self):
-        """On one line, on two, or not at all; what looks like a formula is not taken for one."""
+        """Names are written on one line, on two, or not at all, and are not read as formulas."""
         figure = Figure(layout="constrained")
         categories = ["Fixed-wing aircraft, airplane", "$a_{", "Bark"]
         plot_timeline([0, 0, 1, 2], categories=categories, ax=figure.subplots())
@@ -432,7 +432,7 @@ class TestTimeline:
 @pytest.mark.parametrize(("plot", "arguments", "options"), ONE_OF_EACH)
 class TestAxes:
     def test_given_axes_are_all_that_is_touched(self, plot, arguments, options):
-        """In a figure, and in one of its subfigures; pyplot hears nothing of it."""
+        """Plots draw only into the given Axes, also in a subfigure, without pyplot."""
         figure = Figure(layout="constrained")
         left, right = figure.subfigures(1, 2)
         first, second, third = *left.subplots(2), right.subplots()
@@ -446,7 +446,7 @@ class TestAxes:
         figure.savefig(io.BytesIO())
 
     def test_without_axes_a_figure_is_made(self, plot, arguments, options):
-        """Each time its own, known to pyplot, so that scripts and notebooks show it; with what explains the colours."""
+        """Each call makes a new pyplot figure with a color bar or a legend."""
         before = pyplot.figure().subplots()
         one, other = plot(*arguments, **options), plot(*arguments, **options)
         assert len({ax.figure for ax in (before, one, other)}) == 3
@@ -463,7 +463,7 @@ class TestAxes:
 
 
 def test_nothing_is_imported_before_it_is_needed():
-    """The package imports no matplotlib, and pictures in given Axes no pyplot."""
+    """The package does not import matplotlib, and plots in given Axes do not import pyplot."""
     script = """
 import sys, crossmodal_attn
 assert "matplotlib" not in sys.modules

@@ -1,4 +1,4 @@
-"""Audio-video interaction, against Eq. 9 in loops."""
+"""AVInteraction equals Eq. 9 in loops."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_interaction_is_the_equation(layer, draw, assert_close):
 
 
 def test_memory_is_audio_then_video(layer, draw, assert_close):
-    """Weights cover [audio, video], and need_weights changes no bit of the output."""
+    """The weights have the order [audio, video], and need_weights does not change the output."""
     video, audio = draw(2, 5, 39), draw(2, 5, 39)
     output, weights = layer(video, audio, need_weights=True)
     assert torch.equal(output, layer(video, audio))
@@ -28,7 +28,7 @@ def test_memory_is_audio_then_video(layer, draw, assert_close):
 
 
 def test_swapping_the_modalities_swaps_the_halves_of_the_weights(layer, draw, assert_close):
-    """The output is symmetric in the two modalities; the weights tell them apart."""
+    """The output is symmetric in the two modalities, and the weights are not."""
     video, audio = draw(2, 5, 39), draw(2, 5, 39)
     output, weights = layer(video, audio, need_weights=True)
     swapped, swapped_weights = layer(audio, video, need_weights=True)
@@ -58,7 +58,7 @@ def test_attention_mask_is_over_audio_then_video(layer, draw, assert_close, kind
 
 
 def test_gradients(draw):
-    """First and second derivatives by features and parameters, with padding, against differences."""
+    """First and second derivatives equal finite differences, for all features and parameters, with padding."""
     layer = fill_parameters(AVInteraction(4, 2, 0.0, dtype=torch.float64))
     parameters = dict(layer.named_parameters())
     masks = {"padding_mask": padding_mask([2, 1])}

@@ -87,6 +87,19 @@ def test_processes_share_the_batches_of_one(number, setting):
         assert mean == pytest.approx(np.mean(rows))
 
 
+def test_without_a_seed_the_order_stays_and_the_rest_is_dropped():
+    """As in the code of AVEL: 13 videos in batches of 4 are three batches, of which each process takes its share."""
+    taken = []
+    for process in processes(2):
+        loader = training_loader(make_data(), "supervised", process, batch_size=4, seed=None)
+        loader.shares.epoch = 2
+        taken.append([share.positions for share in loader.shares])
+    assert taken == [[[0, 2], [4, 6], [8, 10]], [[1, 3], [5, 7], [9, 11]]]
+    for batch_size in (1, 14):
+        with pytest.raises(ValueError, match=rf"--batch-size must be from 2 to 13 with --as-published.*{batch_size}$"):
+            training_loader(make_data(), "supervised", processes(2)[0], batch_size=batch_size, seed=None)
+
+
 def test_the_order_changes_with_seed_and_epoch_alone():
     data = make_data()
     orders = {

@@ -1,6 +1,6 @@
-"""The benchmarks: rivals compute what ours do before they are timed, memory is counted right, and all is reported.
+"""The forms of a benchmark compute the same function, peak memory is right, and the report contains all results.
 
-Timed with few rounds on tiny sizes; no test says how fast anything is.
+Sizes are tiny and rounds are few. No test asserts a time.
 """
 
 import gc
@@ -57,7 +57,7 @@ def test_attention_rivals_compute_cmra(name, padded, draw, assert_close):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_flex_attention_computes_cmra(draw, assert_close):
-    """Forward, as it has no backward pass on a CPU; its mask follows the padding."""
+    """FlexAttention, which has only a forward pass on a CPU, equals CMRA, also when the padding changes."""
     layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
     rival = ATTENTION_RIVALS[FLEX_ATTENTION](layer)
     query, context = draw(2, 7, 39), draw(2, 5, 39)
@@ -134,7 +134,7 @@ def test_published_network_gives_the_authors_figures_and_ours():
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_steps_of_the_network_learn_the_same(precision, assert_close):
-    """Through the very calls that are timed: the same loss before each of two steps, without dropout."""
+    """The timed functions give the same loss before each of two steps, without dropout."""
     torch.manual_seed(1)
     options = {"dropout": 0.0, "input_dropout": 0.0}
     published = PublishedCMRAN(7, 5, 3, **options)
@@ -162,7 +162,7 @@ def test_floor_is_the_products_over_the_map(draw, assert_close):
 
 
 def test_floor_of_the_network_has_every_product_once():
-    """By hand from the sizes of CMRAN's layers, forward, and for the gradients of the weights and of their inputs."""
+    """The operations equal those computed by hand from the sizes of CMRAN's layers, forward and backward."""
     batch, time, places, channels, sounds, categories = 2, 3, 4, 7, 5, 3
     width, heads, hidden, squeezed = 256, 4, 2048, 256
     segments = batch * time
@@ -221,7 +221,7 @@ def test_floor_of_the_network_has_every_product_once():
 
 
 def test_products_are_replayed_as_they_were(draw, monkeypatch):
-    """Of the same shapes and strides, operands that shared memory sharing it again."""
+    """Replayed products have the recorded shapes and strides, and share memory where the recorded ones did."""
     left = torch.empty(5, 3, device="meta")
 
     def call():
@@ -244,7 +244,7 @@ def test_products_are_replayed_as_they_were(draw, monkeypatch):
     assert all(operand.dtype == torch.float64 for operands in calls for operand in operands)
 
 
-def test_products_that_are_not_known_are_told():
+def test_unknown_products_raise_an_error():
     with pytest.raises(NotImplementedError, match="convolution"):
         record_products(lambda: nn.functional.conv1d(*(torch.empty(1, 1, 3, device="meta") for _ in range(2))))
 
@@ -279,7 +279,7 @@ def test_passes_give_all_gradients_and_keep_none(draw):
     assert not layer.training
 
 
-def test_peak_memory_counts_what_is_held_at_once():
+def test_peak_bytes_count_what_is_allocated_at_one_time():
     numbers = torch.zeros(1000, dtype=torch.float64)
     assert measure_peak_bytes(numbers.exp, CPU) == 8000
     assert measure_peak_bytes(numbers.sin_, CPU) == 0
@@ -318,7 +318,7 @@ def test_forms_take_turns():
     assert changes == ["second", "first", "second", "first"]
 
 
-def test_a_form_that_fails_is_told(capsys):
+def test_a_form_that_fails_is_skipped(capsys):
     def fail():
         raise torch.OutOfMemoryError("out of memory\ndetails")
 
@@ -331,7 +331,7 @@ def test_a_form_that_fails_is_told(capsys):
     assert "size 7" in capsys.readouterr().err
 
 
-def test_what_is_out_of_reach_is_told(monkeypatch):
+def test_cases_that_are_too_slow_are_skipped(monkeypatch):
     rates = {torch.float32: 1e9, torch.bfloat16: 1e8, torch.float64: 5e8}
     monkeypatch.setattr(machine, "product_rate", lambda _, dtype: rates[dtype])
     assert machine.out_of_reach(CPU, torch.float32, 1e9, limit=2) is None
@@ -356,7 +356,7 @@ class SmallCMRAN(CMRAN):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Every row on as little as shows that it runs, nothing compiled."""
+    """Make every row group tiny, and do not compile."""
     monkeypatch.setattr(measuring.Session, "rounds", (2, 2))
     monkeypatch.setattr(measuring.Session, "block_seconds", 1e-4)
     monkeypatch.setattr(cmra, "SIZES", ((2, 3, 8, 2), (1, 16384, 8, 2)))
@@ -439,11 +439,11 @@ QUOTED = [
     ),
     ("cmra", {"length": 4096, "padding": "none", "task": "forward and backward"}, "nn.MultiheadAttention", "CMRA"),
 ]
-"""The lines of the README's table, in their order: row, case, and the two forms of the ratio."""
+"""The lines of the README's table: row group, case, and the two forms of the ratio."""
 
 
 def test_readme_quotes_what_was_measured():
-    """Every ratio in its table is that of the committed results, to two digits."""
+    """Each ratio in the README is that of the committed results, to two digits."""
     readme = (RESULTS.parents[2] / "README.md").read_text()
     lines = [line for line in readme.splitlines() if line.endswith(" times less |")]
     assert len(lines) == len(QUOTED)

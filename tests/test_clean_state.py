@@ -1,4 +1,4 @@
-"""What one test leaves behind, no other finds, in whatever order they run."""
+"""No test finds state that another test left behind, in any order."""
 
 import os
 import shutil
@@ -80,7 +80,7 @@ def test_where_code_is_compiled_to():
 
 
 def test_every_test_begins_in_the_same_state(tmp_path):
-    """In a session of its own, whose code is compiled into a directory of its own, gone at its end."""
+    """Compiled code goes to a temporary directory of the session, which is removed at the end."""
     (tmp_path / "test_state.py").write_text(TESTS)
     shutil.copy(ROOT / "conftest.py", tmp_path)
     options = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist", "-s")

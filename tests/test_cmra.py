@@ -1,4 +1,4 @@
-"""Relation attention and CMRA: against the equations in loops, and against torch.nn.MultiheadAttention."""
+"""Relation attention and CMRA equal the equations in loops, and torch.nn.MultiheadAttention."""
 
 import itertools
 
@@ -15,7 +15,7 @@ MASK_SHAPES = [(11,), (5, 11), (3, 5, 11), (2, 1, 1, 11), (2, 1, 5, 11), (2, 3, 
 
 
 def make_mask(draw, shape, kind):
-    """A mask of which one row per map is empty, if it has rows."""
+    """Return a mask in which one row of each map may attend to nothing, if it has rows."""
     mask = draw(*shape) > 0.3
     if len(shape) > 1 and shape[-2] > 1:
         mask[..., 1, :] = True
@@ -27,7 +27,7 @@ def make_mask(draw, shape, kind):
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("shape", [None, *MASK_SHAPES], ids=str)
 def test_relation_attention_is_the_equation_in_loops(draw, assert_close, shape, kind):
-    """Outputs and weights, under every shape of mask that broadcasts, with empty rows."""
+    """Outputs and weights are right for every mask shape that broadcasts, also where a row may attend to nothing."""
     query, key, value = draw(2, 3, 5, 13), draw(2, 3, 11, 13), draw(2, 3, 11, 13)
     mask = None if shape is None else make_mask(draw, shape, kind)
     output, weights = oracles.attention(query, key, value, mask)
@@ -39,7 +39,7 @@ def test_relation_attention_is_the_equation_in_loops(draw, assert_close, shape, 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [None, "bool", "float"])
 def test_sdpa_backends_agree(draw, assert_close, dtype, kind):
-    """Math and flash give the same, empty rows included."""
+    """The math and the flash kernel agree, also where a row may attend to nothing."""
     query, key, value = (draw(2, 3, length, 13, dtype=dtype) for length in (5, 7, 7))
     mask = None if kind is None else make_mask(draw, (2, 3, 5, 7), kind)
     results = []
@@ -54,7 +54,7 @@ def test_sdpa_backends_agree(draw, assert_close, dtype, kind):
 @pytest.mark.parametrize("kind", [None, "bool", "float"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_weights_are_rounded_once(draw, dtype, kind, autocast):
-    """To the dtype of the query: nothing before them is in half precision."""
+    """Weights are computed in float32, and then rounded once to the dtype of the query."""
     query, key = 4 * draw(2, 3, 5, 13, dtype=dtype), draw(2, 3, 7, 13, dtype=dtype)
     mask = None if kind is None else make_mask(draw, (2, 3, 5, 7), kind).to(torch.bool if kind == "bool" else dtype)
     if autocast and kind == "float":
@@ -77,7 +77,7 @@ def test_autocast_leaves_the_weights_in_the_dtype_of_the_projections(draw, maske
 
 
 def test_autocast_empties_the_same_rows_of_output_and_weights(draw):
-    """A number that only autocast's dtype takes for -inf closes a row; on every backend it gives zero, not NaN."""
+    """A mask value that becomes -inf only in autocast's dtype gives zero attention, not NaN, on every backend."""
     query, memory = draw(2, 3, 5, 13, dtype=torch.float32), draw(2, 3, 7, 13, dtype=torch.float32)
     mask = torch.zeros(5, 7)
     mask[1] = torch.finfo(torch.float32).min
@@ -88,7 +88,7 @@ def test_autocast_empties_the_same_rows_of_output_and_weights(draw):
 
 @pytest.mark.parametrize("kind", [None, "bool", "float"])
 def test_relation_attention_gradients(draw, kind):
-    """First and second derivatives by query, key, value and an added mask, with empty rows, against differences."""
+    """First and second derivatives equal finite differences, for query, key, value and a float mask with empty rows."""
     inputs = [draw(2, 3, length, 2).requires_grad_() for length in (2, 3, 3)]
     closed = make_mask(draw, (2, 1, 2, 3), "bool")
     if kind == "float":
@@ -107,7 +107,7 @@ def test_relation_attention_gradients(draw, kind):
 
 
 def test_relation_attention_drops_weights(draw):
-    """With dropout_p=1 nothing is left; with 0.5 the mean over many draws stays."""
+    """With dropout_p=1 the output is zero; with 0.5 the mean over many draws is the output without dropout."""
     query, key, value = draw(2, 3, 5, 13), draw(2, 3, 11, 13), draw(2, 3, 11, 13)
     assert not relation_attention(query, key, value, dropout_p=1.0).any()
     query, key, value = query[:1, :1, :1].expand(1, 1, 20000, 13), key[:1, :1], value[:1, :1]
@@ -125,7 +125,7 @@ def test_relation_attention_drops_weights(draw):
     ids=str,
 )
 def test_cmra_is_the_equation_in_loops(draw, assert_close, lengths, include_query, context_dim, bias):
-    """With up to four contexts of different lengths and their padding, their width the query's or not."""
+    """This holds for up to four padded contexts of different lengths, whose width is that of the query or another."""
     layer = fill_parameters(
         CMRA(39, 3, bias=bias, context_dim=context_dim, include_query=include_query, dtype=torch.float64)
     )
@@ -186,7 +186,7 @@ def test_lacking_modality_is_as_one_without_steps(draw, name):
 
 
 def test_cmra_weights_follow_the_memory(draw):
-    """Memory order is [contexts..., query]: a float mask that points at one step makes its weight one."""
+    """The memory order is [contexts..., query]: a float mask that selects one step makes its weight one."""
     layer = CASES["cmra-self"].make()
     query, contexts = draw(2, 5, 39), [draw(2, 7, 39), draw(2, 2, 39)]
     pointing = torch.zeros(5, 14, dtype=torch.float64)
@@ -225,7 +225,7 @@ def make_multihead(batch_first=True, bias=True, kdim=None, dtype=torch.float64, 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("mask", [None, "bool-2d", "bool-3d", "float-2d", "float-3d"])
 def test_cmra_equals_multihead_attention(draw, assert_close, batch_first, bias, kdim, padded, mask):
-    """Outputs and per-head weights, on copied weights, under every mask that both take."""
+    """With the same weights, outputs and per-head attention weights are equal under every mask that both support."""
     attention = make_multihead(batch_first, bias, kdim)
     layer = CMRA.from_multihead_attention(attention)
     query, memory = draw(2, 5, 39), draw(2, 7, kdim or 39)
@@ -264,7 +264,7 @@ def test_from_multihead_attention_keeps_mode_dtype_and_dropout(dtype, training):
 
 
 def test_from_multihead_attention_copies():
-    """Neither layer sees what happens to the other's weights."""
+    """Changing the weights of one layer does not change the other."""
     attention = make_multihead()
     layer = CMRA.from_multihead_attention(attention)
     storages = {parameter.untyped_storage().data_ptr() for parameter in attention.parameters()}
@@ -273,7 +273,7 @@ def test_from_multihead_attention_copies():
 
 
 def test_from_multihead_attention_keeps_what_is_frozen():
-    """And moves no random state, since it draws nothing."""
+    """Frozen parameters stay frozen, and the random state does not change."""
     attention = nn.MultiheadAttention(39, 3)
     attention.in_proj_weight.requires_grad_(False)
     before = torch.get_rng_state()
@@ -288,7 +288,7 @@ def test_from_multihead_attention_keeps_what_is_frozen():
 @pytest.mark.parametrize("kdim", [None, 17])
 @pytest.mark.parametrize("made_inside", [False, True])
 def test_from_multihead_attention_can_be_trained_whatever_the_mode(draw, mode, bias, kdim, made_inside):
-    """Made under no_grad or inference_mode, from a layer that was, it has ordinary parameters with gradients."""
+    """A copy that is made under no_grad or inference_mode has ordinary parameters that get gradients."""
     attention = make_multihead(bias=bias, kdim=kdim)
     with mode():
         if made_inside:
@@ -303,7 +303,7 @@ def test_from_multihead_attention_can_be_trained_whatever_the_mode(draw, mode, b
 
 
 def test_from_multihead_attention_refuses_another_forward():
-    """A subclass that computes something else would be copied into something that does not."""
+    """A subclass may compute something else, so it must be refused."""
 
     class Other(nn.MultiheadAttention):
         def forward(self, *args, **kwargs):
@@ -316,7 +316,7 @@ def test_from_multihead_attention_refuses_another_forward():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mask_dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_least_number_as_a_mask(draw, dtype, mask_dtype):
-    """`finfo.min`, often written for -inf, may become -inf in another dtype: still no NaN, and the same rows empty."""
+    """A mask of `finfo.min`, which may become -inf in another dtype, gives no NaN, and equal empty rows everywhere."""
     query = 30 * draw(2, 3, 5, 13, dtype=dtype)
     mask = torch.zeros(5, 5, dtype=mask_dtype)
     mask[1] = torch.finfo(mask_dtype).min
@@ -340,8 +340,8 @@ def test_from_multihead_attention_makes_the_class_it_is_called_on():
 
 
 @pytest.mark.parametrize("kdim", [None, 401])
-def test_initialisation_is_that_of_multihead_attention(kdim):
-    """Every projection is drawn from the same range: its extremes, and its variance, are those of the bound."""
+def test_initialization_is_that_of_multihead_attention(kdim):
+    """The extremes and the variance of every projection are those of the same uniform distribution."""
     attention = nn.MultiheadAttention(399, 3, kdim=kdim, vdim=kdim)
     theirs = CMRA.from_multihead_attention(attention).state_dict()
     ours = CMRA(399, 3, context_dim=kdim, include_query=kdim is None).state_dict()
@@ -365,7 +365,7 @@ def test_projections_for_each_context_are_drawn_as_without(context_dim, kdim):
 
 
 def test_need_weights_changes_nothing(draw):
-    """The output has the same bits with and without the weights, dropout drawn alike; the weights are of its values."""
+    """The output is bitwise the same with and without the weights, under the same dropout seed."""
     layer = CASES["cmra-other-width"].make().train()
     layer.dropout = 0.3
     query, contexts = draw(2, 5, 39), [draw(2, 7, 17), draw(2, 3, 17)]
@@ -378,7 +378,7 @@ def test_need_weights_changes_nothing(draw):
 
 
 def test_weights_give_the_output(draw, assert_close):
-    """Weights @ values, projected, is the output."""
+    """The output is the projection of weights @ values."""
     layer = CASES["cmra-1-context"].make()
     query, context = draw(2, 5, 39), draw(2, 7, 39)
     output, weights = layer(query, context, query_padding_mask=padding_mask([5, 2]), need_weights=True)

@@ -1,4 +1,4 @@
-"""The layers under the machinery of PyTorch: compilation, export, autocast, functional transforms, saving."""
+"""The layers work under compilation, export, autocast and functional transforms, and can be saved."""
 
 import copy
 import io
@@ -14,11 +14,11 @@ from crossmodal_attn import padding_mask
 from oracles import CASES, Case
 
 SIZES = [(2, (5, 7, 11, 13, 23)), (3, (7, 5, 2, 3, 11)), (7, (23, 11, 5, 2, 7))]
-"""Batch and lengths; no two sizes of the first are one, lest a compiler take them for one."""
+"""Batch size and lengths; those of the first differ, so that a compiler cannot take two sizes as equal."""
 
 
 class Padded(nn.Module):
-    """A layer whose padding masks are made inside, from lengths: what a user would compile or export."""
+    """A layer with padding masks made inside from lengths, as a user would compile or export it."""
 
     def __init__(self, case: Case, layer: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Plain(Padded):
 
 
 def draw_batch(case, draw, size, dtype=torch.float64):
-    """Features and their lengths, of which each batch has a full, a short and an empty one."""
+    """Return features and lengths; each batch has a full, a short and an empty sequence."""
     batch, candidates = size
     sizes = case.lengths(*candidates)
     lengths = [torch.tensor([(length, 1, 0)[b % 3] for b in range(batch)]) for length in sizes]
@@ -55,12 +55,12 @@ LAYERS += ["internal-relation", "relation-aware", "relation-aware-2-contexts", "
 
 @pytest.fixture(params=LAYERS)
 def slow_case(request):
-    """Every layer, in few of its configurations: tracing takes seconds."""
+    """Return a layer, in a few configurations only, since tracing takes seconds."""
     return CASES[request.param]
 
 
 def count_compilations(module, case, draw, assert_close, dynamic):
-    """Run ``module`` compiled as a whole at every size, beside itself; give the number of graphs that it took."""
+    """Compare a module with itself compiled, at every size, and return the number of compiled graphs."""
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend=counter)
     for size in SIZES:
@@ -70,21 +70,21 @@ def count_compilations(module, case, draw, assert_close, dynamic):
 
 
 def test_compiles_once_where_sizes_are_dynamic(slow_case, draw, assert_close):
-    """With dynamic=True a single graph, masks included, gives the same outputs at every size."""
+    """With dynamic=True, one graph gives the same outputs at every size, also with masks."""
     module = Padded(slow_case, slow_case.make())
     assert count_compilations(module, slow_case, draw, assert_close, dynamic=True) == 1
 
 
 @pytest.mark.parametrize("name", ["cmra-1-context", "agsca"])
 def test_compiles_twice_where_sizes_turn_out_to_vary(draw, assert_close, name):
-    """By default there is one graph for the first size and one for all others."""
+    """By default, there is one graph for the first size and one for all others."""
     module = Padded(CASES[name], CASES[name].make())
     assert count_compilations(module, CASES[name], draw, assert_close, dynamic=None) <= 2
 
 
 @pytest.mark.parametrize("dimensions", [3, 4])
 def test_attention_masks_compile_whole_and_few_times(draw, assert_close, dimensions):
-    """Attention mask, weights and paddings together."""
+    """Attention masks, weights and padding masks compile together, in few graphs."""
     layer = CASES["cmra-self"].make()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
@@ -112,7 +112,7 @@ def test_lacking_modality_compiles_whole(draw, assert_close):
 
 @pytest.mark.parametrize("name", ["cmra-1-context", "agsca"])
 def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
-    """Through AOT autograd, padding included."""
+    """Gradients through AOT autograd equal the eager ones, with padding."""
     case = CASES[name]
     module = Padded(case, case.make())
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -128,7 +128,7 @@ def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_inductor_gives_the_eager_output(draw, assert_close):
-    """The compiler that users get."""
+    """The default compiler gives the eager output."""
     case = CASES["cmra-1-context"]
     module = Padded(case, case.make())
     inputs = draw_batch(case, draw, SIZES[0])
@@ -146,7 +146,7 @@ def test_compiles_under_autocast(draw, assert_close):
 
 
 def test_exports_with_dynamic_sizes(slow_case, draw, assert_close):
-    """Exported once, with batch and lengths dynamic and masks made inside, it runs at every other size."""
+    """A program with dynamic batch size and lengths, and masks made inside, runs at every other size."""
     case = slow_case
     module = Padded(case, case.make())
     # With a maximum, as torch 2.6 takes a size without one for a guard.
@@ -163,7 +163,7 @@ def test_exports_with_dynamic_sizes(slow_case, draw, assert_close):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_trains(case, draw, assert_close, dtype):
-    """Float32 layers run, and have finite gradients, in half precision; the outputs are near those in float32."""
+    """Under autocast, gradients are finite, and outputs are close to those in float32."""
     module = Padded(case, case.make(torch.float32))
     inputs = draw_batch(case, draw, (2, (2, 3, 1, 2, 3)), torch.float32)
     expected = module(*inputs)
@@ -179,7 +179,7 @@ def test_autocast_trains(case, draw, assert_close, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_layers(case, draw, assert_close, dtype):
-    """Converted layers run in their own dtype, near the float64 output of the very same weights."""
+    """A layer in half precision is close to the float64 output of the same weights."""
     layer = case.make(torch.float32).to(dtype)
     inputs = draw_batch(case, draw, (2, (2, 3, 1, 2, 3)), dtype)
     output = Padded(case, layer)(*inputs)
@@ -190,7 +190,7 @@ def test_half_precision_layers(case, draw, assert_close, dtype):
 
 
 def test_vmap_is_a_loop(case, draw, assert_close, wrap):
-    """Over an extra leading dimension of features and lengths."""
+    """vmap over an additional first dimension equals a loop."""
     module = wrap(case, case.make())
     batches = [draw_batch(case, draw, SIZES[0]) for _ in range(3)]
     stacked = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *batches)
@@ -199,7 +199,7 @@ def test_vmap_is_a_loop(case, draw, assert_close, wrap):
 
 
 def test_per_sample_gradients(draw, assert_close):
-    """vmap over grad over functional_call: one gradient per video, whose sum is the batch's."""
+    """vmap over grad gives one gradient per video; their sum is the gradient of the batch."""
     layer = CASES["cmra-1-context"].make()
     parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
     query, context = draw(2, 5, 39), draw(2, 7, 39)
@@ -215,7 +215,7 @@ def test_per_sample_gradients(draw, assert_close):
 
 
 def test_functional_call_uses_the_given_parameters(case, draw, assert_close):
-    """And every one of them: another value of any changes the output, to that of a layer which holds it."""
+    """Changing any one parameter in functional_call gives the output of a layer with this parameter."""
     layer = case.make()
     features, _ = draw_batch(case, draw, SIZES[0])
     expected = case(layer, features)
@@ -231,14 +231,14 @@ def test_functional_call_uses_the_given_parameters(case, draw, assert_close):
 
 
 def test_every_parameter_has_a_gradient(case, draw, wrap):
-    """None is unused, which DDP would refuse; with and without masks."""
+    """No parameter is unused, with and without masks, as DDP requires."""
     module = wrap(case, case.make())
     module(*draw_batch(case, draw, SIZES[0])).square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
 def test_every_projection_is_called_as_a_module(case, draw):
-    """Hooks on every child nn.Linear fire, so that LoRA, quantisation and FSDP can wrap them."""
+    """Hooks on every nn.Linear run, so LoRA, quantization and FSDP can wrap it."""
     layer = case.make()
     called = set()
     linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
@@ -250,7 +250,7 @@ def test_every_projection_is_called_as_a_module(case, draw):
 
 
 def test_wrapped_projections_work(case, draw, assert_close):
-    """Each nn.Linear inside something that has no weight of its own, as adapters are."""
+    """A layer works if each nn.Linear is inside a module without a weight of its own, such as an adapter."""
     layer = case.make()
     features, _ = draw_batch(case, draw, SIZES[0])
     expected = case(layer, features)
@@ -261,7 +261,7 @@ def test_wrapped_projections_work(case, draw, assert_close):
 
 
 def test_meta_device(case, draw, wrap):
-    """Built and run without memory: shapes only."""
+    """Layers can be built and run on the meta device."""
     inputs = torch.utils._pytree.tree_map(lambda leaf: leaf.to("meta"), draw_batch(case, draw, SIZES[0]))
     output = wrap(case, case.make(device="meta"))(*inputs)
     assert output.is_meta
@@ -274,7 +274,7 @@ def test_meta_device(case, draw, wrap):
     "name", ["cmra-1-context", "cmra-other-width", "cmra-own-projections", "cmra-without-bias", "agsca"]
 )
 def test_reset_parameters_covers_the_whole_layer(name):
-    """The layer's own call alone draws every parameter, those of its projections too."""
+    """reset_parameters of the layer initializes all parameters, also those of its projections."""
     layer = CASES[name].build()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -284,7 +284,7 @@ def test_reset_parameters_covers_the_whole_layer(name):
 
 
 def test_reset_parameters_fills_what_meta_left_empty(case):
-    """After to_empty every parameter is drawn anew, from the range that the constructor draws from."""
+    """After to_empty, every parameter is initialized in the range of the constructor."""
     drawn = case.build(dtype=torch.float64)
     empty = case.build(dtype=torch.float64, device="meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -319,7 +319,7 @@ def test_copies_are_equal_and_independent(case, draw, assert_close, duplicate):
 
 
 def test_state_dict_round_trip(case, draw, assert_close):
-    """Saved, and loaded strictly and weights-only into another layer, it computes the same."""
+    """A layer that loads the saved state dict gives the same output."""
     layer, other = case.make(), case.build(dtype=torch.float64).eval()
     features, _ = draw_batch(case, draw, SIZES[0])
     expected = case(layer, features)

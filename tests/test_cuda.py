@@ -22,7 +22,7 @@ BATCH, LENGTHS = 2, (5, 7, 11, 13, 23)
 
 
 def make_inputs(case, draw, dtype):
-    """Features, and masks in which the first video has one padded step and the second is all padding."""
+    """Return features, and masks: the first video has one padded step, the second is all padding."""
     lengths = case.lengths(*LENGTHS)
     features = [value.cuda() for value in case.features(draw, BATCH, lengths, dtype)]
     if not case.masked:
@@ -31,7 +31,7 @@ def make_inputs(case, draw, dtype):
 
 
 def run(case, layer, features, paddings):
-    """The output, and the gradients of a sum of its squares by features and parameters."""
+    """Return the output, and the gradients of the sum of its squares by features and parameters."""
     leaves = [*(value.detach().requires_grad_() for value in features), *layer.parameters()]
     output = case(layer, leaves[: len(features)], paddings)
     return output, torch.autograd.grad(output.double().square().sum(), leaves, allow_unused=True)
@@ -39,7 +39,7 @@ def run(case, layer, features, paddings):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_every_precision(case, draw, assert_close, dtype):
-    """On the GPU as in float64 on the CPU, with the weights of that precision; gradients are finite, in full near."""
+    """Outputs are close to those in float64 on the CPU with the same weights; gradients are finite."""
     layer = case.make(torch.float32).to(dtype).cuda()
     features, paddings = make_inputs(case, draw, dtype)
     output, gradients = run(case, layer, features, paddings)
@@ -59,7 +59,7 @@ def test_every_precision(case, draw, assert_close, dtype):
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("backend", ["MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"])
 def test_every_backend(draw, assert_close, backend, padded):
-    """Forced to one kernel, CMRA computes the same, or torch says that the kernel does not do it."""
+    """CMRA gives the same output with every kernel that torch allows for it."""
     layer = fill_parameters(CMRA(64, 4)).half().cuda()
     query, context = draw(3, 17, 64, dtype=torch.float16).cuda(), draw(3, 29, 64, dtype=torch.float16).cuda()
     masks = {}
@@ -88,7 +88,7 @@ def test_autocast(case, draw, assert_close):
 
 
 def test_cuda_graph_replays(case, draw, assert_close):
-    """Recorded once, masks included, a graph gives the output of new features: nothing is read back from the GPU."""
+    """A CUDA graph with masks gives the output of new features, so nothing is read back from the GPU."""
     layer = case.make(torch.float32).cuda()
     features, paddings = make_inputs(case, draw, torch.float32)
     fresh = [value + 1 for value in features]
@@ -118,7 +118,7 @@ def test_dropout_is_torchs():
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 def test_the_host_never_waits(case, draw, train):
-    """Forward and backward, masks included, read nothing back from the GPU."""
+    """Forward and backward with masks read nothing back from the GPU."""
     layer = case.make(torch.float32).cuda().train(train)
     features, paddings = make_inputs(case, draw, torch.float32)
     leaves = [value.requires_grad_() for value in features]
@@ -134,7 +134,7 @@ def test_the_host_never_waits(case, draw, train):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_nan_at_padding_stays_there(masked_case, draw, assert_close, dtype):
-    """With masks that were made on the GPU, forward and backward."""
+    """NaN at padding never affects valid steps, with masks made on the GPU, forward and backward."""
     layer = masked_case.make(torch.float32).to(dtype).cuda()
     features, paddings = make_inputs(masked_case, draw, dtype)
     results = []
@@ -154,7 +154,7 @@ def test_nan_at_padding_stays_there(masked_case, draw, assert_close, dtype):
 
 
 def test_frozen_video_changes_no_other_gradient(draw):
-    """AGSCA of stored features, whose gradient nobody asks for."""
+    """If the video needs no gradient, the other gradients of AGSCA do not change."""
     layer = CASES["agsca"].make(torch.float32).cuda()
     video, audio = draw(2, 5, 3, 4, 19, dtype=torch.float32).cuda(), draw(2, 5, 17, dtype=torch.float32).cuda()
     results = []
@@ -169,7 +169,7 @@ def test_frozen_video_changes_no_other_gradient(draw):
 
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
 def test_network_is_that_of_the_cpu(setting, draw, assert_close):
-    """The whole CMRAN, padded: losses and all gradients, in float64; in float32 beside it."""
+    """Losses and gradients of CMRAN with padding equal those of the CPU, in float64 and in float32."""
     model = make_cmran(setting)
     video, audio = draw(3, 5, 2, 2, 11), draw(3, 5, 7)
     padding = padding_mask([5, 3, 1], 5)
@@ -216,7 +216,7 @@ def test_float16_learns_with_a_scaled_loss(draw):
 
 
 def test_large_scores_stay_finite_in_float16(draw):
-    """Attention whose scores are near the largest float16, and whose softmax therefore picks one step."""
+    """Attention with scores near the largest float16 number gives finite output."""
     layer = fill_parameters(CMRA(64, 4)).half().cuda()
     query = (40 * draw(3, 17, 64, dtype=torch.float16)).cuda().requires_grad_()
     output, weights = layer(query, need_weights=True)
@@ -230,7 +230,7 @@ def test_large_scores_stay_finite_in_float16(draw):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_recording_changes_no_bit_of_the_output(case, draw, assert_close, dtype):
-    """In each precision, in float32 under autocast too; what is recorded is on the GPU, and weights sum to one."""
+    """Recording keeps every bit of the output in each precision; maps are on the GPU, and weights sum to one."""
     layer = case.make(torch.float32).to(dtype).cuda()
     features, paddings = make_inputs(case, draw, dtype)
     for narrow in {False, dtype == torch.float32}:
@@ -250,7 +250,7 @@ def test_recording_changes_no_bit_of_the_output(case, draw, assert_close, dtype)
 
 
 def test_dropout_has_its_mean_and_its_gradient():
-    """ReLU and dropout in one: what is kept is scaled, and its gradient is what kept it."""
+    """ReLUDropout scales kept elements, and its gradient is their mask."""
     features = torch.rand(31, 4099, device="cuda").add(0.5).neg_()
     features[:, ::2].neg_()
     features.requires_grad_()
@@ -264,7 +264,7 @@ def test_dropout_has_its_mean_and_its_gradient():
 
 
 def test_blocks_draw_new_dropout_in_every_replay():
-    """A recorded training step takes its random numbers from the generator as it goes on."""
+    """Each replay of a recorded training step draws new random numbers."""
     block = CrossModalRelation(64, 4, 128, dropout=0.5).cuda()
     query, context = torch.ones(3, 5, 64, device="cuda"), torch.ones(3, 7, 64, device="cuda")
     stream = torch.cuda.Stream()
@@ -285,7 +285,7 @@ def test_blocks_draw_new_dropout_in_every_replay():
 @pytest.mark.filterwarnings("ignore")  # in which the compiler advises other settings
 @pytest.mark.parametrize("name", ["cmra-1-context", "relation-aware", "interaction", "agsca"])
 def test_compiles(draw, assert_close, name):
-    """In one graph, forward and backward, which are recorded as CUDA graphs."""
+    """Layers compile to one graph, forward and backward, with CUDA graphs."""
     case = CASES[name]
     layer = case.make(torch.float32).cuda()
     features, paddings = make_inputs(case, draw, torch.float32)

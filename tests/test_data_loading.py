@@ -1,4 +1,4 @@
-"""The benchmark of data loading, on a tiny set: it measures all it says, and leaves no set behind."""
+"""The data loading benchmark measures all ways on a tiny dataset, and removes the dataset."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from benchmarks import data_loading
 
 @pytest.fixture
 def disk(tmp_path):
-    """A directory on a disk, whose files the page cache can forget."""
+    """Return a directory on a disk, whose files can be dropped from the page cache."""
     path = tmp_path / "forgotten"
     path.write_bytes(bytes(1 << 20))
     if not hasattr(os, "posix_fadvise"):

@@ -1,4 +1,4 @@
-"""CMRAN under DistributedDataParallel: two gloo processes, no search for unused parameters."""
+"""CMRAN trains under DistributedDataParallel in two processes, without find_unused_parameters."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from oracles import make_cmran
 
 
 def make_batch():
-    """Four videos with padding, alike in how many segments are valid in each half, as the mean over them needs."""
+    """Return four padded videos; both halves have the same number of valid segments, so that means are equal."""
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(4, 5, 3, 2, 11, generator=generator, dtype=torch.float64)
     audio = torch.randn(4, 5, 7, generator=generator, dtype=torch.float64)
@@ -29,7 +29,7 @@ def loss_of(model, setting, video, audio, labels, mask):
 
 
 def work(rank, folder):
-    """Take a step on one half of the batch, and leave the gradients in a file. Runs in a process of its own."""
+    """Take a step on one half of the batch, and save the gradients to a file. This runs in a separate process."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
@@ -48,7 +48,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, processes):
-    """Where both processes have left their gradients, of both settings."""
+    """Return the directory with the gradients of both processes, for both settings."""
     path = tmp_path_factory.mktemp("distributed")
     torch.multiprocessing.start_processes(work, (str(path),), nprocs=2, start_method=processes.get_start_method())
     return path
@@ -56,7 +56,7 @@ def folder(tmp_path_factory, processes):
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
 def test_two_processes_give_the_gradients_of_the_joint_batch(setting, folder, assert_close):
-    """On both of them, for every parameter."""
+    """Gradients of every parameter equal those of one process, in both processes."""
     model = make_cmran(setting)
     loss_of(model, setting, *make_batch()).backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}

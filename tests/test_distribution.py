@@ -1,4 +1,4 @@
-"""Wheel and sdist: what they hold, what they say of themselves, and that the wheel alone is enough, typed too."""
+"""Wheel and sdist have the right files and metadata, and the wheel works without the source tree."""
 
 import os
 import re
@@ -37,7 +37,7 @@ follow_imports = normal
 """,
     "pyrightconfig.json": '{{"include": ["typed_user.py"], "venvPath": ".", "venv": "venv"}}',
 }
-"""How a user's type checkers find the user's environment."""
+"""The configuration of a user's type checkers."""
 FILES = {
     ".gitignore",
     ".pre-commit-config.yaml",
@@ -68,7 +68,7 @@ LEFT_OVERS = [
     "runs/demo/seed-0/model/model.safetensors",
     "src/crossmodal_attn.egg-info/PKG-INFO",
 ]
-"""What work in a clone leaves behind: none of it belongs into a distribution."""
+"""Files that work in a clone creates. A distribution must not contain them."""
 
 
 def run(*command, cwd, **environment):
@@ -90,7 +90,7 @@ def run(*command, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project in which work was done."""
+    """Return a copy of the project with such files."""
     directory = tmp_path_factory.mktemp("project")
     for name in FILES:
         shutil.copy(ROOT / name, directory)
@@ -104,7 +104,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(project, tmp_path_factory):
-    """A directory with the sdist, and with the wheel that is built from it, as a release builds them."""
+    """Return a directory with the sdist and the wheel that is built from it, as for a release."""
     directory = tmp_path_factory.mktemp("dist")
     command = ["-m", "build", "--no-isolation", "--outdir", directory, project]
     run(sys.executable, *command, cwd=directory, REPOSITORY_URL=REPOSITORY)
@@ -124,7 +124,7 @@ def metadata(wheel):
 
 @pytest.fixture
 def installed(wheel, tmp_path):
-    """A Python whose site-packages hold the wheel; its requirements it borrows from the one that runs the tests."""
+    """Return a Python with the wheel installed, which uses the requirements of the tests' environment."""
     venv.create(tmp_path / "venv", symlinks=os.name != "nt")
     site = Path(sysconfig.get_path("purelib", "venv", {"base": tmp_path / "venv"}))
     wheel.extractall(site)  # noqa: S202
@@ -134,7 +134,7 @@ def installed(wheel, tmp_path):
 
 
 def test_wheel_holds_the_package_only(wheel):
-    """Its modules, ``py.typed``, its licence and the metadata; no test, no example, no cache, nothing twice."""
+    """The wheel contains modules, ``py.typed``, license and metadata, and no tests, examples, caches or duplicates."""
     package = {
         path.relative_to(ROOT / "src").as_posix()
         for path in (ROOT / "src/crossmodal_attn").rglob("*")
@@ -146,7 +146,7 @@ def test_wheel_holds_the_package_only(wheel):
 
 
 def test_sdist_holds_the_project_only(built, project):
-    """The sources, and all that builds, tests and documents them; nothing that was generated, nothing large."""
+    """The sdist contains sources, tests, docs and build files, and nothing generated or large."""
     with tarfile.open(built / f"{NAME}.tar.gz") as file:
         members = {member.name.removeprefix(f"{NAME}/"): member for member in file.getmembers() if member.isfile()}
     sources = {
@@ -162,7 +162,7 @@ def test_sdist_holds_the_project_only(built, project):
 
 
 def test_metadata_is_whole(metadata):
-    """The licence is an SPDX expression, beside which PyPI refuses the classifiers of licences."""
+    """The license is an SPDX expression, without a license classifier, which PyPI would refuse."""
     classifiers = metadata.get_all("Classifier")
     assert metadata["Name"] == "crossmodal-attn"
     assert metadata["Version"] == VERSION
@@ -176,7 +176,7 @@ def test_metadata_is_whole(metadata):
 
 
 def test_requirements_stand_in_extras(metadata):
-    """Beyond three packages everything belongs to an extra, and every extra that is named asks for something."""
+    """All requirements except three belong to an extra, and no extra is empty."""
     requirements = metadata.get_all("Requires-Dist")
     needed = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements if "extra ==" not in requirement}
     assert needed == {"einops", "torch", "typing-extensions"}
@@ -186,7 +186,7 @@ def test_requirements_stand_in_extras(metadata):
 
 
 def test_release_names_its_repository(metadata):
-    """Where a build is told the repository, the metadata links to it, and the README to its files at the tag."""
+    """If the build knows the repository, the metadata links to it, and the README to its files at the tag."""
     assert dict(url.split(", ") for url in metadata.get_all("Project-URL")) == {
         "Paper": PAPER,
         "Source": REPOSITORY,
@@ -206,7 +206,7 @@ def test_release_names_its_repository(metadata):
 
 
 def test_build_that_is_told_no_repository_names_none(tmp_path):
-    """Then the README is the file as it is, and the paper is the only link."""
+    """Without a repository, the README is unchanged, and the only link is the paper."""
     build = "import sys; from hatchling.build import prepare_metadata_for_build_wheel as prepare; prepare(sys.argv[1])"
     run(sys.executable, "-c", build, tmp_path, cwd=ROOT)
     metadata = message_from_bytes((tmp_path / f"{NAME}.dist-info/METADATA").read_bytes())
@@ -215,7 +215,7 @@ def test_build_that_is_told_no_repository_names_none(tmp_path):
 
 
 def test_readme_renders(metadata):
-    """As PyPI renders it: headings, tables, code and pictures, and no link left as text."""
+    """PyPI renders headings, tables, code, pictures and links of the README."""
     assert metadata["Description-Content-Type"] == "text/markdown"
     rendered = markdown.render(body(metadata))
     for element in ("<h1", "<h2", "<table", "<pre", f'src="{REPOSITORY}/raw/v{VERSION}/docs/images/'):
@@ -229,7 +229,7 @@ def test_twine_accepts_both(built):
 
 
 def test_wheel_is_enough(installed, tmp_path):
-    """Without the source tree every module comes from the wheel, and the README's examples run."""
+    """Without the source tree, every module comes from the wheel, and the examples of the README run."""
     python, site = installed
     shutil.copy(ROOT / "README.md", tmp_path)
     script = """
@@ -244,7 +244,7 @@ assert doctest.testfile("README.md", module_relative=False).failed == 0
 
 
 def test_types_reach_a_user(installed, tmp_path):
-    """mypy and pyright check a user's file against the wheel; without ``py.typed`` they would find no types."""
+    """mypy and pyright find the types of the installed wheel."""
     python, site = installed
     shutil.copy(ROOT / "tests/typed_user.py", tmp_path)
     for name, text in CHECKERS.items():
@@ -257,7 +257,7 @@ def test_types_reach_a_user(installed, tmp_path):
 
 
 def links(text):
-    """The targets of the links and pictures of a Markdown text, in order."""
+    """Return the targets of the links and pictures of a Markdown text, in order."""
     return re.findall(r"\]\(([^()\s]+)\)", text)
 
 

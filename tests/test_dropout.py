@@ -1,4 +1,4 @@
-"""The dropout with cheap masks: what nn.Dropout does, with other random numbers."""
+"""Dropout and ReLUDropout do what torch does, with other random numbers."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from crossmodal_attn.dropout import LEVELS, Dropout, ReLUDropout
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1 / 3])
 def test_probability_scale_and_mean(p):
-    """As many are dropped as asked for, five deviations allowed; what is kept is scaled so that the mean is exact."""
+    """The share of dropped elements is p within five standard deviations, and kept elements have the right scale."""
     torch.manual_seed(0)
     size = 1_000_003  # not a multiple of the four elements that one number serves
     kept = Dropout(p)(torch.ones(size, dtype=torch.float64))
@@ -22,7 +22,7 @@ def test_probability_scale_and_mean(p):
 
 
 def test_elements_are_independent():
-    """Neighbours, also those that share a random number, are dropped together as often as chance says."""
+    """Neighbors, even those that share a random number, are dropped independently."""
     torch.manual_seed(0)
     dropped = (Dropout(0.5)(torch.ones(400_000)) == 0).double()
     for step in range(1, 6):
@@ -55,7 +55,7 @@ def test_gradient_is_the_mask(draw, assert_close):
 
 @pytest.mark.parametrize(("p", "expected"), [(0.0, 1.0), (1.0, 0.0), (1e-7, 1.0)])
 def test_extremes(p, expected):
-    """Nothing and everything is dropped; so rare a drop is none."""
+    """With p=0 nothing is dropped, with p=1 everything, and a p that rounds to 0 drops nothing."""
     assert torch.allclose(Dropout(p)(torch.ones(1009)), torch.full((1009,), expected))
 
 
@@ -69,7 +69,7 @@ def test_evaluation_and_compiled_code_leave_it_to_torch():
 
 
 def maps_views_of_other_bits() -> bool:
-    """Which torch 2.6 and 2.9 cannot."""
+    """Return whether torch.vmap supports Tensor.view(dtype), which torch 2.6 and 2.9 do not."""
     try:
         torch.vmap(lambda bits: bits.view(torch.int16))(torch.zeros(2, 3, dtype=torch.int64))
     except RuntimeError:
@@ -87,7 +87,7 @@ def test_vmap_follows_its_randomness():
 
 
 def test_it_is_a_dropout_of_torch():
-    """Code that finds dropouts by their class, and sets their probability, finds it."""
+    """Code that finds dropout layers by their class, and sets their probability, works."""
     dropout = Dropout(0.25)
     assert isinstance(dropout, nn.Dropout)
     dropout.p = 0.0
@@ -115,7 +115,7 @@ RECTIFIED = {
 
 @pytest.mark.parametrize("transform", RECTIFIED.values(), ids=RECTIFIED)
 def test_rectified_is_the_dropout_of_a_relu(draw, assert_close, transform):
-    """With the same random numbers, under every transform of torch's."""
+    """With the same seed, values and derivatives are equal under every transform of torch."""
     features = draw(5, 7).requires_grad_()
     dropout = Dropout(0.4)
     results = []

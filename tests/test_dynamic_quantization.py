@@ -1,4 +1,4 @@
-"""Dynamic quantization by PyTorch itself: each nn.Linear becomes a module whose ``weight`` is a method."""
+"""Layers and CMRAN work under PyTorch's dynamic quantization, where ``weight`` of a linear layer is a method."""
 
 import copy
 
@@ -25,7 +25,7 @@ def quantized(layer: nn.Module) -> nn.Module:
 
 
 def assert_near(actual, expected):
-    """Within a fifth of their size, as weights and features are rounded to a hundredth of the largest; not the same."""
+    """Check that outputs are close, within a fifth of their size, but not equal."""
     assert actual.isfinite().all()
     assert 0 < (actual - expected).norm() < 0.2 * expected.norm()
 

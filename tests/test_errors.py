@@ -1,4 +1,4 @@
-"""Wrong calls: each is refused by this library itself, in a message that says what, what was expected and what came."""
+"""Every wrong call raises an error of this library, which names the argument, what was expected and what was given."""
 
 import traceback
 from pathlib import Path
@@ -664,7 +664,7 @@ TABLES = {
     [pytest.param(*row, id=f"{table}: {name}") for table, rows in TABLES.items() for name, row in rows.items()],
 )
 def test_wrong_call_is_refused(call, error, message):
-    """With the error, by name, expected and given; raised by this library, not somewhere inside torch."""
+    """The error has the right type and message, and is raised by this library, not inside torch."""
     check_refused(call, error, message)
 
 
@@ -677,6 +677,6 @@ def test_wrong_call_is_refused(call, error, message):
     ],
 )
 def test_autocast_does_not_excuse_float64(call, message):
-    """Autocast converts between float32 and half precision, but leaves float64 alone: torch would fail inside."""
+    """Autocast does not convert float64, so a mixture must raise an error here, and not inside torch."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check_refused(call, TypeError, message)

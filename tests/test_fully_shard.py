@@ -1,4 +1,4 @@
-"""FSDP2: layers compute as before when their weights lie in parts, and draw them there."""
+"""Under FSDP2, layers give the same output, and initialize their sharded weights."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture
 def mesh(request):
-    """Of one process, or of one that takes itself for the first of two."""
+    """Return a mesh of one process, or of one that acts as the first of two."""
     backend, store, size = request.param
     distributed.init_process_group(backend, store=store(), rank=0, world_size=size)
     yield init_device_mesh("cpu", (size,))
@@ -30,7 +30,7 @@ def mesh(request):
 
 @pytest.mark.parametrize("mesh", [("gloo", distributed.HashStore, 1)], indirect=True, ids=["whole"])
 def test_sharded_layer_computes_as_before(case, draw, mesh, assert_close):
-    """The output, and the gradient of every weight."""
+    """Output and weight gradients are those of the plain layer."""
     layer, features = case.make(), case.features(draw, 3, case.lengths(5, 7, 2, 3, 11))
     expected = case(layer, features)
     expected.sum().backward()
@@ -45,7 +45,7 @@ def test_sharded_layer_computes_as_before(case, draw, mesh, assert_close):
 
 @pytest.mark.parametrize("mesh", [("fake", FakeStore, 2)], indirect=True, ids=["half"])
 def test_sharded_weights_are_drawn_where_they_lie(case, mesh):
-    """After meta and to_empty every number of this process is drawn, from the range of the whole weight."""
+    """After meta and to_empty, all numbers of this process are initialized in the range of the whole weight."""
     expected = case.build(dtype=torch.float64)
     layer = case.build(dtype=torch.float64, device="meta")
     fully_shard(layer, mesh=mesh)

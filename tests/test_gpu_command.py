@@ -1,4 +1,4 @@
-"""``make gpu``: steps run in order, and go on when one fails or takes too long; the table is made of what is there."""
+"""``make gpu`` runs its steps in order, goes on after a failure or a time limit, and summarizes all results."""
 
 import json
 import math
@@ -184,7 +184,7 @@ def test_table_of_nothing_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("row", ["network", "agsca", "cmra", "epoch"])
-def test_rows_begin_nothing_when_time_is_over(tmp_path, monkeypatch, row):
+def test_no_case_starts_after_the_time_limit(tmp_path, monkeypatch, row):
     monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
     command.main(["--quick", "--brief", "0", "--rows", row, "--output", str(tmp_path)])
     cases = json.loads((tmp_path / f"{row}.json").read_text())["cases"]
@@ -198,7 +198,7 @@ def test_rows_begin_nothing_when_time_is_over(tmp_path, monkeypatch, row):
 
 @dataclass(frozen=True)
 class LateSession(Session):
-    """One whose time is over after so many questions about it."""
+    """A session that is late after a number of questions."""
 
     answers: int = 0
     asked: list[int] = field(default_factory=list)
@@ -213,7 +213,7 @@ class LateSession(Session):
 
 
 @pytest.mark.parametrize("done", [2, 4])
-def test_a_training_that_runs_out_of_time_tells_its_epochs(monkeypatch, done):
+def test_a_training_that_runs_out_of_time_reports_its_epochs(monkeypatch, done):
     monkeypatch.setattr(epoch, "CMRAN", partial(CMRAN, embed_dim=20, dim_feedforward=17))
     monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
     monkeypatch.setattr(epoch, "QUICK_EPOCHS", 7)
@@ -229,7 +229,7 @@ def test_a_training_that_runs_out_of_time_tells_its_epochs(monkeypatch, done):
         assert {"data", "forward and backward", "optimizer", "evaluation"} == set(first["parts"])
 
 
-def test_a_training_that_fails_is_told_and_the_next_one_runs(monkeypatch, capfd):
+def test_a_training_that_fails_is_skipped_and_the_next_one_runs(monkeypatch, capfd):
     def fail(*_, **__):
         raise RuntimeError("no kernel\nfor this")
 
@@ -252,7 +252,7 @@ def test_make_uses_a_python_as_it_is():
 
 
 def test_a_machine_needs_no_other_packages(tmp_path):
-    """The tests on a GPU are collected, and the rows imported, where only what `make gpu` lists is installed."""
+    """GPU tests and row groups can be imported with only the packages that `make gpu` lists."""
     script = f"""
 import sys
 sys.modules.update(dict.fromkeys({ABSENT!r}))

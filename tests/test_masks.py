@@ -1,4 +1,4 @@
-"""Padding and attention masks: what is masked has no say, in any layer, forward or backward."""
+"""Masked values never affect valid steps, in any layer, forward or backward; padding_mask and zero_padding."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ FILLS = [pytest.param(fill, id=str(fill)) for fill in (0.5, torch.nan, torch.inf
 
 
 def backward(module, output, features):
-    """Gradients of the features, and of the parameters by name, of a fixed random projection of ``output``."""
+    """Return the gradients of a fixed random projection of ``output``, by features and by named parameters."""
     probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype)
     parameters = dict(module.named_parameters())
     gradients = torch.autograd.grad((output * probe).sum(), [*features, *parameters.values()])
@@ -22,7 +22,7 @@ def backward(module, output, features):
 
 
 def pad(sequences, length, fill):
-    """Stack (T, *) sequences into a padded batch whose padding holds ``fill``."""
+    """Stack sequences (T, *) to a batch that is padded with ``fill``."""
     batch = sequences[0].new_full((len(sequences), length, *sequences[0].shape[1:]), fill)
     for row, sequence in zip(batch, sequences, strict=True):
         row[: len(sequence)] = sequence
@@ -31,7 +31,7 @@ def pad(sequences, length, fill):
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_padded_batch_equals_videos_one_by_one(masked_case: Case, draw, assert_close, fill):
-    """Outputs, input gradients and parameter gradients, whatever the padding holds."""
+    """Outputs, input gradients and parameter gradients are equal, for all values at padding."""
     layer = masked_case.make()
     lengths = [masked_case.lengths(*row) for row in ((5, 7, 2, 3, 11), (2, 3, 7, 1, 5), (1, 1, 1, 1, 1))]
     widest = [max(column) for column in zip(*lengths, strict=True)]
@@ -62,7 +62,7 @@ def test_padded_batch_equals_videos_one_by_one(masked_case: Case, draw, assert_c
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("which", ["query", "context", "both"])
 def test_fully_padded_video_is_finite_and_harmless(masked_case: Case, draw, assert_close, fill, which):
-    """A video of which nothing is left gives finite outputs and gradients, and the other videos notice nothing."""
+    """A video that is all padding gives finite outputs and gradients, and does not affect other videos."""
     layer = masked_case.make()
     lengths = masked_case.lengths(5, 7, 2, 3, 11)
     features = masked_case.features(draw, 2, lengths)
@@ -83,7 +83,7 @@ def test_fully_padded_video_is_finite_and_harmless(masked_case: Case, draw, asse
 
 
 def test_padding_leaves_no_trace_bitwise(masked_case: Case, draw):
-    """NaN in the padding and zeros there give the same bits, outputs and parameter gradients alike."""
+    """Outputs and parameter gradients are bitwise the same for NaN and for zeros at padding."""
     layer = masked_case.make(torch.float32)
     lengths = masked_case.lengths(5, 7, 2, 3, 11)
     features = masked_case.features(draw, 3, lengths, torch.float32)
@@ -110,7 +110,7 @@ def test_all_false_mask_equals_no_mask(masked_case: Case, draw, assert_close):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 1), (1, 1)])
 def test_batch_of_none_and_time_of_one(case: Case, draw, batch, length, masked):
-    """Batches without a video and videos of one step have outputs of the right shape, and gradients."""
+    """Empty batches and videos of one step give outputs of the right shape, and gradients."""
     layer = case.make()
     lengths = case.lengths(*[length] * 5)
     features = case.features(draw, batch, lengths)
@@ -122,7 +122,7 @@ def test_batch_of_none_and_time_of_one(case: Case, draw, batch, length, masked):
 
 
 def test_context_without_steps_is_as_if_absent(draw, assert_close):
-    """A context of length zero, padded or not, takes no part."""
+    """A context of length zero does not change the output."""
     layer = CASES["cmra-self"].make()
     query, empty = draw(2, 5, 39), draw(2, 0, 39)
     mask = torch.zeros(2, 0, dtype=torch.bool)
@@ -132,7 +132,7 @@ def test_context_without_steps_is_as_if_absent(draw, assert_close):
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (6, 5, 12)], ids=["T,M", "B,T,M", "BH,T,M"])
 def test_query_that_may_attend_to_nothing(draw, kind, shape):
-    """Gives zero attention, so that the output projection's bias is all that is left; and finite gradients."""
+    """It gets zero attention, so the output is the bias of the output projection, and gradients are finite."""
     layer = CASES["cmra-self"].make()
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[..., 3, :] = True
@@ -151,7 +151,7 @@ def test_query_that_may_attend_to_nothing(draw, kind, shape):
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (6, 5, 12)], ids=["T,M", "B,T,M", "BH,T,M"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_bool_and_float_attention_masks_agree(draw, assert_close, shape, padded):
-    """Also where a padding mask joins them."""
+    """They also agree together with a padding mask."""
     layer = CASES["cmra-self"].make()
     mask = draw(*shape) > 0.5
     added = torch.zeros(shape, dtype=torch.float64).masked_fill(mask, -torch.inf)
@@ -171,7 +171,7 @@ def test_bool_and_float_attention_masks_agree(draw, assert_close, shape, padded)
     ids=str,
 )
 def test_attention_masks_broadcast(draw, assert_close, shape, padded, kind):
-    """A mask with sizes of one is the mask of B * H maps that it stands for; three dimensions begin with B or B * H."""
+    """A mask that broadcasts equals the expanded mask; three dimensions begin with B or B * H."""
     layer = CASES["cmra-self"].make()
     mask = draw(*shape)
     mask = mask > 0.5 if kind == "bool" else mask.masked_fill(mask > 1, -torch.inf)
@@ -188,7 +188,7 @@ def test_attention_masks_broadcast(draw, assert_close, shape, padded, kind):
 
 
 def test_attention_mask_of_three_dimensions_with_one_head(draw):
-    """B and B * H are one then; the first is each video's own mask."""
+    """With one head B and B * H are equal, and a mask (B, T, M) has one map per video."""
     layer = CMRA(39, 1, dtype=torch.float64)
     features, mask = draw(2, 5, 39), draw(2, 5, 5) > 0.5
     alone = [layer(features[b : b + 1], attn_mask=mask[b])[0] for b in range(2)]
@@ -196,7 +196,7 @@ def test_attention_mask_of_three_dimensions_with_one_head(draw):
 
 
 def test_causal_mask_hides_the_future(draw):
-    """Under a causal mask a step's output does not depend on later ones."""
+    """Under a causal mask, the output of a step does not depend on later steps."""
     layer = CASES["cmra-self"].make()
     features = draw(2, 5, 39)
     changed = features.clone()
@@ -210,7 +210,7 @@ def test_causal_mask_hides_the_future(draw):
 
 
 def test_join_masks_broadcasts_to_heads_and_memory():
-    """Every kind of attention mask, joined with paddings of which one is not given, against a mask built in loops."""
+    """Each kind of attention mask, joined with padding masks of which one is None, equals a mask built in loops."""
     generator = torch.Generator().manual_seed(0)
     batch, heads, length, lengths = 2, 3, 5, [7, 4]
     padding = torch.rand(batch, 7, generator=generator) > 0.5
@@ -251,7 +251,7 @@ def test_padding_mask_of_every_kind_of_lengths(lengths):
 
 
 def test_padding_mask_of_a_read_only_array():
-    """Arrays out of files are often read-only; they are read without a warning."""
+    """A read-only array, as from a file, gives no warning."""
     lengths = np.array([3, 1, 0])
     lengths.setflags(write=False)
     assert torch.equal(padding_mask(lengths), EXPECTED)
@@ -264,14 +264,14 @@ def test_padding_mask_of_no_sequences(lengths):
 
 
 def test_padding_mask_of_a_tensor_is_not_read_back():
-    """With max_length a tensor of lengths stays on its device: on meta there is nothing to read."""
+    """With max_length, a tensor of lengths is not read back: this works on the meta device."""
     assert padding_mask(torch.empty(3, dtype=torch.long, device="meta"), max_length=7).shape == (3, 7)
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 0], (3, 1, 0), [np.int64(3), np.uint8(1), 0]], ids=str)
 @pytest.mark.parametrize("max_length", [None, 3])
 def test_padding_mask_of_a_list_reads_no_tensor(lengths, max_length):
-    """Not even one of its own making: on meta, among fake tensors and in a graph there is nothing to read."""
+    """A list of lengths works on the meta device, with fake tensors and in a graph, where no tensor can be read."""
     with torch.device("meta"):
         assert padding_mask(lengths, max_length).is_meta
     with FakeTensorMode():
@@ -289,7 +289,7 @@ def test_padding_mask_of_a_list_compiles(max_length):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_padding_mask_of_sizes_is_exported(strict):
-    """A length may be a size that the graph leaves open."""
+    """A length may be a dynamic size of the exported graph."""
 
     class Sizes(nn.Module):
         def forward(self, features):
@@ -311,7 +311,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.com
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 5), (2, 5, 3), (2, 5, 3, 2, 7)], ids=str)
 def test_zero_padding_zeroes_what_is_padding(draw, dtype, shape):
-    """Whatever stands there, in any dtype and number of dimensions; what is valid keeps its bits."""
+    """Padded steps become zero, in every dtype and number of dimensions; valid steps keep their bits."""
     features = draw(*shape).to(dtype)
     padding = padding_mask([3, 0], 5)
     if features.is_floating_point():
@@ -325,14 +325,14 @@ def test_zero_padding_zeroes_what_is_padding(draw, dtype, shape):
 
 @pytest.mark.parametrize("length", [*range(1, 10), 31, 64])
 def test_zero_padding_at_every_width_of_a_vector(length):
-    """Neither a vectorized kernel's body nor its rest lets NaN through."""
+    """NaN is removed both by the vectorized part of a kernel and by its remainder."""
     features = torch.full((2, 3, length), torch.nan)
     assert not zero_padding(features, padding_mask([0, 0], 3)).any()
     assert zero_padding(features, padding_mask([3, 2], 3)).isnan().sum() == 5 * length
 
 
 def test_zero_padding_has_derivatives(draw):
-    """Forward and backward, of both orders, and of a batch."""
+    """First and second derivatives are right, forward and backward, and under vmap."""
     padding = padding_mask([3, 1])
     features = draw(2, 3, 2).requires_grad_()
 
@@ -348,7 +348,7 @@ def test_zero_padding_has_derivatives(draw):
 
 
 def test_zero_padding_keeps_a_layer_in_front_trainable(draw):
-    """Without it NaN at padding reaches the gradients of a linear map in front of a layer, though not its output."""
+    """Without zero_padding, NaN at padding makes the gradients of a linear layer before CMRA NaN."""
     project, layer = nn.Linear(7, 39, dtype=torch.float64), CASES["cmra-self"].make()
     query, words, padding = draw(2, 5, 39), draw(2, 3, 7), padding_mask([3, 1])
     words[padding] = torch.nan

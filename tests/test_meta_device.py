@@ -1,17 +1,17 @@
-"""Weights drawn after the meta device: they come from where those of the constructor come from."""
+"""After the meta device, weights are initialized as by the constructor."""
 
 import pytest
 import torch
 
 
 def draw_children_first(model):
-    """Draw the weights of a model whose memory is there, as ``Module.apply`` goes over it."""
+    """Initialize the weights of a model in the order of ``Module.apply``."""
     model.to_empty(device="cpu")
     model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
 
 
 def draw_parents_first(model):
-    """Draw the weights as FSDP1 goes over a model, with the function that the page on running gives it."""
+    """Initialize the weights in the order of FSDP1, with the function of docs/concepts/running.md."""
 
     def draw_weights(module):
         if hasattr(module, "reset_parameters") and any(parameter.is_meta for parameter in module.parameters()):
@@ -24,7 +24,7 @@ def draw_parents_first(model):
 
 @pytest.mark.parametrize("draw_all", [draw_children_first, draw_parents_first])
 def test_weights_are_drawn_as_by_the_constructor(case, draw_all):
-    """Of every layer, every parameter from the same range; zeros and ones where they are usual."""
+    """Every parameter has the range of the constructor; biases and norms are zeros and ones."""
     expected, layer = case.build(), case.build(device="meta")
     draw_all(layer)
     for name, drawn in layer.named_parameters():

@@ -1,4 +1,4 @@
-"""Every layer, and the whole of CMRAN, as ONNX: onnxruntime gives their outputs at other sizes, masks included."""
+"""In onnxruntime, every layer and CMRAN give the same outputs at other sizes, with masks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 class Sizes(NamedTuple):
-    """What may differ from call to call: the batch, the lengths of the query and two contexts, and space."""
+    """The sizes that may differ between calls: batch, lengths of the query and of two contexts, and space."""
 
     batch: int
     time: int
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
 
 
 EXPORTED = Sizes(batch=2, time=5, other=7, third=11, height=3, width=13)
-"""No two are one, lest the exporter take them for one."""
+"""All differ, so that the exporter cannot take two sizes as equal."""
 
 OTHERS = {
     "smaller": Sizes(batch=3, time=2, other=5, third=1, height=2, width=5),
@@ -45,12 +45,12 @@ OTHERS = {
 
 
 def draw_padding(batch: int, time: int) -> Tensor:
-    """The padding mask of full, short and empty sequences in turn."""
+    """Return the padding mask of full, short and empty sequences in turn."""
     return padding_mask([(time, 1, 0)[b % 3] for b in range(batch)], time)
 
 
 def draw(*shape: int, padding: Tensor | None = None) -> Tensor:
-    """Features, NaN in the padding."""
+    """Return features with NaN at padding."""
     features = torch.randn(shape)
     if padding is not None:
         features[padding] = torch.nan
@@ -58,14 +58,14 @@ def draw(*shape: int, padding: Tensor | None = None) -> Tensor:
 
 
 def draw_mask(*shape: int) -> Tensor:
-    """An attention mask, whose last query may attend to nothing."""
+    """Return an attention mask whose last query may attend to nothing."""
     mask = torch.rand(shape) > 0.5
     mask[..., -1, :] = True
     return mask
 
 
 class FromLengths(nn.Module):
-    """A layer whose padding masks are made inside, of lengths."""
+    """A layer with padding masks made inside from lengths."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class FromLengths(nn.Module):
 
 
 def inputs_from_lengths(sizes: Sizes) -> dict[str, Any]:
-    """With one bool mask for all videos."""
+    """Return inputs with one bool attention mask for all videos."""
     batch, time, other, *_ = sizes
     padding = draw_padding(batch, other)
     return {
@@ -89,7 +89,7 @@ def inputs_from_lengths(sizes: Sizes) -> dict[str, Any]:
 
 
 def inputs_two_contexts(sizes: Sizes) -> dict[str, Any]:
-    """With an additive mask for each head of each video."""
+    """Return inputs with a float attention mask for each head of each video."""
     batch, time, other, third, *_ = sizes
     padding, paddings = draw_padding(batch, time), [draw_padding(batch, other), draw_padding(batch, third)]
     closed = draw_mask(3 * batch, time, other + third + time)
@@ -152,7 +152,7 @@ def inputs_cmran(sizes: Sizes) -> dict[str, Any]:
 
 
 class Export(NamedTuple):
-    """A layer, and the arguments of its forward at any sizes; need_weights is no tensor, and so becomes part of it."""
+    """A layer, its inputs for given sizes, and need_weights, which is fixed at export."""
 
     build: Callable[[], nn.Module]
     inputs: Callable[[Sizes], dict[str, Any]]
@@ -174,11 +174,11 @@ EXPORTS = {
     "agsca": Export(lambda: AGSCA(19, 17, 23), inputs_agsca),
     "cmran": Export(lambda: make_cmran("supervised"), inputs_cmran),
 }
-"""An export takes seconds: InternalTemporalRelation is exported in RelationAware."""
+"""Export is slow, so InternalTemporalRelation is exported only as part of RelationAware."""
 
 
 class Exported(NamedTuple):
-    """A layer, and what became of it."""
+    """A layer and its exported file."""
 
     layer: nn.Module
     inputs: Callable[[Sizes], dict[str, Any]]
@@ -189,7 +189,7 @@ class Exported(NamedTuple):
 
 @pytest.fixture(scope="module", params=EXPORTS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Every layer, exported once, into a file whose weights lie beside it."""
+    """Export each layer once, to a file with external weights."""
     build, inputs = EXPORTS[request.param]
     layer = fill_parameters(build()).float().eval()
     dynamic = tree_map(dynamic_axes, inputs(EXPORTED), inputs(OTHERS["smaller"]))
@@ -200,7 +200,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def dynamic_axes(value: Any, other: Any) -> Any:
-    """The axes of a tensor that are left open: those that have another size at other sizes."""
+    """Return the dynamic axes of a tensor: those whose size differs between two inputs."""
     if not isinstance(value, Tensor):
         return None
     return {axis: torch.export.Dim.DYNAMIC for axis in range(value.dim()) if value.shape[axis] != other.shape[axis]}
@@ -208,7 +208,7 @@ def dynamic_axes(value: Any, other: Any) -> Any:
 
 @pytest.mark.parametrize("sizes", OTHERS.values(), ids=OTHERS)
 def test_onnxruntime_gives_the_output_at_other_sizes(exported, assert_close, sizes):
-    """The maps too, where they are asked for; whatever the padding holds, and where a query may attend to nothing."""
+    """Outputs and requested maps are equal, with NaN at padding and queries that may attend to nothing."""
     inputs = exported.inputs(sizes)
     with torch.no_grad():
         expected = tree_leaves(exported.layer(**inputs))
@@ -220,7 +220,7 @@ def test_onnxruntime_gives_the_output_at_other_sizes(exported, assert_close, siz
 
 
 def test_arguments_keep_their_names_and_axes(exported):
-    """In their order; each tensor of a list has its number. Batch, lengths and space are open, widths are fixed."""
+    """Inputs keep their names and order; batch, lengths and space are dynamic, and widths are fixed."""
     expected = []
     for name, axes in exported.dynamic.items():
         if isinstance(axes, list):
@@ -232,6 +232,6 @@ def test_arguments_keep_their_names_and_axes(exported):
 
 
 def test_graph_is_of_standard_operators(exported):
-    """Of no runtime's own, so that any runtime has them; and the graph is well formed."""
+    """The graph is valid and has only standard operators, so any runtime can run it."""
     onnx.checker.check_model(exported.path, full_check=True)
     assert {node.domain for node in onnx.load(exported.path).graph.node} == {""}

@@ -1,4 +1,4 @@
-"""The package as a whole: what it exports, what it imports, what it says of itself."""
+"""The package exports, imports and documents what it should."""
 
 import importlib.metadata
 import inspect
@@ -14,7 +14,7 @@ PUBLIC = [name for name in crossmodal_attn.__all__ if name != "__version__"]
 
 
 def test_all_is_what_there_is():
-    """Every public name of the package, once, and no more."""
+    """__all__ lists every public name once."""
     there = {
         name
         for name, value in vars(crossmodal_attn).items()
@@ -37,7 +37,7 @@ def test_public_name_is_documented(name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_is_annotated(name):
-    """Every parameter and every result has its type: the package says that it is typed."""
+    """Every parameter and result has a type, as py.typed promises."""
     value = getattr(crossmodal_attn, name)
     for function in (value.__init__, value.forward) if inspect.isclass(value) else (value,):
         signature = inspect.signature(function)
@@ -52,7 +52,7 @@ def test_version_is_that_of_the_distribution():
 
 
 def test_import_brings_its_requirements_only():
-    """Beyond what torch, einops and typing_extensions import by themselves, its own modules only; no compiler."""
+    """Importing the package adds only its own modules to those of its requirements, and no compiler."""
     script = """
 import sys, torch, einops, typing_extensions
 before = set(sys.modules)

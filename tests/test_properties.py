@@ -1,4 +1,4 @@
-"""What holds for every shape, dtype and mask, by hypothesis."""
+"""Properties that hold for every shape, dtype and mask, tested by hypothesis."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ DTYPES = st.sampled_from([torch.float32, torch.float64])
 
 @st.composite
 def cmra_calls(draw, include_query=None):
-    """A CMRA in any configuration, its features, and masks that leave any number of steps."""
+    """Draw a CMRA with any options, its features, and masks with any number of valid steps."""
     heads, width, batch = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(0, 3))
     embed_dim, dtype = heads * width, draw(DTYPES)
     context_dim = draw(st.none() | SIZES)
@@ -50,7 +50,7 @@ def call(layer, query, contexts, query_mask, masks, **options):
 
 @given(cmra_calls())
 def test_shapes_dtypes_and_sums(assert_close, arguments):
-    """Output like the query; weights over the whole memory, each row summing to one, or to zero over nothing."""
+    """The output is shaped like the query; each row of weights sums to one, or to zero if it may attend to nothing."""
     layer, query, contexts, query_mask, masks = arguments
     output, weights = call(*arguments, need_weights=True)
     memory = sum(context.shape[1] for context in contexts) + (query.shape[1] if layer.include_query else 0)
@@ -100,7 +100,7 @@ def test_lacking_modality_is_one_of_padding_alone(assert_close, widths, include_
 
 @given(cmra_calls(), st.randoms(use_true_random=False))
 def test_order_of_contexts_is_free(assert_close, arguments, random):
-    """The output does not depend on it; the weights go with their contexts."""
+    """Reordering contexts does not change the output, and reorders the weights."""
     layer, query, contexts, query_mask, masks = arguments
     order = list(range(len(contexts)))
     random.shuffle(order)
@@ -116,7 +116,7 @@ def test_order_of_contexts_is_free(assert_close, arguments, random):
 
 @given(cmra_calls(), st.randoms(use_true_random=False))
 def test_order_of_videos_goes_through(assert_close, arguments, random):
-    """Permuting the batch permutes the output: no video sees another."""
+    """Permuting the batch permutes the output: videos do not affect each other."""
     layer, query, contexts, query_mask, masks = arguments
     order = list(range(len(query)))
     random.shuffle(order)
@@ -133,7 +133,7 @@ def test_order_of_videos_goes_through(assert_close, arguments, random):
 
 @given(cmra_calls(), st.randoms(use_true_random=False))
 def test_order_of_time_goes_through(assert_close, arguments, random):
-    """Permuting the query's time permutes the output; permuting a context's time does nothing."""
+    """Permuting the query's steps permutes the output; permuting a context's steps does not change it."""
     layer, query, contexts, query_mask, masks = arguments
     order = list(range(query.shape[1]))
     random.shuffle(order)
@@ -149,7 +149,7 @@ def test_order_of_time_goes_through(assert_close, arguments, random):
 
 @given(cmra_calls(), st.integers(0, 3), st.sampled_from([0.0, 1e30, torch.inf, torch.nan]))
 def test_more_padding_changes_nothing(assert_close, arguments, more, fill):
-    """Longer padding of query and contexts, whatever it holds, leaves the valid steps as they were."""
+    """More padding of query and contexts, with any values, does not change valid steps."""
     layer, query, contexts, query_mask, masks = arguments
 
     def longer(features, mask):
@@ -165,7 +165,7 @@ def test_more_padding_changes_nothing(assert_close, arguments, more, fill):
 
 @given(batch=SIZES, time=SIZES, heads=SIZES, layers=st.integers(1, 2), dtype=DTYPES, data=st.data())
 def test_self_attention_blocks_are_equivariant(assert_close, batch, time, heads, layers, dtype, data):
-    """Permuting the segments, or the videos, permutes the output, padding masks with them."""
+    """Permuting segments or videos, with their masks, permutes the output."""
     layer = fill_parameters(InternalTemporalRelation(2 * heads, heads, layers, 3, dtype=dtype)).eval()
     features = torch.randn(batch, time, 2 * heads, dtype=dtype, generator=torch.Generator().manual_seed(0))
     mask = padding_mask(data.draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch)), time)
@@ -205,7 +205,7 @@ def test_relation_aware_and_interaction_ignore_padding(assert_close, batch, time
     dtype=DTYPES,
 )
 def test_agsca_keeps_shapes(assert_close, leading, spatial, widths, dtype):
-    """Any leading dimensions, any dimensions of space; each segment by itself; maps in their ranges."""
+    """For any leading and spatial dimensions, shapes and ranges are right, and segments do not affect each other."""
     generator = torch.Generator().manual_seed(0)
     layer = fill_parameters(AGSCA(*widths, dtype=dtype))
     video = torch.randn(*leading, *spatial, widths[0], dtype=dtype, generator=generator)
@@ -221,7 +221,7 @@ def test_agsca_keeps_shapes(assert_close, leading, spatial, widths, dtype):
 
 @given(st.lists(st.integers(0, 9), max_size=7), st.integers(0, 5))
 def test_padding_mask_is_its_lengths(lengths, more):
-    """As many valid steps as the length says, all of them first; list, tensor and longer masks agree."""
+    """A mask has the valid steps first, as many as the length; lists, tensors and longer masks agree."""
     mask = padding_mask(lengths)
     assert (~mask).sum(1).tolist() == lengths
     assert torch.equal(mask, mask.cummax(1).values if mask.numel() else mask)
@@ -232,7 +232,7 @@ def test_padding_mask_is_its_lengths(lengths, more):
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_number_of_heads_is_only_a_cut(assert_close, heads):
-    """On a memory of one step every head attends to it alone, however wide the heads."""
+    """With a memory of one step, the output does not depend on the number of heads."""
     layers = [fill_parameters(CMRA(4, own, dtype=torch.float64, include_query=False)) for own in (1, heads)]
     query, context = torch.randn(2, 3, 4).double(), torch.randn(2, 1, 4).double()
     assert_close(layers[0](query, context), layers[1](query, context))

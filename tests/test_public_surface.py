@@ -1,6 +1,6 @@
-"""The public surface is the one in public_surface.txt: no name goes, and no signature changes, unnoticed.
+"""The public names and signatures are those in public_surface.txt.
 
-``python tests/test_public_surface.py`` writes the file anew.
+``python tests/test_public_surface.py`` writes the file.
 """
 
 import importlib
@@ -16,22 +16,22 @@ from crossmodal_attn import CMRA
 
 FILE = Path(__file__).with_name("public_surface.txt")
 
-BROKEN = """These are gone from the public surface, or were changed:
+BROKEN = """These public names were removed or changed:
 {lost}
-Users may depend on them. If it was not meant, bring them back. If it was: keep what was there working, with a
-DeprecationWarning, for as long as CONTRIBUTING.md says, tell it in CHANGELOG.md (Deprecated, Changed or Removed), and
-run `python tests/test_public_surface.py`, which writes tests/public_surface.txt anew."""
+Users may depend on them. If this was not intended, restore them. If it was: keep the old names working, with a
+DeprecationWarning, as CONTRIBUTING.md describes, add a line to CHANGELOG.md (Deprecated, Changed or Removed), and run
+`python tests/test_public_surface.py`, which writes tests/public_surface.txt."""
 
-GROWN = """These are new in the public surface:
+GROWN = """These public names are new:
 {new}
-If they are meant to be public, tell it in CHANGELOG.md under Added, and run `python tests/test_public_surface.py`,
-which writes tests/public_surface.txt anew. If not, take them out of __all__, or give them a leading underscore."""
+If they should be public, add a line to CHANGELOG.md (Added), and run `python tests/test_public_surface.py`, which
+writes tests/public_surface.txt. If not, remove them from __all__, or give them a leading underscore."""
 
 
 def public_surface() -> list[str]:
-    """A line for each public name of each public module: with its home if it is from elsewhere, or its signature.
+    """Return a line for each public name of each public module: its signature, or the module that defines it.
 
-    Signatures are without types, which print differently from one Python to the next.
+    Signatures have no types, since these print differently in different versions of Python.
     """
     found = pkgutil.walk_packages(crossmodal_attn.__path__, "crossmodal_attn.")
     modules = ["crossmodal_attn", *(module.name for module in found)]
@@ -61,7 +61,7 @@ def describe(module: str, name: str) -> Iterator[str]:
 
 
 def members(value: type) -> list[str]:
-    """The public members that a class has from this library, not from torch."""
+    """Return the public members of a class that this library defines, not torch."""
     own = [base for base in value.__mro__ if base.__module__.startswith("crossmodal_attn")]
     return sorted({member for base in own for member in vars(base) if not member.startswith("_")})
 
@@ -73,7 +73,7 @@ def signature(value: object) -> str:
 
 
 def complaint(recorded: list[str], now: list[str]) -> str:
-    """What to do about the differences; nothing where there are none. What was lost comes first: it is worse."""
+    """Return a message about the differences, or an empty string. Removed names come before new ones."""
     for text, lines in ((BROKEN, set(recorded) - set(now)), (GROWN, set(now) - set(recorded))):
         if lines:
             return text.format(lost="\n".join(sorted(lines)), new="\n".join(sorted(lines)))
@@ -91,7 +91,7 @@ def test_public_surface_is_the_recorded_one():
 
 
 def test_recorded_surface_covers_the_package():
-    """What a user imports is there, with its parameters and its methods; nothing is there twice."""
+    """The file lists every name that users import, with parameters and methods, and no line twice."""
     lines = recorded()
     for name in crossmodal_attn.__all__:
         assert any(line.startswith((f"crossmodal_attn.{name} is ", f"crossmodal_attn.{name}(")) for line in lines) or (
@@ -106,20 +106,20 @@ def test_recorded_surface_covers_the_package():
 def test_a_removed_name_is_noticed(monkeypatch):
     monkeypatch.setattr(crossmodal_attn, "__all__", [name for name in crossmodal_attn.__all__ if name != "AGSCA"])
     message = complaint(recorded(), public_surface())
-    assert message.startswith("These are gone")
+    assert message.startswith("These public names were removed")
     assert "\ncrossmodal_attn.AGSCA is crossmodal_attn.agsca.AGSCA\n" in message
     assert "CMRA" not in message
 
 
 def fewer(self, query, context=None, *, need_weights=False):
-    """A forward without masks."""
+    """Stand for a forward without masks."""
 
 
 @pytest.mark.parametrize("change", [fewer, property(fewer)], ids=["fewer parameters", "no method"])
 def test_a_changed_signature_is_noticed(monkeypatch, change):
     monkeypatch.setattr(CMRA, "forward", change)
     message = complaint(recorded(), public_surface())
-    assert message.startswith("These are gone")
+    assert message.startswith("These public names were removed")
     assert "\ncrossmodal_attn.cmra.CMRA.forward(self, query, context=None, *, query_padding_mask=None" in message
 
 
@@ -131,7 +131,7 @@ def test_a_changed_default_is_noticed(monkeypatch):
 def test_a_new_name_is_noticed(monkeypatch):
     monkeypatch.setattr(crossmodal_attn.CMRA, "novelty", fewer, raising=False)
     message = complaint(recorded(), public_surface())
-    assert message.startswith("These are new")
+    assert message.startswith("These public names are new")
     assert "\ncrossmodal_attn.cmra.CMRA.novelty(self, query, context=None, *, need_weights=False)\n" in message
 
 

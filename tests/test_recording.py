@@ -1,4 +1,4 @@
-"""Every attention map is recorded, without a trace; summaries of attention weights equal loops over every row."""
+"""record_attention records every map and changes nothing else; summarize_relations equals loops over every row."""
 
 import copy
 import io
@@ -47,7 +47,7 @@ def count_hooks(model):
 
 
 def test_every_layer_of_cmran_leaves_its_map(cmran, setting, inputs):
-    """By module path, with the right shape, detached; rows sum to one; the outputs keep every bit."""
+    """Maps are recorded by module path, detached, with the right shapes; rows sum to one; outputs keep every bit."""
     expected = cmran(*inputs)
     with record_attention(cmran) as maps:
         output = cmran(*inputs)
@@ -94,7 +94,7 @@ def test_maps_are_those_of_the_latest_pass(cmran, inputs, draw):
 @pytest.mark.parametrize("setting", ["supervised"])
 @pytest.mark.parametrize("where", ["body", "forward"])
 def test_recording_ends_with_its_context(cmran, inputs, draw, where):
-    """Also after an exception in the body of the context, or inside a layer's forward."""
+    """Recording ends after the context, even if its body or a layer's forward raises an exception."""
     with record_attention(cmran) as maps:
         cmran(*inputs)
         assert not count_hooks(cmran)
@@ -117,7 +117,7 @@ def test_recording_ends_with_its_context(cmran, inputs, draw, where):
 
 
 def test_recording_goes_on_after_a_caught_exception(draw):
-    """A forward that failed leaves nothing that the next one trips over, neither with nor without weights."""
+    """After a forward that raised an exception, the next calls work, with and without weights."""
     layer = CASES["cmra-self"].make()
     query = draw(2, 5, 39)
     with record_attention(layer) as maps:
@@ -130,7 +130,7 @@ def test_recording_goes_on_after_a_caught_exception(draw):
 
 @pytest.mark.parametrize("name", ["cmra-self", "cross-relation", "interaction", "agsca"])
 def test_caller_that_asks_for_weights_gets_them(draw, name):
-    """And only that caller: the two kinds of calls mix freely."""
+    """Calls with and without need_weights return what they asked for while both are recorded."""
     case = CASES[name]
     layer = case.make()
     features = case.features(draw, 2, case.lengths(5, 7))
@@ -146,7 +146,7 @@ def test_caller_that_asks_for_weights_gets_them(draw, name):
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_nested_recordings_both_record(draw, asked):
-    """And the caller gets what it asked for; the outer one goes on after the inner one is over."""
+    """Both recordings get the maps, and the outer one goes on after the inner one has ended."""
     layer = CASES["cross-relation"].make()
     features = draw(2, 5, 39), draw(2, 7, 39)
     expected = layer(*features, need_weights=True)
@@ -162,7 +162,7 @@ def test_nested_recordings_both_record(draw, asked):
 
 
 def test_gradients_flow_through_a_recording(draw, assert_close):
-    """Training inside the context is training; under no_grad nothing is tracked."""
+    """Gradients inside the context are those outside; under no_grad nothing is tracked."""
     layer = CASES["relation-aware"].make()
     features = draw(2, 5, 19), draw(2, 7, 17)
     expected = torch.autograd.grad(layer(*features).square().sum(), list(layer.parameters()))
@@ -189,7 +189,7 @@ def compile_a_child(module, backend):
 
 @pytest.mark.parametrize("compile_", [compile_whole, compile_in_place, compile_a_child])
 def test_compiled_model_records_and_stays_compiled(draw, compile_):
-    """Paths are those of the model as it was; afterwards the compiled code runs again, without a recompilation."""
+    """Paths are those of the original model; after the context the compiled code runs without recompilation."""
     ran = []
 
     def backend(graph, _inputs):
@@ -229,7 +229,7 @@ def test_shared_layer_is_recorded_once(draw):
 
 
 def test_foreign_model_with_layers_inside_is_recorded(draw):
-    """A Sequential knows nothing of need_weights; its layers are asked all the same."""
+    """Layers inside a Sequential, which has no need_weights, are recorded."""
     model = nn.Sequential(nn.Linear(11, 39), CMRA(39, 3), nn.ReLU()).double()
     with record_attention(model) as maps:
         model(draw(2, 5, 11))
@@ -254,7 +254,7 @@ COPIES = {
 @pytest.mark.parametrize("name", ["cmra-self", "agsca"])
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 def test_copies_made_inside_are_ordinary_models(draw, name, duplicate):
-    """They neither write to the recording, open or closed, nor keep anything of it."""
+    """Copies do not write to the recording, open or closed, and contain nothing of it."""
     case = CASES[name]
     layer = case.make()
     features, others = (case.features(draw, 2, case.lengths(5)) for _ in range(2))
@@ -274,7 +274,7 @@ def test_copies_made_inside_are_ordinary_models(draw, name, duplicate):
 
 @pytest.mark.parametrize("name", ["cmra-self", "agsca"])
 def test_maps_given_to_a_caller_are_its_own(draw, name):
-    """What it does to them in place, the recording does not see."""
+    """In-place changes of returned maps do not change the recorded ones."""
     case = CASES[name]
     layer = case.make().requires_grad_(False)
     features = case.features(draw, 2, case.lengths(5))
@@ -287,7 +287,7 @@ def test_maps_given_to_a_caller_are_its_own(draw, name):
 
 @pytest.mark.parametrize("name", ["cmra-self", "agsca"])
 def test_threads_get_what_they_ask_for(draw, name):
-    """All inside one layer at once, some asking for weights; and all of them are recorded."""
+    """Threads in the same layer at the same time get what they asked for, and all of them are recorded."""
     case, threads, rounds = CASES[name], 4, 3
     layer = case.make()
     features = case.features(draw, 2, case.lengths(5))
@@ -305,7 +305,7 @@ def test_threads_get_what_they_ask_for(draw, name):
 
 
 def test_compiled_code_is_back_when_the_last_of_overlapping_recordings_is_closed(draw):
-    """As threads open and close them: the first to open is the first to close, and the other still records."""
+    """Compiled code runs again after the last recording is closed, not after the first."""
     torch._dynamo.reset()
     ran = []
     layer = CASES["cmra-self"].make()
@@ -332,7 +332,7 @@ def test_compiled_code_is_back_when_the_last_of_overlapping_recordings_is_closed
 
 
 def save_products(context, operator, *args, **kwargs):
-    """A policy of selective checkpointing."""
+    """Save matrix products and softmax, as a policy of selective checkpointing."""
     saved = (torch.ops.aten.bmm.default, torch.ops.aten.addmm.default, torch.ops.aten._softmax.default)
     return CheckpointPolicy.MUST_SAVE if operator in saved else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -359,7 +359,7 @@ CHECKPOINTS = {
 )
 @pytest.mark.parametrize("inside", [True, False])
 def test_checkpointed_layers(draw, assert_close, name, kind, inside):
-    """The backward pass may be inside or outside: gradients are the same, and no pass is recorded twice."""
+    """Gradients are right if backward runs inside or outside the context, and no pass is recorded twice."""
     case = CASES[name]
     layer = case.make()
     features = [tensor.requires_grad_() for tensor in case.features(draw, 2, case.lengths(5, 7))]
@@ -379,7 +379,7 @@ def test_checkpointed_layers(draw, assert_close, name, kind, inside):
 
 @pytest.mark.parametrize("name", ["cmra-self", "agsca"])
 def test_maps_under_transforms_are_whole(draw, assert_close, name):
-    """Of vmap, grad and jvp: plain tensors, of use afterwards; what is mapped over comes first, the outermost first."""
+    """Under vmap, grad and jvp, maps are plain tensors whose first dimensions are the mapped ones, outermost first."""
     case = CASES[name]
     layer = case.make()
     batches = [
@@ -413,7 +413,7 @@ def test_maps_under_transforms_are_whole(draw, assert_close, name):
 
 
 def test_every_call_is_kept(draw):
-    """In the order of the calls, for a layer that is called several times in a pass, at any lengths."""
+    """every_call keeps the maps of all calls of a layer in their order, also of different lengths."""
     case = CASES["cmra-self"]
     layer = case.make()
     queries = [draw(2, length, 39) for length in (5, 7, 3)]
@@ -429,7 +429,7 @@ def test_every_call_is_kept(draw):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.*deprecated")
 def test_programs_made_inside_hold_no_recording(draw):
-    """Those of torch.export and torch.jit.trace are the same as outside, and leave no tensors of theirs."""
+    """torch.export and torch.jit.trace give the same programs as outside, and nothing is recorded."""
     layer = CASES["cmra-self"].make()
     query = draw(2, 5, 39)
 
@@ -447,7 +447,7 @@ def test_programs_made_inside_hold_no_recording(draw):
 
 
 def literal(row, lengths, k):
-    """One row of weights, as a list: shares, and the k largest with their places, in loops."""
+    """Compute the shares of one row of weights, and its k largest weights with their places, in loops."""
     shares, places = [], []
     for memory, length in enumerate(lengths):
         first = sum(lengths[:memory])
@@ -467,7 +467,7 @@ def literal(row, lengths, k):
 @settings(max_examples=50)
 @given(data=st.data(), k=st.integers(1, 7), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_summary_is_loops_over_rows(assert_close, data, k, dtype):
-    """Of any leading dimensions and memories, empty ones too; with ties, with zeros, with fewer segments than asked."""
+    """This holds for empty dimensions and memories, equal weights, zeros, and k larger than the memory."""
     lengths = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
     leading = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -488,7 +488,7 @@ def test_summary_is_loops_over_rows(assert_close, data, k, dtype):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_shares_of_a_layer_sum_to_one_or_zero(draw, masked):
-    """To zero where a segment may attend to nothing; and the memories are in the layer's order."""
+    """Shares sum to one, or to zero if a segment may attend to nothing, in the memory order of the layer."""
     layer = fill_parameters(CMRA(39, 3, context_dim=17, dtype=torch.float64))
     video, audio, text = draw(2, 5, 39), draw(2, 11, 17), draw(2, 3, 17)
     paddings = [padding_mask([7, 0], 11), padding_mask([3, 0], 3)] if masked else None
@@ -515,7 +515,7 @@ def test_shares_of_a_layer_sum_to_one_or_zero(draw, masked):
 
 
 def test_segments_that_were_made_alike_are_found():
-    """Keys equal to the queries of other segments: each query finds its own in each memory."""
+    """If a key of each memory equals a query, the summary finds it as the largest weight."""
     layer = CMRA(8, 1, bias=False, dtype=torch.float64)
     with torch.no_grad():
         layer.q_proj.weight.copy_(torch.eye(8))
@@ -529,7 +529,7 @@ def test_segments_that_were_made_alike_are_found():
 
 
 def test_recorded_maps_are_summarized(draw):
-    """Those of AVInteraction, whose memory has no query, and the mean over heads."""
+    """The recorded maps of AVInteraction can be summarized, as the mean over heads."""
     layer = AVInteraction(39, 3, dtype=torch.float64)
     with record_attention(layer) as maps:
         layer(draw(2, 5, 39), draw(2, 5, 39))
@@ -540,7 +540,7 @@ def test_recorded_maps_are_summarized(draw):
 
 
 def test_gradients_of_a_summary_reach_the_weights(draw):
-    """So that relations can be trained for, as by a loss on the intra-modality share."""
+    """A loss on the intra-modality share has gradients."""
     weights = draw(2, 3, 5, 7).softmax(-1).requires_grad_()
     summarize_relations(weights, [4, 3]).intra.sum().backward()
     assert torch.equal(weights.grad, torch.tensor([0.0] * 4 + [1.0] * 3).double().expand(2, 3, 5, 7))
@@ -554,7 +554,7 @@ def test_summary_in_compiled_code(draw):
 
 
 class Summarizing(torch.nn.Module):
-    """What a user would export to see relations where the model runs."""
+    """A module that returns a RelationSummary, as a user would export it."""
 
     def __init__(self):
         super().__init__()

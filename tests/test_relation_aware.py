@@ -1,4 +1,4 @@
-"""The blocks around relation attention, against the equations and against torch.nn.TransformerEncoderLayer."""
+"""The blocks equal the equations, and torch.nn.TransformerEncoderLayer where there is no context."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_internal_temporal_relation_is_blocks_in_a_row(draw, assert_close):
 
 
 def test_relation_aware_is_equation_4(draw, assert_close):
-    """Both modalities projected, the context related to itself, then the query to it."""
+    """Both modalities are projected, then the context attends to itself, and the query to context and itself."""
     layer = CASES["relation-aware"].make()
     query, context = draw(2, 5, 19), draw(2, 7, 17)
     related = layer.internal_relation(layer.context_proj(context))
@@ -181,7 +181,7 @@ def test_block_without_context_is_a_transformer_encoder_layer(
 
 
 def test_internal_temporal_relation_obeys_a_causal_mask(draw, assert_close):
-    """The attention mask reaches every block: a first step under a causal mask is the first step alone."""
+    """The attention mask reaches every block: under a causal mask, the first step gives what it gives alone."""
     layer = CASES["internal-relation"].make()
     features = draw(2, 5, 39)
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
@@ -207,7 +207,7 @@ def test_dropout_acts_in_training_only(draw, name):
 
 
 def test_dropout_has_its_three_places(draw):
-    """After attention, ReLU and feed-forward network; dropout one leaves only the residual path of the query."""
+    """Dropout follows attention, ReLU and feed-forward network; with probability 1 only the residual path is left."""
     layer = CASES["cross-relation"].make().train()
     widths = []
     for dropout in (layer.dropout, layer.activation):
@@ -228,7 +228,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_attention_has_a_dropout_of_its_own(name):
-    """By default that of the block; where it is given, the block's other dropout stays."""
+    """attention_dropout defaults to dropout; if it is given, the other dropout does not change."""
 
     def probabilities(**options):
         layer = BLOCKS[name](**options)
@@ -242,7 +242,7 @@ def test_attention_has_a_dropout_of_its_own(name):
 
 
 def test_relation_aware_attends_over_context_then_query(draw):
-    """The maps' sizes say who attends to whom: the context to itself, the query to the context and itself."""
+    """The sizes of the maps show that the context attends to itself, and the query to context and itself."""
     layer = CASES["relation-aware"].make()
     with record_attention(layer) as maps:
         layer(draw(2, 5, 19), draw(2, 7, 17))

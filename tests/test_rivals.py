@@ -114,7 +114,7 @@ def fill_as_published(model, module):
     weights = {}
     for name, parameter in model.named_parameters():
         theirs = name
-        for pattern, replacement in THEIR_NAMES if module != "ed_tcn" else THEIR_NAMES[-3:-2]:
+        for pattern, replacement in THEIR_NAMES:
             theirs = re.sub(pattern, replacement, theirs)
         bound = 0.1 if parameter.dim() == 1 else math.sqrt(3 / math.prod(parameter.shape[1:]))
         weights[name] = golden(f"{module}/{theirs}", parameter.shape, -bound, bound)
@@ -143,20 +143,16 @@ def test_figures_of_the_public_code(module):
 
     with torch.no_grad():
         logits = model(video, audio)
-        outputs = {"losses": None, "grad_norm": None}
         if isinstance(model, SegmentClassifier):
-            outputs["probabilities"] = logits.softmax(-1)
-            outputs["segment_logits"] = logits
+            outputs = {"probabilities": logits.softmax(-1), "segment_logits": logits}
             outputs["video_scores"] = model.pool(logits).softmax(-1)
         else:
-            attended = model.attention(video, audio)
-            outputs |= model.name_logits(logits)
-            outputs["features"] = model.sequence_to_sequence(attended, audio, None)
-            outputs["video_scores"] = video_scores(logits)
+            outputs = {**model.name_logits(logits), "video_scores": video_scores(logits)}
+            outputs["features"] = model.sequence_to_sequence(model.attention(video, audio), audio, None)
         if module == "avel_av_att":
             outputs["attended"], outputs["attention"] = model.attention(video, audio, need_weights=True)
-    arrays = [name.split("/")[2] for name in FIGURES.files if name.startswith(f"avel1/{module}/")]
-    for array in set(arrays) - {"losses", "grad_norm"}:
+    arrays = {name.split("/")[2] for name in FIGURES.files if name.startswith(f"avel1/{module}/")}
+    for array in arrays - {"losses", "grad_norm"}:
         assert_golden(outputs[array], f"{module}/{array}")
 
     recipe = model.recipes[setting]

@@ -1,4 +1,4 @@
-"""Tensor parallelism: two gloo processes that split the projections compute what one does, or say that they cannot."""
+"""Under tensor parallelism, two processes give the result of one, or a wrong plan raises an error."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from oracles import fill_parameters
 
 
 def split_heads(attention, prefix=""):
-    """The plan of the page on running: weights are split, and what they give is gathered."""
+    """Return the plan of docs/concepts/running.md: weights are split, and outputs are gathered."""
     names = [name for name, child in attention.named_modules() if isinstance(child, nn.Linear)]
     gathered = {name: ColwiseParallel(output_layouts=Replicate()) for name in names}
     plan = {**gathered, "out_proj": RowwiseParallel(input_layouts=Replicate())}
@@ -24,7 +24,7 @@ def split_heads(attention, prefix=""):
 
 
 def split_block(block):
-    """The block's plan: its feed-forward network needs no gathering between its two maps."""
+    """Return the plan of a block, whose feed-forward network needs no gathering between its layers."""
     plan = {"linear1": ColwiseParallel(), "linear2": RowwiseParallel()}
     return {**split_heads(block.attention, "attention."), **plan}
 
@@ -41,7 +41,7 @@ LAYERS = {
 
 
 def run(name, layer):
-    """Give the output of a padded batch, and leave the gradients in the parameters."""
+    """Return the output of a padded batch, and accumulate the gradients."""
     generator = torch.Generator().manual_seed(0)
     width = 12 if name == "cross-relation" else 10
     query, context = (torch.randn(2, *size, generator=generator, dtype=torch.float64) for size in ((5, 12), (7, width)))
@@ -52,7 +52,7 @@ def run(name, layer):
 
 
 def work(rank, folder):
-    """Split each layer, and leave what it computes in a file. Runs in a process of its own."""
+    """Split each layer, and save its results to a file. This runs in a separate process."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
@@ -87,7 +87,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, processes):
-    """What both processes have computed."""
+    """Return the results of both processes."""
     folder = tmp_path_factory.mktemp("tensor-parallel")
     torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method=processes.get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -95,7 +95,7 @@ def found(tmp_path_factory, processes):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_two_processes_compute_what_one_does(name, found, assert_close):
-    """Outputs and all gradients; keys' and values' weights lie in two parts."""
+    """Outputs and all gradients are equal, with the weights of keys and values in two parts."""
     layer = fill_parameters(LAYERS[name][0]())
     output = run(name, layer)
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
@@ -107,7 +107,7 @@ def test_two_processes_compute_what_one_does(name, found, assert_close):
 
 
 def test_halves_of_keys_and_values_are_refused(found):
-    """Of keys and values in one projection the first process would have the keys, and the second the values."""
+    """A plan that gives one process all keys and the other all values raises an error."""
     for _, refusals in found:
         assert len(refusals) == 2
         for message in refusals:

@@ -1,4 +1,4 @@
-"""AGSCA's passes over the map in tiles: the same as by torch's own operations, under every transform of torch's."""
+"""AGSCA in tiles equals AGSCA by torch's own operations, under every transform of torch."""
 
 import io
 from contextlib import nullcontext
@@ -26,13 +26,13 @@ def layer():
 
 @pytest.fixture
 def inputs(draw):
-    """2 x 3 segments of 7 positions."""
+    """Return 2 x 3 segments of 7 positions."""
     return draw(2, 3, 7, 5).requires_grad_(), draw(2, 3, 3).requires_grad_()
 
 
 @pytest.fixture(params=[1, 15, 1024], ids=["one segment", "two segments", "all segments"])
 def rows(request, monkeypatch):
-    """Tiles of different sizes; the 6 segments of 7 positions fill them, or do not."""
+    """Set the tile size; the 6 segments of 7 positions fill the tiles completely or partly."""
     monkeypatch.setattr(_tiles, "ROWS", request.param)
 
 
@@ -41,13 +41,13 @@ def call(layer, parameters, video, audio):
 
 
 def total(layer, parameters, video, audio):
-    """A number that depends on the output and on the spatial map."""
+    """Return a number that depends on the output and on the spatial map."""
     output, _, spatial_map = call(layer, parameters, video, audio)
     return output.sin().sum() + (spatial_map**2).sum()
 
 
 def gradient_penalty(layer, parameters, video, audio):
-    """Second derivatives and first ones through the same graph, in one backward pass."""
+    """Return first and second derivatives through the same graph, in one backward pass."""
     value = total(layer, parameters, video, audio)
     (d_video,) = torch.autograd.grad(value, video, create_graph=True)
     return torch.autograd.grad((d_video**2).sum() + value, (video, audio, *parameters.values()))
@@ -92,7 +92,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.usefixtures("rows")
 def test_tiles_change_nothing(layer, inputs, assert_close, monkeypatch, transform):
-    """Values and derivatives are those of the plain forms."""
+    """Values and derivatives equal those of the plain functions."""
     arguments = (layer, dict(layer.named_parameters()), *inputs)
     actual = _pytree.tree_leaves(transform(*arguments))
     monkeypatch.setattr(_tiles, "tiles_apply", lambda *_: False)
@@ -104,7 +104,7 @@ def test_tiles_change_nothing(layer, inputs, assert_close, monkeypatch, transfor
 @pytest.mark.filterwarnings("ignore:Please use .torch.vmap. instead:FutureWarning")  # gradcheck itself, in torch 2.6
 @pytest.mark.usefixtures("rows")
 def test_gradients(layer, inputs):
-    """First, second, forward-mode and batched derivatives, against differences."""
+    """First, second, forward-mode and batched derivatives equal finite differences."""
     parameters = dict(layer.named_parameters())
 
     def run(*values):
@@ -119,7 +119,7 @@ def test_gradients(layer, inputs):
 @pytest.mark.parametrize("frozen", ["video", "channel_video_proj", "spatial_video_proj", "all but video"])
 @pytest.mark.usefixtures("rows")
 def test_frozen_parts_get_no_gradient(layer, inputs, assert_close, frozen):
-    """And the others the same as ever."""
+    """Frozen inputs and parameters get no gradient, and the gradients of the others do not change."""
     leaves = {"video": inputs[0], "audio": inputs[1], **dict(layer.named_parameters())}
     whole = dict(zip(leaves, torch.autograd.grad(layer(*inputs).sin().sum(), leaves.values()), strict=True))
     for name, leaf in leaves.items():
@@ -135,7 +135,7 @@ def test_frozen_parts_get_no_gradient(layer, inputs, assert_close, frozen):
 
 @pytest.mark.parametrize("used", [0, 1, 2], ids=["output", "channel map", "spatial map"])
 def test_one_result_is_enough(layer, inputs, assert_close, monkeypatch, used):
-    """A loss of a single result: the gradients of the others are missing."""
+    """Gradients are right if the loss depends on only one of the results."""
     leaves = (*inputs, *layer.parameters())
 
     def differentiate():
@@ -149,7 +149,7 @@ def test_one_result_is_enough(layer, inputs, assert_close, monkeypatch, used):
 
 
 def test_two_backward_passes_give_the_same(layer, inputs):
-    """Nothing that a pass has given out is written to by the next."""
+    """A second backward pass does not modify the results of the first."""
     value = layer(*inputs).sin().sum()
     first = torch.autograd.grad(value, inputs, retain_graph=True)
     copies = [gradient.clone() for gradient in first]
@@ -168,14 +168,14 @@ def test_another_default_device_changes_nothing(layer, inputs):
 
 
 def test_other_features_may_depend_on_the_video(inputs):
-    """The video's gradient adds up from the layer and from other uses of it, whose gradients are left alone."""
+    """If the video has other uses, their gradients are added to the layer's and are not modified."""
     layer = fill_parameters(AGSCA(5, 5, 2, dtype=torch.float64))
     video = inputs[0]
     assert torch.autograd.gradcheck(lambda video: layer(video * 2, video.mean(-2)) + video.sum(-2), (video,))
 
 
 def test_tiles_apply_to_plain_linear_layers_on_a_cpu_only(layer, draw):
-    """Whatever replaces, wraps, watches or traces a projection calls it on the whole map."""
+    """A projection that is replaced, wrapped, traced or has hooks is called on the whole map."""
     video = draw(2, 7, 5)
     linear = layer.channel_video_proj
     assert tiles_apply(video, linear)
@@ -206,12 +206,12 @@ def test_tiles_apply_to_plain_linear_layers_on_a_cpu_only(layer, draw):
 
 @pytest.fixture(params=["channel_video_proj", "spatial_video_proj"])
 def name(request):
-    """The projections of the map."""
+    """Return the name of a projection of the map."""
     return request.param
 
 
 class Adapter(nn.Module):
-    """Adds to what a projection gives, and says that it has that projection's weights."""
+    """A module that wraps a projection, adds to its output, and exposes its weights."""
 
     def __init__(self, base):
         super().__init__()
@@ -223,7 +223,7 @@ class Adapter(nn.Module):
 
 
 def shift_output(monkeypatch, layer, name, way):
-    """Add 3 to the output of a projection, in one of the ways that users do it."""
+    """Add 3 to the output of a projection, in one of the ways in which users modify modules."""
     projection = getattr(layer, name)
     forward = projection.forward
     if way == "another module":
@@ -241,7 +241,7 @@ def shift_output(monkeypatch, layer, name, way):
 
 @pytest.mark.parametrize("way", ["another module", "another forward", "a hook", "another nn.Linear.forward"])
 def test_a_changed_projection_takes_effect(layer, inputs, assert_close, monkeypatch, name, way):
-    """In the output and in every gradient, as if the bias were larger by as much."""
+    """Output and gradients are those of a bias that is larger by the same number."""
     leaves = [*inputs, *layer.parameters()]
     with torch.no_grad():
         getattr(layer, name).bias += 3.0
@@ -264,7 +264,7 @@ def test_global_hooks_see_every_projection(layer, inputs):
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("counts_forward", [True, False], ids=["both passes", "the backward pass alone"])
 def test_a_counter_of_flops_sees_every_projection(layer, inputs, counts_forward):
-    """While it counts, no tiles are begun; in the backward pass of those that were, it knows the operators."""
+    """Under a FLOP counter no tiles start; if they ran before, it can count the operators of their backward pass."""
     segments, positions, channels, audio, hidden = 2 * 3, 7, 5, 3, 2
     projections = (
         2
@@ -283,7 +283,7 @@ def test_a_counter_of_flops_sees_every_projection(layer, inputs, counts_forward)
 
 
 def test_selective_checkpointing_changes_nothing(layer, inputs, assert_close):
-    """It keeps the results of matrix products, which nothing may overwrite."""
+    """Selective checkpointing keeps the results of matrix products, which must not be overwritten."""
     leaves = (*inputs, *layer.parameters())
     expected = torch.autograd.grad(total(layer, {}, *inputs), leaves)
     save_products = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
@@ -293,7 +293,7 @@ def test_selective_checkpointing_changes_nothing(layer, inputs, assert_close):
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_a_projection_without_bias(layer, inputs, assert_close, name, frozen):
-    """Computes Eq. 1-3 without that bias."""
+    """A projection without bias computes Eq. 1-3 without that bias."""
     projection = getattr(layer, name)
     unbiased = nn.Linear(projection.in_features, projection.out_features, bias=False).double()
     unbiased.weight = projection.weight
@@ -308,7 +308,7 @@ def test_a_projection_without_bias(layer, inputs, assert_close, name, frozen):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that any operation gives."""
+    """Record the largest number of elements of any result."""
 
     elements = 0
 
@@ -321,7 +321,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_stored_features_get_no_gradient(layer, inputs, assert_close, monkeypatch):
-    """The weights' gradients stay what they are; nothing as large as the map is made on the way back."""
+    """If the video needs no gradient, weight gradients are the same, and the backward pass builds no map."""
     monkeypatch.setattr(_tiles, "ROWS", 7)
     video, audio = inputs
     expected = torch.autograd.grad(total(layer, {}, video, audio), layer.parameters())
@@ -336,7 +336,7 @@ def test_stored_features_get_no_gradient(layer, inputs, assert_close, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
 def test_half_precision(inputs, assert_close, monkeypatch, dtype, autocast):
-    """Tiles round where the plain forms do, so both have the same dtypes and are as near to float64."""
+    """Tiles round where the plain functions do: dtypes are equal, and so is the distance to float64."""
     layer = fill_parameters(AGSCA(5, 3, 2, dtype=torch.float64))
     expected = total(layer, dict(layer.named_parameters()), *inputs)
     layer, (video, audio) = layer.float(), (value.float() for value in inputs)
@@ -354,7 +354,7 @@ def test_half_precision(inputs, assert_close, monkeypatch, dtype, autocast):
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # are deprecated, or not supported in Python 3.14
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning")
 def test_traces_and_saves(layer, inputs, assert_close):
-    """As TensorBoard's ``add_graph`` does it, too."""
+    """torch.jit.trace works, also as TensorBoard's ``add_graph`` calls it."""
     traced = torch.jit.trace(layer, inputs)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)

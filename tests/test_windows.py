@@ -1,4 +1,4 @@
-"""Masks of time-aligned modalities: against the docstring in loops of fractions, and against what reaches an output."""
+"""relation_mask equals its docstring in loops over exact fractions, and excludes what it promises in the layers."""
 
 import math
 from fractions import Fraction
@@ -13,7 +13,7 @@ from oracles import fill_parameters
 
 
 def literal(length, memories, *, causal):
-    """The docstring, pair by pair: memories are (length, rate, (back, ahead)), in exact fractions."""
+    """Compute the mask of the docstring pair by pair; memories are (length, rate, (back, ahead)) in exact fractions."""
     rows = []
     for i in range(length):
         row = []
@@ -35,7 +35,7 @@ WINDOWS = st.none() | NUMBERS | BOUNDS
 
 
 def given_as(window):
-    """The number that a user would write: whole ones as int, others as the nearest float, in a pair or alone."""
+    """Convert an exact window to what a user writes: int or the nearest float, as a number or a pair."""
     if isinstance(window, tuple):
         return tuple(map(given_as, window))
     return window if window is None else int(window) if window.isdigit() else float(window)
@@ -82,7 +82,7 @@ def test_mask_is_its_docstring_in_loops(data, length, causal, window):
 @pytest.mark.parametrize("rate", ["0.1", "0.3", "0.7", "1.1", "10"])
 @pytest.mark.parametrize("window", ["0.3", "0.7", "0.9"])
 def test_decimals_mean_what_they_say(rate, window):
-    """Three tenths of ten are three: that no float is 0.3 moves no edge, neither of a rate nor of a window."""
+    """Decimal rates and windows such as 0.3, which have no exact float, do not move any edge."""
     mask = relation_mask(
         31, [37], causal=True, window=(float(window), None), context_rates=[float(rate)], include_query=False
     )
@@ -93,7 +93,7 @@ def test_decimals_mean_what_they_say(rate, window):
 
 @pytest.mark.parametrize("length", [1, 7, 1009])
 def test_equal_rates_give_the_masks_that_everyone_knows(length):
-    """The causal triangle, and the band of a sliding window."""
+    """Equal rates give the causal triangle and the band of a sliding window."""
     ones = torch.ones(length, length, dtype=torch.bool)
     assert torch.equal(relation_mask(length, causal=True), ones.triu(1))
     assert torch.equal(relation_mask(length, window=(3, 2)), ~(ones.triu(-3) & ones.tril(2)))
@@ -103,13 +103,13 @@ def test_equal_rates_give_the_masks_that_everyone_knows(length):
 
 
 def test_long_modalities_are_aligned_to_the_segment():
-    """In hours of video rounding moves no edge: a window of 0 leaves exactly the 48 sounds of each segment."""
+    """In hours of video, rounding moves no edge: a window of 0 leaves exactly the 48 audio steps of each segment."""
     mask = relation_mask(997, [997 * 48], window=0, include_query=False)
     assert torch.equal(~mask, torch.eye(997, dtype=torch.bool).repeat_interleave(48, 1))
 
 
 def test_memories_are_masked_one_by_one():
-    """The columns of each memory are what it has alone, so that masks join."""
+    """The columns of each memory are those of the mask for this memory alone."""
     mask = relation_mask(7, [11, 3], causal=True, window=(2, 1), context_windows=[1, None], context_rates=[1.5, 0.5])
     alone = [
         relation_mask(7, [11], causal=True, window=1, context_rates=[1.5], include_query=False),
@@ -120,7 +120,7 @@ def test_memories_are_masked_one_by_one():
 
 
 def test_shorter_contexts_at_their_rates_are_the_first_columns():
-    """With rates given, the length of a padded batch moves nothing in time."""
+    """If rates are given, more padding does not change the mask of earlier segments."""
     longer = relation_mask(7, [23], window=2, context_rates=[2.5], include_query=False)
     assert torch.equal(relation_mask(5, [11], window=2, context_rates=[2.5], include_query=False), longer[:5, :11])
 
@@ -131,7 +131,7 @@ def expand(mask, *shape):
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"window": 1}, {"causal": True, "window": (0.5, 0)}], ids=str)
 def test_cmra_attends_to_the_allowed_segments_alone(draw, assert_close, options):
-    """Each output is that of a co-attention over the allowed segments, the others taken out of the memory."""
+    """Each output equals that of co-attention over a memory of only the allowed segments."""
     layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
     video, audio, text = draw(2, 5, 39), draw(2, 11, 39), draw(2, 3, 39)
     mask = relation_mask(5, [11, 3], **options)
@@ -145,7 +145,7 @@ def test_cmra_attends_to_the_allowed_segments_alone(draw, assert_close, options)
 
 
 def test_a_slow_context_that_is_not_over_gives_zero_attention(draw):
-    """Without the query in the memory a row may be empty: zero, not NaN."""
+    """If the query is not in the memory, a row may be empty; it gives zero, not NaN."""
     layer = CMRA(39, 3, include_query=False, bias=False, dtype=torch.float64)
     mask = relation_mask(5, [2], causal=True, include_query=False)
     assert mask.all(1).tolist() == [True, True, False, False, False]
@@ -156,7 +156,7 @@ def test_a_slow_context_that_is_not_over_gives_zero_attention(draw):
 
 
 def reach(mask_options, lengths, signal):
-    """Which moments of a signal, of which all modalities are averages, have a gradient in each segment's output."""
+    """Return which moments of a signal have a gradient in each segment's output; all modalities average the signal."""
     video, audio, text = (signal.unflatten(1, (length, -1)).mean(2) for length in lengths)
     inner = fill_parameters(InternalTemporalRelation(6, 2, 2, 5, dtype=torch.float64)).eval()
     cross = fill_parameters(CrossModalRelation(6, 2, 5, dtype=torch.float64)).eval()
@@ -168,7 +168,7 @@ def reach(mask_options, lengths, signal):
 
 @pytest.mark.parametrize("lengths", [(4, 12, 4), (4, 2, 6), (3, 4, 12), (6, 4, 3), (1, 3, 2)], ids=str)
 def test_nothing_of_the_future_reaches_a_causal_output(draw, lengths):
-    """Whatever the rates, through several layers: nothing after a segment's end, and all of the segment."""
+    """At all rates and through several layers, all of a segment reaches its output, and nothing after its end."""
     signal = draw(1, 12, 6).requires_grad_()
     reached = reach({"causal": True}, lengths, signal)
     for i, row in enumerate(reached.tolist()):
@@ -178,7 +178,7 @@ def test_nothing_of_the_future_reaches_a_causal_output(draw, lengths):
 
 
 def test_without_a_mask_everything_reaches_every_output(draw):
-    """The test above could not fail otherwise."""
+    """Without a mask, the test above would fail."""
     assert reach({}, (4, 2, 6), draw(1, 12, 6).requires_grad_()).all()
 
 
@@ -190,7 +190,7 @@ def test_device():
 
 
 def test_mask_is_made_in_compiled_code(draw):
-    """Of dynamic lengths too, without a break in the graph or a compilation for each length."""
+    """Also with dynamic lengths, there is no graph break, and no compilation for each length."""
     layer = fill_parameters(CMRA(39, 3, dtype=torch.float64))
     compilations = []
 

@@ -32,7 +32,7 @@ def test_an_action_has_one_digest():
     ("name", "writes"),
     [
         ("tests", {}),
-        ("docs", {"deploy": {"pages": "write", "id-token": "write"}}),
+        ("docs", {"deploy": {"pages": "write", "id-token": "write"}, "notebooks": {"contents": "write"}}),
         ("release", {"publish": {"id-token": "write"}}),
     ],
 )

@@ -52,8 +52,16 @@ def _report(app: Sphinx, directory: Path) -> str:
     write_report(copy)
     report = (copy / "report.md").read_text().partition("\n## ")[2]
     place = Path(os.path.relpath(copy, app.srcdir)).as_posix()
-    report = re.sub(r"(!\[[^]]*\]\()", rf"\g<1>{place}/", f"\n## {report}")
-    return f"## On {_device(copy)}\n{re.sub(r'(?m)^#(?=#)', '##', report)}"
+    report = re.sub(r"(!\[[^]]*\]\()", rf"\g<1>{place}/", report)
+    return "\n".join([f"## On {_device(copy)}\n", *map(_fold, report.split("\n## "))])
+
+
+def _fold(section: str) -> str:
+    """Return the section of one group of rows: its title and its chart, and below them, folded, all its tables."""
+    title, machine, chart, rest = section.split("\n\n", 3)
+    tables = re.sub(r"(?m)^###+ (.*)$", r"**\1**", rest)  # headings would divide the fold into sections
+    summary = "<details>\n<summary>All tables, and the machine</summary>"
+    return f"### {title}\n\n{chart}\n\n{summary}\n\n{machine}\n\n{tables}\n\n</details>\n"
 
 
 def _device(directory: Path) -> str:

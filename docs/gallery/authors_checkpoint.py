@@ -2,12 +2,13 @@
 Load the authors' checkpoint
 ============================
 
-Weights that the authors' released code saved, ``.pth.tar``, load into the network of the example, and give the same
-outputs. Nothing in the file is run: a file that holds anything but tensors, numbers and text is refused. This runs from
-the root of a clone, with the extra ``examples`` installed:
-``PYTHONPATH=examples:. python docs/gallery/authors_checkpoint.py``.
+The network of the example can load checkpoints of the authors' code, ``.pth.tar``, and then gives the same outputs. No
+code in the file is executed: a file that contains anything but tensors, numbers and text raises an error. Run this
+guide from the root of a clone, with the extra ``examples`` installed: ``PYTHONPATH=examples:. python
+docs/gallery/authors_checkpoint.py``.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/authors_checkpoint.svg"
 import tempfile
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from benchmarks.published import PublishedCMRAN
 torch.manual_seed(0)
 
 # %%
-# A file to read
-# --------------
-# So that this page needs no download, the file comes from the network as its authors built it, which the benchmarks
-# keep to measure against: the names and shapes of its parameters are those of the released code, templates and layers
-# that are never used included. Put the path of a real checkpoint in its place.
+# A checkpoint file
+# -----------------
+# To avoid a download, this guide makes a file from the network as published, which is part of the benchmarks. Its
+# parameters have the names and shapes of the authors' code, including layers that are never used. Replace the path with
+# that of a real checkpoint.
 
 published = PublishedCMRAN().eval()
 path = Path(tempfile.mkdtemp()) / "checkpoint.pth.tar"
@@ -34,10 +35,10 @@ print(f"{len(published.state_dict())} tensors, {sum(p.numel() for p in published
 print(*list(published.state_dict())[:4], "...", sep="\n")
 
 # %%
-# Reading it
-# ----------
-# The setting follows from the category head: 28 rows are supervised, 29, with background, are weakly supervised. So do
-# the widths, from the shapes.
+# Load it
+# -------
+# The setting follows from the category head: 28 rows mean supervised, and 29 rows, with background, mean weakly
+# supervised. The widths follow from the shapes.
 
 model = read_official(path, AVE_CATEGORIES)
 print(model.setting, "-", len(model.categories), "categories:", ", ".join(model.categories[:3]), "...")
@@ -54,7 +55,7 @@ for name in theirs._fields:
     print(f"{name:16} largest difference {(getattr(theirs, name) - getattr(ours, name)).abs().max().item():.1e}")
 
 # %%
-# In float64, in which the authors train, only rounding is left.
+# In float64, the precision of the authors' training, only rounding errors remain.
 
 with torch.no_grad():
     theirs, ours = published.double()(video.double(), audio.double()), model.double()(video.double(), audio.double())
@@ -63,9 +64,9 @@ print(f"largest difference {difference:.1e}")
 assert difference < 1e-10
 
 # %%
-# When it does not fit
-# --------------------
-# All names and shapes are checked before anything is filled, and everything that is wrong is said at once.
+# Error messages
+# --------------
+# All names and shapes are checked before any weight is changed. The error lists all that do not fit.
 
 state_dict = dict(published.float().state_dict())
 state_dict.pop("v_fc.bias")
@@ -76,16 +77,16 @@ except ValueError as error:
     print(error)
 
 # %%
-# From here
-# ---------
-# Keep it as safetensors, which needs no code of anyone's to be read:
+# Next steps
+# ----------
+# Save it as safetensors, a format that cannot contain code:
 
 model.float().save_pretrained(path.with_name("cmran"))
 again = CMRAN.from_pretrained(path.with_name("cmran"))
 print(sorted(file.name for file in path.with_name("cmran").iterdir()))
 
 # %%
-# On the command line, ``--official`` takes the file wherever a checkpoint can be given:
+# On the command line, use ``--official`` in place of ``--checkpoint``:
 #
 # .. code-block:: sh
 #

@@ -2,11 +2,12 @@
 DDP and FSDP2
 =============
 
-The layers are plain modules, so they train under :class:`~torch.nn.parallel.DistributedDataParallel` and under
-``fully_shard`` (FSDP2) as any others do. Here two processes give the losses and the weights that one process gives with
-the whole batch. All of it ran on a CPU, with the backend gloo; what changes on GPUs stands at the end.
+The layers are ordinary modules, so :class:`~torch.nn.parallel.DistributedDataParallel` and ``fully_shard`` (FSDP2) can
+train them. In this guide, two processes give the same losses and weights as one process with the whole batch.
+Everything ran on a CPU, with the gloo backend. The last section lists the changes for GPUs.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/distributed.svg"
 import os
 import subprocess
 import sys
@@ -28,12 +29,12 @@ VIDEOS, SECONDS, CATEGORIES = 8, 10, 5
 # %%
 # A network, a batch, a few steps
 # -------------------------------
-# The sound picks places of the map, video relates to audio, and every second gets a category. Dropout is off: with it
-# each process would draw masks of its own, and nothing could be compared.
+# AGSCA attends over the map, the relation-aware module over time, and each second gets a category. There is no dropout,
+# since each process would draw its own masks, and results could not be compared.
 
 
 class Network(nn.Module):
-    """AGSCA, then the relation-aware module, whose heart is CMRA."""
+    """AGSCA, then the relation-aware module, then a linear head."""
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
@@ -42,18 +43,18 @@ class Network(nn.Module):
         self.head = nn.Linear(64, CATEGORIES, device=device)
 
     def forward(self, maps: Tensor, audio: Tensor) -> Tensor:
-        """Logits of every second."""
+        """Return the logits of each second."""
         return self.head(self.relate(self.look(maps, audio), audio))
 
 
 def make_network(device: str | None = None) -> Network:
-    """The same weights in every process."""
+    """Return a network with the same weights in every process."""
     torch.manual_seed(0)
     return Network(device)
 
 
 def make_batch() -> tuple[Tensor, Tensor, Tensor]:
-    """The same maps, audio and labels in every process."""
+    """Return the same maps, audio and labels in every process."""
     generator = torch.Generator().manual_seed(1)
     maps = torch.randn(VIDEOS, SECONDS, 4, 4, 32, generator=generator)
     audio = torch.randn(VIDEOS, SECONDS, 16, generator=generator)
@@ -61,7 +62,7 @@ def make_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(network: nn.Module, maps: Tensor, audio: Tensor, labels: Tensor) -> Tensor:
-    """Take four steps; the losses."""
+    """Train for four steps, and return the losses."""
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     losses = []
     for _ in range(4):
@@ -74,13 +75,13 @@ def train(network: nn.Module, maps: Tensor, audio: Tensor, labels: Tensor) -> Te
 
 
 def own_share() -> list[Tensor]:
-    """The videos of this process, as many as every other one has."""
+    """Return the videos of this process. Each process has the same number."""
     videos = slice(distributed.get_rank(), None, distributed.get_world_size())
     return [part[videos] for part in make_batch()]
 
 
 def mean_of_all(values: Tensor) -> Tensor:
-    """The mean over the processes."""
+    """Return the mean over all processes."""
     distributed.all_reduce(values)
     return values / distributed.get_world_size()
 
@@ -88,9 +89,9 @@ def mean_of_all(values: Tensor) -> Tensor:
 # %%
 # DDP
 # ---
-# Every process has all weights and a part of the batch; gradients are averaged in the backward pass. Every parameter
-# takes part in every step, so ``find_unused_parameters`` stays off. The network inside, ``.module``, is the one to
-# save: its names have no prefix.
+# Each process has all weights and a part of the batch. Gradients are averaged in the backward pass. Every parameter is
+# used in every step, so ``find_unused_parameters`` is not needed. Save the inner network, ``.module``, since the names
+# of its parameters have no prefix.
 
 
 def with_ddp(folder: Path) -> Tensor:
@@ -105,17 +106,17 @@ def with_ddp(folder: Path) -> Tensor:
 # %%
 # FSDP2
 # -----
-# ``fully_shard`` leaves each process a part of every weight, and gathers the weights of a block when its turn comes.
+# With ``fully_shard``, each process stores a part of every weight, and gathers the weights of a block when it is used.
 #
-# - **Blocks.** What is sharded together is gathered together, so shard the blocks first, then the network. A block may
-#   be a layer, or one of its projections, since all of them are modules that are called. PyTorch may warn that a block
-#   "returned a view tensor": that matters only to code that changes the output in place.
-# - **Weights.** Build the network on the meta device, so that no process ever holds all of it but the first, which
-#   draws the weights; ``set_model_state_dict`` hands them out. Weights may also be drawn in their parts, by every
-#   module's ``reset_parameters``; ``network.apply`` visits children first, which matters, since CMRA draws those of its
-#   children anew. On CPUs equal seeds then draw equal parts in all processes.
-# - **Saving.** ``get_model_state_dict`` gathers the whole weights in the first process, under the names that they have
-#   in the plain network.
+# - **Blocks.** The weights of a block are gathered together. So shard the blocks first, then the network. A block can
+#   be a layer or one of its projections. PyTorch may warn that a block "returned a view tensor". This matters only for
+#   code that changes the output in place.
+# - **Weights.** Build the network on the meta device. Then only the first process initializes all weights, and
+#   ``set_model_state_dict`` distributes them. The sharded weights can also be initialized in place, by
+#   ``reset_parameters`` of every module. Use ``network.apply``, which visits children first, since CMRA initializes its
+#   child modules again. On CPUs, use different seeds in the processes, as equal seeds give equal shards.
+# - **Saving.** ``get_model_state_dict`` gathers the whole weights in the first process, with the names of the plain
+#   network.
 
 
 def with_fully_shard(folder: Path) -> Tensor:
@@ -133,7 +134,7 @@ def with_fully_shard(folder: Path) -> Tensor:
     maps, audio, labels = own_share()
     with torch.no_grad():
         difference = (network(maps, audio) - make_network()(maps, audio)).abs().max().item()
-    network.reshard()  # the network itself has kept its own weights whole, and an optimizer must be given the parts
+    network.reshard()  # the root keeps its weights gathered, but the optimizer needs the shards
     if first:
         print(f"fully_shard: {kept:,} of {sum(p.numel() for p in network.parameters()):,} weights in this process")
         print(f"fully_shard: largest difference of the output from the plain network's {difference:.1e}")
@@ -147,10 +148,10 @@ def with_fully_shard(folder: Path) -> Tensor:
 
 
 # %%
-# What each process does
-# ----------------------
-# This file is both the guide and the program that the processes run: with a folder as argument it is one of them. So
-# it has to be run as a file, not in a notebook.
+# The program of each process
+# ---------------------------
+# This file is both the guide and the program of the two processes: with a folder as its argument, it runs as one of
+# them. So run it as a file, not in a notebook.
 
 if sys.argv[1:]:
     distributed.init_process_group("gloo")
@@ -165,7 +166,7 @@ if sys.argv[1:]:
 # %%
 # Two processes
 # -------------
-# ``torchrun``, which is ``python -m torch.distributed.run``, starts them and tells each its number. On the command line
+# ``torchrun``, the same as ``python -m torch.distributed.run``, starts them and gives each a rank. On the command line
 # this is ``torchrun --standalone --nproc-per-node 2 distributed.py FOLDER``.
 
 folder = Path(tempfile.mkdtemp())
@@ -176,8 +177,8 @@ print(subprocess.check_output(command, env={**os.environ, "OMP_NUM_THREADS": "1"
 # %%
 # One process, for comparison
 # ---------------------------
-# The whole batch in one process: the same losses and, after four steps of gradient descent, the same weights. So the
-# gradients were the same, too.
+# With the whole batch in one process, the losses are the same. After four steps of gradient descent the weights are
+# also the same, so the gradients were the same.
 
 network = make_network()
 print("one process: losses", *(f"{loss:.6f}" for loss in train(network, *make_batch())))
@@ -186,19 +187,19 @@ for name in ("ddp", "fully_shard"):
     difference = max((saved[key] - value).abs().max().item() for key, value in network.state_dict().items())
     print(f"{name}: largest difference of a weight {difference:.1e}")
     assert difference < 1e-6
-    Network().load_state_dict(saved)  # a plain network: no process group, nothing sharded
+    Network().load_state_dict(saved)  # a plain network, without a process group
 
 # %%
 # Equal means
 # -----------
-# Both average over processes, so the mean over the batch is theirs only if every process has as many terms. Where
-# padded segments are left out of a loss, give it the sum over valid segments, times the number of processes, divided by
-# the number of valid segments in all of them.
+# Both methods average gradients over the processes. This equals the mean over the batch only if all processes have the
+# same number of terms. If padded segments are left out of the loss, use the sum over valid segments, times the number
+# of processes, divided by the number of valid segments in all processes.
 #
 # On GPUs
 # -------
-# The layers need no change. In the program, ``init_process_group("nccl")`` and
-# ``torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))`` come first, the mesh is of ``"cuda"``, and network and batch
-# are made on, or moved to, the device. None of this was run on GPUs for this page.
+# The layers need no change. In the program, call ``init_process_group("nccl")`` and
+# ``torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))`` first, use a mesh of ``"cuda"``, and put network and batch on
+# the device. This page was not run on GPUs.
 #
-# ``examples/ave_cmran.py train`` runs under ``torchrun`` and ``accelerate launch`` as it is, with DDP.
+# ``examples/ave_cmran.py train`` supports ``torchrun`` and ``accelerate launch``, with DDP.

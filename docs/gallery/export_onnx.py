@@ -2,11 +2,12 @@
 Export to ONNX, and run it with onnxruntime
 ===========================================
 
-:func:`torch.onnx.export` turns a layer, or a model that has layers in it, into an ONNX file. Batch and lengths stay
-open, masks are inputs like any other, and onnxruntime, which needs no PyTorch, gives the same outputs. The guide needs
-the extra ``onnx``, and torch 2.7 or newer: the exporter of 2.6 fixes sizes that are to stay open.
+:func:`torch.onnx.export` exports a layer, or a model that contains layers, to an ONNX file. Batch size and lengths are
+dynamic, and masks are inputs. onnxruntime, which does not need PyTorch, gives the same outputs. This guide needs the
+extra ``onnx`` and torch 2.7 or newer, since the exporter of 2.6 does not keep all sizes dynamic.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/export_onnx.svg"
 import logging
 import tempfile
 import textwrap
@@ -22,22 +23,22 @@ from torch.export import Dim
 from crossmodal_attn import CMRA, AVInteraction, padding_mask
 
 torch.manual_seed(0)
-# torch's exporter uses what torch deprecates, and logs that it skips the operators of torchvision where that is absent.
+# The exporter uses deprecated functions of torch, and logs a message if torchvision is missing.
 warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 # %%
 # A layer with padding masks
 # --------------------------
-# Video of ten seconds and audio of 25 frames. The exporter follows one call, so give it inputs like the real ones,
-# masks included: an argument that is not given has no place in the graph. Call ``eval()`` first, and let every size
-# that shall stay open be at least 2: a 1 may be taken for fixed, without a warning.
+# The video has ten seconds, the audio 25 frames. The exporter traces one call, so give it all inputs that the real
+# calls have, including masks: an argument that is not given is not part of the graph. Call ``eval()`` first. Use at
+# least 2 for each dynamic size, since a size of 1 may become fixed without a warning.
 
 layer = CMRA(64, num_heads=4, context_dim=32).eval()
 
 
 def make_batch(video_lengths: list[int], audio_lengths: list[int]) -> dict[str, Tensor]:
-    """Features with NaN at padding, and their masks."""
+    """Return features with NaN at padding, and their padding masks."""
     video_padding, audio_padding = padding_mask(video_lengths), padding_mask(audio_lengths)
     return {
         "query": torch.randn(*video_padding.shape, 64).masked_fill(video_padding[..., None], torch.nan),
@@ -48,8 +49,8 @@ def make_batch(video_lengths: list[int], audio_lengths: list[int]) -> dict[str, 
 
 
 # %%
-# ``dynamic_shapes`` says which axes stay open. An axis is named where it comes first. Elsewhere it is ``Dim.DYNAMIC``,
-# and the exporter sees by itself that, say, the batch of the masks is that of the features.
+# ``dynamic_shapes`` lists the dynamic axes. Give an axis a name where it occurs first, and use ``Dim.DYNAMIC``
+# elsewhere. The exporter finds out which sizes are equal, such as the batch size of features and masks.
 
 program = torch.onnx.export(
     layer,
@@ -68,16 +69,16 @@ path = Path(tempfile.mkdtemp()) / "cmra.onnx"
 program.save(path)
 
 # %%
-# At another size
-# ---------------
-# Inputs have the names of the arguments, and outputs those of ``output_names``.
+# Run it at another size
+# ----------------------
+# The inputs have the names of the arguments, the outputs those in ``output_names``.
 
 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 for value in (*session.get_inputs(), *session.get_outputs()):
     print(f"{value.name:22} {value.type:14} {value.shape}")
 
 # %%
-# Four videos in place of two, of other lengths, and one of them without any audio.
+# Four videos instead of two, with other lengths. One of them has no audio.
 
 batch = make_batch([7, 3, 7, 1], [40, 12, 0, 40])
 (related,) = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
@@ -85,18 +86,18 @@ with torch.no_grad():
     expected = layer(**batch)
 difference = (torch.from_numpy(related) - expected).abs().max().item()
 print(f"{tuple(related.shape)}, largest difference {difference:.1e}")
-assert difference < 1e-5  # so there is no NaN in it either
+assert difference < 1e-5  # and no NaN
 
 # %%
-# Masks made inside
-# -----------------
-# Lengths are shorter to pass on than masks. A model may make its masks of them, if
-# :func:`~crossmodal_attn.padding_mask` is told the padded length. What is no tensor, such as ``need_weights``, becomes
-# part of the graph: decide at export whether it gives the attention weights.
+# Lengths in place of masks
+# -------------------------
+# A model can take lengths as its input and make the masks inside, if :func:`~crossmodal_attn.padding_mask` gets the
+# padded length. Arguments that are not tensors, such as ``need_weights``, are fixed at export: decide then whether the
+# program returns the attention weights.
 
 
 class Events(nn.Module):
-    """A score for every second of video and audio, and the attention weights that led to it."""
+    """Return a score for each second of video and audio, and the attention weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class Events(nn.Module):
         self.head = nn.Linear(64, 1)
 
     def forward(self, video: Tensor, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, T), zero at padding, and weights (B, heads, T, 2 T)."""
+        """Return the scores (B, T), zero at padding, and the weights (B, heads, T, 2 T)."""
         padding = padding_mask(lengths, max_length=video.shape[1])
         fused, weights = self.interaction(video, audio, padding_mask=padding, need_weights=True)
         return self.head(fused).squeeze(-1).sigmoid().masked_fill(padding, 0), weights
@@ -134,15 +135,15 @@ assert abs(scores - expected_scores.numpy()).max() < 1e-5
 # %%
 # What is in the file
 # -------------------
-# Operators of the ONNX standard only, so any runtime that has this opset can run it. The layer's checks of its
-# arguments are not in the graph: a mask of another length than its features fails somewhere inside.
+# The file contains only standard ONNX operators, so any runtime with this opset can run it. The argument checks of the
+# layer are not part of the graph: a mask of a wrong length fails with an error of the runtime.
 
 operators = Counter(node.op_type for node in program.model.graph)
 print("opset", program.model.opset_imports[""])
 print(textwrap.fill(", ".join(f"{count} {name}" for name, count in operators.most_common()), 100))
 
 # %%
-# ``opset_version`` asks for another opset. Stay below 23 for onnxruntime: from there on the exporter writes attention
-# as one operator of the standard, ``Attention``, which onnxruntime 1.32 does not run with a padding mask.
+# ``opset_version`` selects another opset. Use one below 23 for onnxruntime: from 23 on, the exporter writes attention
+# as the standard operator ``Attention``, which onnxruntime 1.32 cannot run with a padding mask.
 #
 # All layers are exported in the same way, and so is the whole CMRAN of the examples, with its ``padding_mask``.

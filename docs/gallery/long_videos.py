@@ -1,14 +1,11 @@
 """
-Long videos, with a window in time or a causal mask
-===================================================
+Long videos, with a time window or a causal mask
+================================================
 
-Most of what a segment of a long video could attend to is far away, and in a stream what comes next is not known yet.
-:func:`~crossmodal_attn.relation_mask` makes the ``attn_mask`` that says who may look how far, in modalities of
-different rates.
+In a long video, most segments are far away from each other. In a stream, later segments are not available yet.
+:func:`~crossmodal_attn.relation_mask` makes an ``attn_mask`` for both cases: time windows and causal masks, for
+modalities of different rates.
 """
-
-import time
-from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,9 +19,9 @@ torch.manual_seed(0)
 # %%
 # Two rates
 # ---------
-# Video has two segments a second, audio five. Time is counted in segments of the query, here the video: one is half a
-# second long and has 2.5 segments of audio. A ``window`` says how far to look before the start and beyond the end of a
-# segment, so a window of 4 is two seconds either way.
+# The video has two segments per second, the audio five. The unit of time is one query segment, here a video segment of
+# half a second with 2.5 audio segments. ``window`` is the distance before the start and after the end of a segment, so
+# a window of 4 means two seconds in both directions.
 
 VIDEO_RATE, AUDIO_RATE = 2, 5
 T, S = 8 * VIDEO_RATE, 8 * AUDIO_RATE
@@ -39,13 +36,13 @@ for axes, (name, mask) in zip(grid, masks.items(), strict=True):
     axes.set_title(name, fontsize="medium")
 
 # %%
-# Rows are the segments of video that ask, columns the memory; what is bright is open. To a causal query all that is not
-# over yet is closed: the first segment of video ends at 0.5 s, so it may not attend to the third of audio, which ends
-# at 0.6 s.
+# Rows are query segments (video), columns are memory segments, and bright cells are allowed. A causal query may attend
+# only to segments that have ended: the first video segment ends at 0.5 s, so it may not attend to the third audio
+# segment, which ends at 0.6 s.
 #
-# The future changes nothing
+# Later inputs do not matter
 # --------------------------
-# A minute of features. When all that comes after half of it is replaced, the outputs before stay as they are.
+# These are features of one minute. If the second half is replaced, the outputs of the first half stay the same.
 
 layer = CMRA(128, num_heads=4, context_dim=64).eval()
 T, S, HALF = 60 * VIDEO_RATE, 60 * AUDIO_RATE, 30 * VIDEO_RATE
@@ -59,8 +56,8 @@ print(f"largest change: first half {change[:, :HALF].max():.1e}, second half {ch
 assert change[:, :HALF].max() < 1e-5
 
 # %%
-# That holds for layers on top of one another if each of them is causal, in the audio at its own rate. In
-# :class:`~crossmodal_attn.RelationAware` audio relates to itself under ``context_attn_mask``, then video to both under
+# This also holds for several layers if each of them is causal, in the audio at its own rate. In
+# :class:`~crossmodal_attn.RelationAware` audio relates to itself under ``context_attn_mask``, and video to both under
 # ``attn_mask``.
 
 relate = RelationAware(query_dim=128, context_dim=64, embed_dim=128, dim_feedforward=256).eval()
@@ -73,15 +70,15 @@ assert change[:, :HALF].max() < 1e-5
 # %%
 # How far a window reaches
 # ------------------------
-# An output depends on those inputs for which its gradient is not zero. Windows of layers add up, as the receptive
-# fields of convolutions do.
+# An output depends on the inputs for which its gradient is not zero. The windows of several layers add up, like the
+# receptive fields of convolutions.
 
 window = relation_mask(T, [S], window=4)
 above = CMRA(128, num_heads=4, context_dim=64).eval()
 
 
 def reach(*layers: CMRA) -> tuple[float, float]:
-    """From which second to which the output at second 30 depends on the video."""
+    """Return the first and the last second of video on which the output at second 30 depends."""
     inputs = video.clone().requires_grad_()
     output = inputs
     for each in layers:
@@ -91,56 +88,38 @@ def reach(*layers: CMRA) -> tuple[float, float]:
     return used[0].item() / VIDEO_RATE, (used[-1].item() + 1) / VIDEO_RATE
 
 
-print("the half second from 30.0 on, through one layer, depends on seconds", reach(layer))
-print("through two layers", reach(layer, above))
+print("one layer: the output at 30.0 s depends on the video from, to (seconds):", reach(layer))
+print("two layers:", reach(layer, above))
 assert reach(layer) == (28.0, 32.5)
 
 # %%
-# What a mask costs
-# -----------------
+# The cost of a mask
+# ------------------
 # ``scaled_dot_product_attention`` takes a dense mask, T x M, and skips nothing: a narrow window takes about as long as
-# a wide one. It also costs memory. Without a mask, the memory that a fused kernel needs grows with T + M, since it
-# never holds all scores at once. A bool mask is turned into numbers of the features' dtype on its way, T x M of them. A
-# mask of two dimensions is shared by batch and heads; joined with padding it becomes one for each video.
-
-
-def measure(**runs: Callable[[], object]) -> dict[str, float]:
-    """The shortest of ten times of each, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(10):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: min(each) for name, each in times.items()}
-
+# a wide one. The mask also needs memory. Without one, the memory of a fused kernel grows with T + M, since it never
+# stores all scores. A bool mask is converted to the dtype of the features, T x M numbers. A mask of two dimensions is
+# shared by the batch and the heads. Joined with padding masks, it becomes one mask for each video.
 
 T, S = 600 * VIDEO_RATE, 600 * AUDIO_RATE
 video, audio = torch.randn(1, T, 128), torch.randn(1, S, 64)
 narrow, wide = relation_mask(T, [S], window=4), relation_mask(T, [S], window=400)
-with torch.no_grad():
-    taken = measure(
-        without=lambda: layer(video, audio),
-        narrow=lambda: layer(video, audio, attn_mask=narrow),
-        wide=lambda: layer(video, audio, attn_mask=wide),
-    )
 for name, mask in {"narrow": narrow, "wide": wide}.items():
-    open_share, ratio = (~mask).float().mean(), taken[name] / taken["without"]
-    print(f"ten minutes, {name} window: {open_share:.0%} open, {ratio:.1f} times as long as without a mask")
+    print(f"ten minutes, {name} window: {(~mask).float().mean():.0%} of the mask is allowed")
 hour = 6 * T * 6 * (T + S)
 print(f"the mask of an hour: {hour / 1e6:.0f} MB in bool, {4 * hour / 1e6:.0f} MB in float32")
 
 # %%
-# In chunks
-# ---------
-# What a window does allow is to cut the video. A chunk, with as much before and after it as the window is wide, gives
-# the outputs of the whole, and needs a mask of its own size only. So time and memory of attention grow with the length
-# of the video, not with its square, and a stream can be followed with a delay of a chunk and a window. Cut where both
-# modalities have a border, here at whole seconds. Through several layers each side needs the sum of their windows.
+# Chunks
+# ------
+# With a window, the video can be processed in chunks. A chunk gets additional segments before and after it, as many as
+# the window is wide. It then gives the same outputs as the whole video, and needs only a small mask. So time and memory
+# of attention grow with the length of the video, and not with its square. A stream can be processed with a delay of one
+# chunk and one window. Cut where both modalities have a boundary, here at whole seconds. For several layers, each side
+# needs the sum of their windows.
 
 
 def in_chunks(video: Tensor, audio: Tensor, window: int = 4, step: int = 80) -> Tensor:
-    """What the layer gives for the whole, ``step`` segments at a time."""
+    """Return the output of the layer, computed in chunks of ``step`` segments."""
     outputs = []
     for start in range(0, video.shape[1], step):
         first, last = max(0, start - window), min(video.shape[1], start + step + window)
@@ -152,16 +131,15 @@ def in_chunks(video: Tensor, audio: Tensor, window: int = 4, step: int = 80) -> 
 
 
 with torch.no_grad():
-    whole, cut = layer(video, audio, attn_mask=narrow), in_chunks(video, audio)
-    taken = measure(whole=lambda: layer(video, audio, attn_mask=narrow), cut=lambda: in_chunks(video, audio))
-print(f"largest difference {(whole - cut).abs().max():.1e}, {taken['whole'] / taken['cut']:.1f} times as fast")
-assert torch.allclose(whole, cut, atol=1e-5)
+    whole, chunked = layer(video, audio, attn_mask=narrow), in_chunks(video, audio)
+print(f"largest difference {(whole - chunked).abs().max():.1e}")
+assert torch.allclose(whole, chunked, atol=1e-5)
 
 # %%
-# In a padded batch
-# -----------------
-# Without ``context_rates`` all modalities are taken to cover the same span. In a padded batch the longest video and the
-# longest audio may not: give the rates there. Padding masks go in beside the mask.
+# Padded batches
+# --------------
+# Without ``context_rates``, all modalities are assumed to cover the same time. In a padded batch, the longest video and
+# the longest audio may differ, so give the rates. Give the padding masks to the layer as well.
 
 mask = relation_mask(20, [60], window=4, context_rates=[AUDIO_RATE / VIDEO_RATE])  # of 10 s and 12 s
 print(tuple(mask.shape))

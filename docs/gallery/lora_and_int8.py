@@ -1,12 +1,13 @@
 """
-LoRA (peft) and quantisation (torchao) on a CMRA model
+LoRA (peft) and quantization (torchao) of a CMRA model
 ======================================================
 
-Every projection of a layer is a plain :class:`torch.nn.Linear` that is called as a module. So peft can put low-rank
-adapters on it, and torchao can store its weights in 8 bits. Here a small model is trained, adapted to another
-microphone, merged, and quantised. It needs ``pip install peft torchao``.
+Every projection of a layer is a :class:`torch.nn.Linear` that is called as a module. So peft can add low-rank adapters,
+and torchao can store the weights in 8 bits. This guide trains a small model, adapts it to another microphone, merges
+the adapters, and quantizes the result. It needs ``pip install peft torchao``.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/lora_and_int8.svg"
 import copy
 import logging
 import tempfile
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from crossmodal_attn import CMRA
 
-# On import torchao logs which of its GPU kernels do not load here, and torch what it deprecates in torchao.
+# Importing torchao logs missing GPU kernels and deprecated functions.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -30,25 +31,25 @@ torch.manual_seed(0)
 # %%
 # A model to adapt
 # ----------------
-# Eight things are seen and heard in every video, each once, in orders of their own. Every sound is loud or soft. The
-# question for each second of video: is the sound of what is seen here loud? To answer it, CMRA must find the second in
-# which that thing is heard.
+# In every video, eight objects are visible and audible, each once, in two different orders. Every sound is loud or
+# soft. The task for each second of video: is the sound of the visible object loud? To solve it, CMRA must find the
+# second in which this object is audible.
 
-THINGS, WIDTH = 8, 64
-looks, sounds, loud = torch.randn(THINGS, WIDTH), torch.randn(THINGS, WIDTH), torch.randn(WIDTH)
+OBJECTS, WIDTH = 8, 64
+looks, sounds, loud = torch.randn(OBJECTS, WIDTH), torch.randn(OBJECTS, WIDTH), torch.randn(WIDTH)
 
 
 def make_batch(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy video and audio, and whether the sound of what is seen is loud."""
-    seen, heard = torch.rand(2, size, THINGS).argsort(-1)
-    volume = torch.randint(2, (size, THINGS)) * 2.0 - 1
+    """Return noisy video and audio, and whether the sound of each visible object is loud."""
+    seen, heard = torch.rand(2, size, OBJECTS).argsort(-1)
+    volume = torch.randint(2, (size, OBJECTS)) * 2.0 - 1
     video, audio = looks[seen], sounds[heard] + volume[..., None] * loud
-    answer = volume.gather(1, heard.argsort(-1).gather(1, seen))  # the volume in the second that fits
+    answer = volume.gather(1, heard.argsort(-1).gather(1, seen))  # the volume in the matching second
     return video + torch.randn(video.shape), audio + torch.randn(audio.shape), (answer > 0).float()
 
 
 class Matching(nn.Module):
-    """For every second of video: is its sound loud?"""
+    """Predict for each second of video whether the sound of its object is loud."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +57,12 @@ class Matching(nn.Module):
         self.head = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, video: Tensor, audio: Tensor) -> Tensor:
-        """Logits for every second."""
+        """Return a logit for each second."""
         return self.head(self.relation(video, audio)).squeeze(-1)
 
 
 def train(model: nn.Module, steps: int, microphone: Tensor) -> None:
-    """Train what is not frozen, and print the loss now and then."""
+    """Train the parameters that are not frozen, and print the loss at times."""
     optimizer = torch.optim.Adam([own for own in model.parameters() if own.requires_grad], 3e-3)
     for step in range(steps + 1):
         video, audio, answer = make_batch(64)
@@ -72,7 +73,7 @@ def train(model: nn.Module, steps: int, microphone: Tensor) -> None:
         optimizer.step()
         if step % (steps // 4) == 0:
             right = ((logits > 0) == answer.bool()).float().mean().item()
-            print(f"step {step:3}   loss {loss.item():.3f}   right {right:.0%}")
+            print(f"step {step:3}   loss {loss.item():.3f}   accuracy {right:.0%}")
 
 
 model = Matching()
@@ -81,10 +82,10 @@ train(model, 300, microphone=torch.eye(WIDTH))
 # %%
 # LoRA on the projections
 # -----------------------
-# Another microphone mirrors half of the directions of the audio, and the model fails on it. LoRA adapts the attention
-# alone: peft freezes the model, and learns a low-rank change of each projection that it is told of. ``q_proj``,
-# ``kv_proj`` and ``out_proj`` are all that a CMRA has, but for ``context_kv_proj``, where ``context_dim`` is another
-# width than ``embed_dim``, and ``context_kv_projs.0``, ``context_kv_projs.1`` and so on, where it is a list of widths.
+# Another microphone changes the sign of half of the audio directions, and the model fails with it. LoRA adapts only the
+# attention: peft freezes the model, and learns a low-rank change of each projection in ``target_modules``. The
+# projections of a CMRA are ``q_proj``, ``kv_proj`` and ``out_proj``, and also ``context_kv_proj`` if ``context_dim``
+# differs from ``embed_dim``, or ``context_kv_projs.0``, ``context_kv_projs.1`` and so on if it is a list of widths.
 
 directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH // 2)).Q
 microphone = torch.eye(WIDTH) - 2 * directions @ directions.T
@@ -95,14 +96,14 @@ adapted.print_trainable_parameters()
 train(adapted, 200, microphone)
 
 # %%
-# Nothing else has changed: without the adapters it is the model that it was.
+# Without the adapters, the model is unchanged.
 
 video, audio, _ = make_batch(64)
 with torch.no_grad(), adapted.disable_adapter():
     assert torch.equal(adapted(video, audio), model(video, audio))
 
 # %%
-# What is saved are the adapters alone.
+# Only the adapters are saved.
 
 directory = Path(tempfile.mkdtemp())
 adapted.save_pretrained(directory)
@@ -110,7 +111,7 @@ print(f"{(directory / 'adapter_model.safetensors').stat().st_size:,} bytes of ad
 loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), directory)
 
 # %%
-# Merged, they are part of the weights: a plain model again, of plain projections, with the same output.
+# Merging adds the adapters to the weights. The result is a plain model with the same output.
 
 merged = loaded.merge_and_unload().eval()
 with torch.no_grad():
@@ -123,9 +124,9 @@ assert difference < 1e-3
 # %%
 # int8 weights
 # ------------
-# torchao replaces the weight of every :class:`torch.nn.Linear` in a model by 8-bit integers with one scale for each
-# output, in place. Biases and activations stay as they are. It saves memory rather than time: each call turns the
-# integers into floating-point numbers first.
+# torchao replaces the weight of each :class:`torch.nn.Linear` in a model, in place, by 8-bit integers with one scale
+# per output. Biases and activations stay the same. This saves memory, not time: each call first converts the integers
+# to floating-point numbers.
 
 video, audio, answer = make_batch(1000)
 audio = audio @ microphone
@@ -134,13 +135,13 @@ with torch.no_grad():
 
 
 def compare(name: str, changed: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Print the size of a model, how far its logits are from those expected, and how often it is right."""
+    """Print the size of a model, the largest difference of its logits, and its accuracy."""
     with torch.no_grad():
         logits = changed(video.to(dtype), audio.to(dtype)).float()
     difference = (logits - expected).abs().max().item()
     right = ((logits > 0) == answer.bool()).float().mean().item()
     size = get_model_size_in_bytes(changed)
-    print(f"{name:18} {size:7,} bytes   greatest difference {difference:.3f}   right {right:.2%}")
+    print(f"{name:18} {size:7,} bytes   largest difference {difference:.3f}   accuracy {right:.2%}")
 
 
 int8 = copy.deepcopy(merged)
@@ -150,7 +151,7 @@ compare("int8", int8)
 print(int8.relation.q_proj)
 
 # %%
-# ``filter_fn`` chooses what is quantised. Here it is the attention, and the head keeps its precision.
+# ``filter_fn`` selects the modules. Here only the attention is quantized.
 
 attention_only = copy.deepcopy(merged)
 quantize_(
@@ -163,8 +164,7 @@ compare("int8 attention", attention_only)
 # %%
 # bfloat16 weights
 # ----------------
-# All weights, and with them the inputs, in 16 bits; and integers for the weights of that, whose scales and biases then
-# have 16 bits too.
+# All weights and inputs have 16 bits. Quantizing such a model gives integer weights with scales and biases of 16 bits.
 
 bfloat16 = copy.deepcopy(merged).bfloat16()
 compare("bfloat16", bfloat16, torch.bfloat16)
@@ -172,5 +172,5 @@ quantize_(bfloat16, Int8WeightOnlyConfig())
 compare("int8 in bfloat16", bfloat16, torch.bfloat16)
 
 # %%
-# Masks and ``need_weights`` work in all of them as before, and so do the other layers: adapters and integers fit the
-# projections of :class:`~crossmodal_attn.AGSCA` and of a whole network too.
+# Masks and ``need_weights`` work in all these models. Adapters and quantization also work for the projections of
+# :class:`~crossmodal_attn.AGSCA` and of a whole network.

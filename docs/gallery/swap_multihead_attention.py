@@ -1,12 +1,13 @@
 """
-Swap nn.MultiheadAttention for CMRA
-===================================
+Replace nn.MultiheadAttention by CMRA
+=====================================
 
-A model that has :class:`torch.nn.MultiheadAttention` in it keeps its weights and its outputs when
-:class:`~crossmodal_attn.CMRA` takes its place. What it gains: several contexts, a memory that includes the query, rows
-that may attend to nothing, padding that cannot leak, and projections that hooks and adapters can wrap.
+If :class:`~crossmodal_attn.CMRA` replaces :class:`torch.nn.MultiheadAttention` in a model, weights and outputs stay the
+same. The model gains several contexts, a memory that includes the query, zero attention for queries that may attend to
+nothing, padding that never affects valid steps, and projections that hooks and adapters can wrap.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/swap_multihead_attention.svg"
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +16,9 @@ from crossmodal_attn import CMRA, padding_mask
 torch.manual_seed(0)
 
 # %%
-# A model to begin with
-# ---------------------
-# Video that looks at audio, as it is often written.
+# The original model
+# ------------------
+# A common block: video attends to audio.
 
 
 class Fusion(nn.Module):
@@ -42,15 +43,15 @@ before = model(video, audio, audio_padding)
 # %%
 # The same weights in a CMRA
 # --------------------------
-# ``from_multihead_attention`` copies them, with dropout, device, dtype and mode. The copy has ``include_query=False``:
-# its memory is the context alone.
+# ``from_multihead_attention`` copies the weights, dropout, device, dtype and mode. The copy has
+# ``include_query=False``, so its memory is only the context.
 
 layer = CMRA.from_multihead_attention(model.attention)
 print(layer)
 
 # %%
-# The call becomes shorter: keys and values come from one memory, and there is one output unless you ask for weights.
-# Masks keep their meaning, True at padding; only the argument's name changes.
+# The call becomes shorter: keys and values come from one memory, and there is one output unless you request the
+# weights. Masks keep their meaning, True at padding. Only the name of the argument changes.
 
 
 class RelationFusion(Fusion):
@@ -70,8 +71,8 @@ print("largest difference:", (after - before).abs().max().item())
 assert torch.allclose(after, before, atol=1e-5)
 
 # %%
-# What goes where
-# ---------------
+# Equivalent calls and arguments
+# ------------------------------
 #
 # ============================================  =====================================================
 # ``nn.MultiheadAttention``                     ``CMRA``
@@ -87,7 +88,7 @@ assert torch.allclose(after, before, atol=1e-5)
 # ``batch_first=False`` by default              batch first
 # ============================================  =====================================================
 #
-# ``kdim != vdim``, ``add_bias_kv`` and ``add_zero_attn`` have no equivalent and are refused.
+# ``kdim != vdim``, ``add_bias_kv`` and ``add_zero_attn`` have no equivalent and raise an error.
 
 try:
     CMRA.from_multihead_attention(nn.MultiheadAttention(64, 4, add_zero_attn=True))
@@ -95,10 +96,10 @@ except ValueError as error:
     print(error)
 
 # %%
-# Let the query into the memory
-# -----------------------------
-# The swap alone computes what it did before. To make it the CMRA of the paper, in which a segment weighs what it hears
-# against what it sees in other segments, build the layer with ``include_query=True`` and load the same weights.
+# Add the query to the memory
+# ---------------------------
+# So far, the layer computes the same as before. In the CMRA of the paper, the query is also part of the memory. For
+# this, build the layer with ``include_query=True``, the default, and load the same weights.
 
 related = CMRA(64, num_heads=4, dropout=0.1)
 related.load_state_dict(layer.state_dict())
@@ -110,8 +111,8 @@ print(f"weight on audio {to_audio:.2f}, on video itself {to_video:.2f}")
 # %%
 # A query that may attend to nothing
 # ----------------------------------
-# With all audio of a video padded, ``nn.MultiheadAttention`` gives NaN where it returns weights, as it does by default,
-# and NaN spreads. CMRA gives zero attention, with weights and without, so that the block passes its input on.
+# If all audio of a video is padding, ``nn.MultiheadAttention`` returns NaN if it also returns the weights, which is the
+# default. CMRA always gives zero attention, so the block passes its input on.
 
 silent = padding_mask([12, 0], max_length=12)
 theirs, _ = model.attention(video, audio, audio, key_padding_mask=silent)

@@ -2,9 +2,9 @@
 Add a third modality
 ====================
 
-The context of :class:`~crossmodal_attn.CMRA` may be a list of any length. Video that relates to audio today relates to
-audio and text tomorrow, with the same layer. One that is missing from some samples is a mask, one that is missing from
-a whole batch is None.
+The context of :class:`~crossmodal_attn.CMRA` may be a list of any length. So the same layer can relate video to audio,
+or to audio and text. If a modality is missing in some samples, a mask excludes it. If it is missing in a whole batch,
+pass None in its place.
 """
 
 import matplotlib.pyplot as plt
@@ -18,28 +18,28 @@ torch.manual_seed(0)
 # %%
 # Three modalities, of three rates and widths
 # -------------------------------------------
-# Ten seconds of video features, forty frames of audio, and up to seven words.
+# The features are ten seconds of video, forty frames of audio, and up to seven words.
 
 video, audio, text = torch.randn(2, 10, 256), torch.randn(2, 40, 128), torch.randn(2, 7, 300)
 text_padding = padding_mask([7, 3])
 
 # %%
-# A list of widths gives each modality a key and value projection of its own. They tell the modalities apart, as
-# attention by itself sees a set.
+# A list of widths gives each modality its own key and value projection. These projections let the layer distinguish the
+# modalities, since attention alone cannot.
 
 relation = CMRA(256, num_heads=4, context_dim=[128, 300])
 related, weights = relation(video, [audio, text], context_padding_mask=[None, text_padding], need_weights=True)
 print(tuple(related.shape), tuple(weights.shape))
 
 # %%
-# The weights follow the memory: 40 of audio, 7 of text, 10 of video. Words that are padding get none.
+# The weights have the order of the memory: 40 for audio, 7 for text, 10 for video. Padded words get zero.
 
 to_audio, to_text, to_video = weights.split([40, 7, 10], dim=-1)
 print("weight on padded words:", to_text[1, :, :, 3:].abs().max().item())
 assert (to_text[1, :, :, 3:] == 0).all()
 
 # %%
-# In training, what padding holds makes no difference to any weight's gradient.
+# In training, padded values, even NaN, do not affect any gradient.
 
 text[1, 3:] = torch.nan
 relation(video, [audio, text], context_padding_mask=[None, text_padding]).sum().backward()
@@ -68,10 +68,10 @@ axes.set(xlabel="second of video (query)", ylabel="share of attention", ylim=(0,
 axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 
 # %%
-# A modality that is missing
-# --------------------------
-# A sample without text has all of its words padded. A batch without any text may have None in its place, which is the
-# same, and takes no place in the memory.
+# A missing modality
+# ------------------
+# For a sample without text, all words are padding. For a batch without text, pass None. The output is the same; None
+# takes no place in the memory.
 
 masked = relation(video, [audio, text], context_padding_mask=[None, padding_mask([0, 0], max_length=7)])
 left_out, weights = relation(video, [audio, None], need_weights=True)
@@ -79,7 +79,7 @@ print(tuple(weights.shape), "largest difference:", (masked - left_out).abs().max
 assert torch.allclose(masked, left_out, atol=1e-5)
 
 # %%
-# So batches may mix samples with and without a modality, and dropping one at random in training is one line:
+# So a batch may contain samples with and without a modality. Dropping a modality at random in training takes one line:
 
 text_padding = text_padding | (torch.rand(2, 1) < 0.3)
 related = relation(video, [audio, text], context_padding_mask=[None, text_padding])

@@ -2,10 +2,11 @@
 Variable lengths
 ================
 
-Videos are rarely of one length. Pad them, say how long each one is, and what stands at padding reaches nothing: not the
-outputs, not the gradients, not even when it is NaN.
+The videos of a batch rarely have the same length. Pad them, and give the layers a mask. Padded values, even NaN, then
+affect neither the outputs at valid steps nor the gradients.
 """
 
+# sphinx_gallery_thumbnail_path = "images/guides/variable_lengths.svg"
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -17,7 +18,7 @@ torch.manual_seed(0)
 # %%
 # From a list of videos to a batch
 # --------------------------------
-# Three videos with their audio, which has frames of its own.
+# These are three videos with their audio, which has another rate.
 
 videos = [torch.randn(length, 512) for length in (10, 6, 3)]
 audios = [torch.randn(length, 128) for length in (25, 15, 8)]
@@ -28,15 +29,15 @@ print(video.shape, audio.shape)
 print(video_padding.int())
 
 # %%
-# Masks go in beside the features
-# -------------------------------
+# Give the masks to the layer
+# ---------------------------
 
 layer = RelationAware(query_dim=512, context_dim=128, embed_dim=64).eval()
 output = layer(video, audio, query_padding_mask=video_padding, context_padding_mask=audio_padding)
 print(tuple(output.shape))
 
 # %%
-# The batch gives what the videos give one by one.
+# The batch gives the same outputs as the videos one by one.
 
 for index, (own_video, own_audio) in enumerate(zip(videos, audios, strict=True)):
     alone = layer(own_video[None], own_audio[None])
@@ -47,8 +48,8 @@ for index, (own_video, own_audio) in enumerate(zip(videos, audios, strict=True))
 # %%
 # NaN at padding
 # --------------
-# Features from a preallocated buffer may hold anything behind their end. Here it is NaN in the video and
-# infinity in the audio, and nothing changes, in the outputs or in the gradients.
+# Features in a preallocated buffer may contain any values after their end. Here these are NaN in the video and infinity
+# in the audio. Outputs and gradients do not change.
 
 dirty_video = video.masked_fill(video_padding[..., None], torch.nan)
 dirty_audio = audio.masked_fill(audio_padding[..., None], torch.inf)
@@ -61,8 +62,7 @@ assert torch.equal(dirty[~video_padding], output[~video_padding])
 # %%
 # Pooling and losses
 # ------------------
-# The output at padding is finite and means nothing, so leave it out of what comes after: a mean over the valid
-# segments, a maximum over them, a loss over them.
+# The output at padding is finite but has no meaning. Compute means, maxima and losses only over the valid segments.
 
 valid = ~video_padding
 mean = output.masked_fill(video_padding[..., None], 0).sum(1) / valid.sum(1, keepdim=True)
@@ -72,10 +72,10 @@ loss = nn.functional.cross_entropy(head(output)[valid], labels[valid])
 print(mean.shape, maximum.shape, f"loss {loss.item():.3f}")
 
 # %%
-# A causal mask, in a padded batch
-# --------------------------------
-# An attention mask covers the whole memory, ``[context, query]``. Audio here has two and a half frames to a second of
-# video; second ``t`` may hear what has sounded until its end, and see what has been seen.
+# A causal mask in a padded batch
+# -------------------------------
+# An attention mask covers the whole memory, ``[context, query]``. Here the audio has two and a half frames per second
+# of video. Second ``t`` may attend to the audio until its end, and to the video until itself.
 
 attention = CMRA(512, num_heads=4, context_dim=128).eval()
 second, frame = torch.arange(10)[:, None], torch.arange(25)
@@ -90,5 +90,5 @@ causal, weights = attention(
     need_weights=True,
 )
 heard = (weights[0, 0, :, :25] > 0).sum(-1)
-print("audio frames that each second hears:", heard.tolist())
+print("audio frames that each second attends to:", heard.tolist())
 assert heard.tolist() == [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]

@@ -26,7 +26,8 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import Senses
 from ave.networks.localizer import Localizer
-from ave.networks.registry import NETWORKS, find_recipe
+from ave.networks.registry import NETWORKS, Network, find_recipe
+from ave.networks.variants import Guidance, Interaction, Relation
 from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_learning_curves
 from ave.results.files import (
@@ -71,9 +72,8 @@ class TrainConfig:
 
     setting: Setting = "supervised"
     """train on a label for every second, or weakly on one label for the whole video"""
-    network: str = "cmran"
-    """cmran, or a rival of its tables: ed-tcn, avel-a, avel-v, avel-v-att, avel-av, avel-av-att, avel-dmrn, avsdn,
-    avsdn-cpsp, dam"""
+    network: Network = "cmran"
+    """CMRAN, or a rival in Tables 1 and 2 of its paper"""
     as_published: bool = False
     """train a rival as its public code does, faults included, where that differs from the default"""
     data: Path | None = None
@@ -82,9 +82,18 @@ class TrainConfig:
     """weakly, train on the extra background videos, too, which AVE must have; without, as on a set that has none"""
     senses: Senses = "both"
     """the features that CMRAN is given; the other ones are zeroed in training and testing"""
+    relation: Relation = "cmra"
+    """CMRAN's relation of the modalities, as in Table 3; the last two are other readings of self and none"""
+    guidance: Guidance = "agsca"
+    """CMRAN's attention over space guided by audio, as in the first part of Table 4"""
+    interaction: Interaction = "av"
+    """CMRAN's audio-video interaction, as in the second part of Table 4"""
+    num_layers: int = 2
+    """blocks of each internal temporal relation of CMRAN, as in Table 5, from 0 on"""
+    own_projections: bool = False
+    """give each modality in the memory of CMRAN's relation its own key and value projections"""
     epochs: int | None = None
-    """passes over the training videos; without it 11, or with --data as published, 200 for CMRAN; a resumed run may be
-    given more"""
+    """passes over the training videos; without it 11, or with --data as published; a resumed run may be given more"""
     batch_size: int | None = None
     """videos in a training step, over all processes; without it as published, 32 for CMRAN"""
     lr: float | None = None
@@ -122,11 +131,13 @@ class TrainConfig:
         Raises:
             ValueError: if a value is out of its range, or two options exclude each other.
         """
-        milestones = self.milestones or ()
+        milestones, variant = self.milestones or (), self.variant().keys()
+        cmran, shown = self.network == "cmran", ", ".join(f"--{name.replace('_', '-')}" for name in sorted(variant))
         for option, value, right, expected in (
             ("--epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1"),
-            ("--network", self.network, self.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
-            ("--senses", self.senses, self.senses == "both" or self.network == "cmran", "both for a rival of CMRAN"),
+            ("--network", self.network, cmran or not variant - {"as_published"}, f"cmran with {shown}"),
+            ("--network", self.network, not cmran or not self.as_published, "a rival with --as-published"),
+            ("--num-layers", self.num_layers, self.num_layers >= 0, "at least 0"),
             ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("--keep", self.keep, self.keep >= 1, "at least 1"),
             ("--workers", self.workers, self.workers >= 0, "at least 0"),
@@ -146,6 +157,12 @@ class TrainConfig:
         ):
             if not right:
                 raise ValueError(f"{option} must be {expected}, got {_show(value)}")
+
+    def variant(self) -> dict[str, Any]:
+        """Return the arguments of the network that differ from its defaults."""
+        names = "as_published", "senses", "relation", "guidance", "interaction", "num_layers", "own_projections"
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
 
     def check_resumes(self, saved: TrainConfig) -> None:
         """Check that the settings continue a saved run: what decides the weights may not change.
@@ -272,9 +289,6 @@ def main(
         if accelerator.is_main_process:
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
-        options: dict[str, Any] = {"senses": config.senses} if config.network == "cmran" else {}
-        if config.as_published:
-            options["as_published"] = True
         to_evaluate = sum(len(loader.videos) for loader in (val, test) if loader is not None)
         scaling = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
@@ -293,7 +307,7 @@ def main(
                 video_dim=data.visual.shape[-1],
                 audio_dim=data.audio.shape[-1],
                 categories=data.categories,
-                **options,
+                **config.variant(),
             )
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # CUDA graphs need one fixed shape each
@@ -396,6 +410,7 @@ def main(
             examples = examples or outcomes
             metrics = {
                 "seed": seed,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "chosen_epoch": chosen(history).epoch,
                 "chosen_by": "best on val" if val is not None else "last, as there is no val split",
                 "best_test_accuracy": best_test(history).test_accuracy,
@@ -436,10 +451,11 @@ def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -
 
 
 def _title(config: TrainConfig, data: AVEData) -> str:
-    senses = "" if config.senses == "both" else f", {config.senses} only"
-    extra = "" if config.setting == "supervised" or data.background_labels is not None else ", no background videos"
-    name = "CMRAN" if config.network == "cmran" else config.network + " as published" * config.as_published
-    return f"{name}, {config.setting}{senses}{extra}, on {data.describe(config.data)}"
+    name = "CMRAN" if config.network == "cmran" else config.network
+    parts = [name, config.setting, *(f"{name.replace('_', ' ')} {value}" for name, value in config.variant().items())]
+    if config.setting == "weak" and data.background_labels is None:
+        parts.append("no background videos")
+    return f"{', '.join(parts)}, on {data.describe(config.data)}"
 
 
 def _describe_plan(config: TrainConfig, model: Localizer, seconds: float, output: Path) -> str:

@@ -233,7 +233,7 @@ def plot_timeline(
         true = _read_labels("truth", truth, background)
         if len(true) != length:
             raise ValueError(f"truth must have the length of prediction, {length}, got {len(true)}")
-        kinds = [_judge(said, was, background) for said, was in zip(predicted, true, strict=True)]
+        kinds = [_kind(label, true_label, background) for label, true_label in zip(predicted, true, strict=True)]
         true_kinds = ["background" if label == background else "true event" for label in true]
         strips = {"predicted": (predicted, kinds), "true": (true, true_kinds)}
     score = None if event_score is None else _read_score(event_score, length)
@@ -267,11 +267,11 @@ def plot_timeline(
     return ax
 
 
-def _judge(said: int, was: int, background: int) -> str:
+def _kind(label: int, true_label: int, background: int) -> str:
     """Return the kind of a predicted segment whose true label is known."""
-    if said != was:
+    if label != true_label:
         return "predicted, wrong"
-    return "background" if said == background else "predicted, right"
+    return "background" if label == background else "predicted, right"
 
 
 def _draw_strip(ax: Axes, bottom: float, labels: Sequence[int], kinds: Sequence[str], names: Sequence[str]) -> None:

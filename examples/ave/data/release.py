@@ -228,6 +228,7 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
         files: the files to look at.
         faults: what is already known to be missing or wrong, by name, without remedies.
     """
+    # ---- Open: the sizes of axes, which tell whether the dataset is AVE ----
     faults = dict(faults)
     for file in files:
         if file.name not in faults:
@@ -242,7 +243,7 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
             except ValueError as error:
                 faults[file.name] = Problem(file.name, str(error))
 
-    # From here on it is known whether the dataset is AVE.
+    # ---- Decide what may be absent ----
     absent = {file.name for file in files if not found.paths[file.name].exists()}
     if not found.is_ave:
         extra = {file.name for file in files if file.is_extra}
@@ -250,6 +251,7 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
         if "val_order" in absent:
             found.remarks.append(f"{found.paths['val_order'].name} is not there, so training keeps its last epoch")
 
+    # ---- Read labels, rows and lengths ----
     for file in files:
         if fault := faults.get(file.name):
             if fault.verdict != "missing" or file.name in needed:
@@ -261,6 +263,7 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
             except (OSError, ValueError) as error:
                 found.add(file.name, str(error), file.remedy)
 
+    # ---- Compare them ----
     if found.categories is not None:
         expected = found.sizes["L"][0] - 1 if "L" in found.sizes else len(found.categories)
         distinct = len(set(found.categories) - {"background"})

@@ -13,7 +13,9 @@ from ave.networks.registry import CLASSES
 __all__ = ["load_network"]
 
 
-def load_network(checkpoint: str | None, official: Path | None, official_categories: Sequence[str]) -> Localizer:
+def load_network(
+    checkpoint: str | None, official: Path | None = None, official_categories: Sequence[str] | None = None
+) -> Localizer:
     """Load a trained network in evaluation mode, on the CPU.
 
     Args:

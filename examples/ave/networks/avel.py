@@ -172,7 +172,7 @@ class AVEL(SegmentClassifier):
             related = [self.residual(*related)]
         elif self.fusion == "add":
             related = [related[0] + related[1]]
-        logits: Tensor = self.head(torch.cat(related, -1))
+        logits: Tensor = self.head(related[0] if len(related) == 1 else torch.cat(related, -1))
         return logits
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:

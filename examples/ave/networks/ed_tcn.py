@@ -98,19 +98,17 @@ class EDTCN(SegmentClassifier):
         time, factor = sequence.shape[1], 2 ** len(self.encoder)
         added = (time + factor - 1) // factor * factor - time
         if padding_mask is None:
-            sequence, keep = F.pad(sequence, (0, 0, 0, added), value=-1), None
+            sequence, keep = F.pad(sequence.transpose(1, 2), (0, added), value=-1), None
         else:
             order = order_valid_first(padding_mask)
-            lengths = lengths_of(padding_mask).unsqueeze(1)
+            sequence = F.pad(reorder(sequence, order).transpose(1, 2), (0, added))
+            lengths = lengths_of(padding_mask)[:, None, None]
             lengthened = (lengths + factor - 1) // factor * factor
             steps = torch.arange(time + added, device=video.device)
-            keep = (steps < lengthened).unsqueeze(1)  # what follows is zero throughout, as beyond the end of a video
-            sequence = F.pad(reorder(sequence, order), (0, 0, 0, added))
-            sequence = sequence.masked_fill(((steps >= lengths) & (steps < lengthened)).unsqueeze(-1), -1)
-        sequence = sequence.transpose(1, 2)
+            sequence = sequence.masked_fill((steps >= lengths) & (steps < lengthened), -1)
+            keep = steps < lengthened  # what follows is zero throughout, as beyond the end of a video
         for layer in self.encoder:
-            sequence = self._convolve(layer, sequence, keep)
-            sequence = torch.maximum(sequence[..., ::2], sequence[..., 1::2])
+            sequence = F.max_pool2d(self._convolve(layer, sequence, keep), (1, 2))  # unlike max_pool1d, it is exported
             keep = None if keep is None else keep[..., ::2]
         for layer in self.decoder:
             keep = None if keep is None else keep.repeat_interleave(2, -1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 from ave import Setting
 from ave.networks.avel import AVEL
@@ -11,9 +12,22 @@ from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import Localizer, Recipe
 
-__all__ = ["CLASSES", "NETWORKS", "find_recipe"]
+__all__ = ["CLASSES", "NETWORKS", "Network", "find_recipe", "find_recipes"]
 
-NETWORKS: Mapping[str, Callable[..., Localizer]] = {
+Network = Literal[
+    "cmran",
+    "ed-tcn",
+    "avel-a",
+    "avel-v",
+    "avel-v-att",
+    "avel-av",
+    "avel-av-att",
+    "avel-dmrn",
+    "avsdn",
+    "avsdn-cpsp",
+    "dam",
+]
+NETWORKS: Mapping[Network, Callable[..., Localizer]] = {
     "cmran": CMRAN,
     "ed-tcn": EDTCN,
     "avel-a": partial(AVEL, streams="audio", attention=False),
@@ -34,14 +48,19 @@ CLASSES: Mapping[str, type[Localizer]] = {
 """The classes, by the name that `config.json` of a saved network has."""
 
 
-def find_recipe(network: str, setting: Setting) -> Recipe:
+def find_recipes(network: Network) -> Mapping[Setting, Recipe]:
+    """Return the published training of a network in each setting that it has."""
+    kind = NETWORKS[network]
+    return CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
+
+
+def find_recipe(network: Network, setting: Setting) -> Recipe:
     """Return the published training of a network in a setting.
 
     Raises:
         ValueError: if the network has no such setting.
     """
-    kind = NETWORKS[network]
-    recipes = CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
+    recipes = find_recipes(network)
     if setting not in recipes:
         raise ValueError(f"--setting must be {' or '.join(recipes)} for {network}, got {setting}")
     return recipes[setting]

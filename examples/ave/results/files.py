@@ -237,21 +237,20 @@ def write_scores(
 
 
 def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Split) -> None:
-    """Write ``predictions.npz``, video by video what a network gave on a split, for the analysis of its errors.
+    """Write ``predictions.npz``, video by video what a network returned on a split, for the analysis of its errors.
 
-    It holds ``names`` (B,), ids or rows of the dataset, ``rows`` (B,), ``labels`` and ``predictions`` (B, T),
-    ``event_logits`` (B, T), ``category_logits`` (B, K), or weak (B, K + 1), and ``categories`` (K,); the label K is
-    background.
+    It holds ``names`` (B,), the YouTube ids or else the rows of the dataset, ``rows`` (B,), ``labels`` and
+    ``predictions`` (B, T), the logits as :attr:`~ave.results.metrics.Outcomes.logits` names them, and ``categories``
+    (K,); label K is background, -1 is none.
     """
     rows = data.splits[split].tolist()
+    arrays: dict[str, Any] = {
+        "names": np.array([str(row) if data.names is None else data.names[row] for row in rows]),
+        "rows": np.array(rows),
+        "labels": outcomes.truth.numpy(),
+        "predictions": outcomes.prediction.numpy(),
+        **{name: logits.numpy() for name, logits in outcomes.logits.items()},
+        "categories": np.array(data.categories),
+    }
     with writing(output / "predictions.npz") as temporary:
-        np.savez(
-            temporary,
-            names=np.array([str(row) if data.names is None else data.names[row] for row in rows]),
-            rows=np.array(rows),
-            labels=outcomes.truth.numpy(),
-            predictions=outcomes.prediction.numpy(),
-            allow_pickle=False,
-            **{name: logits.numpy() for name, logits in outcomes.logits.items()},
-            categories=np.array(data.categories),
-        )
+        np.savez(temporary, **arrays)

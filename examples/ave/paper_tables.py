@@ -1,0 +1,408 @@
+"""Repeat Tables 1 to 5 of the paper of CMRAN: train every row, and print it beside the published figure.
+
+A row is `ave_cmran.py train` in a process of its own. Rows that two tables share are trained once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ave import Setting, checking_input
+from ave.data.batches import Cache
+from ave.devices import Precision
+from ave.networks.registry import Network, find_recipes
+from ave.printing import printable
+from ave.reading import load_json
+from ave.results.figures import save_figures
+from ave.results.files import clearing, write_csv, write_json, writing
+from ave.results.tables import format_table
+
+__all__ = ["TABLES", "Row", "TablesConfig", "bootstrap_interval", "main"]
+
+COMMAND = Path(__file__).parents[1] / "ave_cmran.py"
+RESAMPLES = 10_000
+"""Of the videos, for an interval."""
+Table = Literal[1, 2, 3, 4, 5]
+HEADER = ("row", "setting", "paper", "ours", "best test epoch", "difference to CMRAN", "parameters", "s/epoch")
+NOTE = (
+    "ours: at the epoch chosen on val, mean ± standard deviation over the seeds; best test epoch: optimistic, the "
+    "convention in papers; difference: with a 95 % interval, bootstrapped over the test videos for these seeds"
+)
+NOT_AVE = (
+    "This is the procedural set, not AVE: neither the figures nor the order of the rows say anything about AVE. "
+    "Use --data for that"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a training, and its published figures."""
+
+    label: str
+    paper: Mapping[Setting, float | None]
+    """The published accuracy in %, by setting; None where there is none."""
+    network: Network = "cmran"
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    """The other options of `train`, which differ from those of the full network."""
+
+    def arguments(self) -> list[str]:
+        """Return the options for the command line."""
+        arguments = ["--network", self.network]
+        for name, value in self.options.items():
+            arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return arguments
+
+    @property
+    def name(self) -> str:
+        """The name of the row for `--rows`, and of its directory."""
+        parts = [part.removeprefix("--") for part in self.arguments()[1:]]
+        return "-".join(parts[1:] if self.network == "cmran" and len(parts) > 1 else parts)
+
+
+def _network(network: Network, label: str, supervised: float | None, weak: float | None = None, **options: bool) -> Row:
+    return Row(label, {"supervised": supervised, "weak": weak}, network, options)
+
+
+def _variant(label: str, supervised: float | None, weak: float | None, **options: str | int | bool) -> Row:
+    return Row(label, {"supervised": supervised, "weak": weak}, "cmran", options)
+
+
+FULL = _variant("CMRAN", 77.4, 72.9)
+RIVALS = (
+    _network("ed-tcn", "ED-TCN", 46.9),
+    _network("avel-a", "Audio only", 59.5, 53.4),
+    _network("avel-v", "Visual only", 55.3, 52.9),
+    _network("avel-v-att", "Visual + Att", 58.5, 55.6),
+    _network("avel-av", "Audio-Visual", 71.4, 63.7),
+    _network("avel-av-att", "Audio-Visual + Att", 72.7, 66.7),
+    _network("avel-av-att", "Audio-Visual + Att, trained as its code does", 72.7, 66.7, as_published=True),
+    _network("avel-dmrn", "DMRN", None, None),
+    _network("avsdn", "AVSDN", 72.6, 66.8),
+    _network("avsdn-cpsp", "AVSDN, as in the code of CPSP", None, None),
+    _network("dam", "DAM", 74.5),
+    FULL,
+)
+TABLES: Mapping[Table, tuple[Row, ...]] = {
+    1: RIVALS,
+    2: RIVALS,
+    3: (
+        _variant("w/o CMRA", 76.07, 72.03, relation="none"),
+        _variant("w/o CMRA, other reading: blocks without attention", None, None, relation="none-feedforward"),
+        _variant("CMRA-F", 75.62, 71.67, relation="cmra-f"),
+        _variant("Self-Att", 76.42, 72.46, relation="self"),
+        _variant("Self-Att, other reading: three stacked blocks", None, None, relation="self-stacked"),
+        _variant("Co-Att", 76.64, 72.24, relation="co"),
+        _variant("own projections for each modality", None, None, own_projections=True),
+        FULL,
+    ),
+    4: (
+        _variant("w/o AGSCA", 76.24, 72.16, guidance="mean"),
+        _variant("AGVA", 76.95, 72.34, guidance="agva"),
+        _variant("w/o AV-Interaction", 77.09, 72.61, interaction="product"),
+        _variant("with Self-Att", 77.29, 72.64, interaction="self"),
+        FULL,
+    ),
+    5: (
+        *(
+            _variant(f"{layers} layer{'s' * (layers != 1)}", supervised, weak, num_layers=layers)
+            for layers, supervised, weak in ((0, 76.73, 72.56), (1, 77.09, 72.91), (3, 76.86, 72.86), (4, 76.67, 72.58))
+        ),
+        FULL,
+    ),
+}
+"""The rows of each table of the paper. Table 1 is supervised, Table 2 is weak, the others are both."""
+NAMES = sorted({row.name for rows in TABLES.values() for row in rows})
+
+
+@dataclass(frozen=True)
+class TablesConfig:
+    """Train the rows of Tables 1 to 5 of the paper, and print each beside its published figure.
+
+    If it is stopped, run it again with the same --output: finished rows are kept, and the others go on.
+    """
+
+    tables: tuple[Table, ...] = (1, 2, 3, 4, 5)
+    """which tables"""
+    rows: tuple[str, ...] = ()
+    """only these rows and CMRAN, by the names of their directories, such as avel-av or relation-co"""
+    setting: Setting | None = None
+    """only this setting; Table 1 is supervised, Table 2 weak, the others have both"""
+    seeds: tuple[int, ...] = (0,)
+    """one training of every row for each"""
+    data: Path | None = None
+    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
+    background_videos: bool = True
+    """weakly, train on the extra background videos, too"""
+    epochs: int | None = None
+    """passes over the training videos; without it 11, or with --data as published for each network"""
+    device: str = "auto"
+    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    precision: Precision = "fp32"
+    """mixed precision of the forward pass; fp16 needs a GPU"""
+    cache: Cache = "auto"
+    """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
+    jobs: int = 1
+    """trainings at the same time; seconds an epoch are reported for one only"""
+    output: Path = Path("runs/tables")
+    """directory for the results, new or of such a run"""
+
+    def check(self) -> None:
+        """Check the ranges of the values.
+
+        Raises:
+            ValueError: if one is out of its range.
+        """
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+        if unknown := sorted(set(self.rows) - set(NAMES)):
+            raise ValueError(f"--rows must be some of {', '.join(NAMES)}, got {unknown[0]}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row in one setting, and the directory of its training."""
+
+    row: Row
+    setting: Setting
+    directory: Path
+
+    def arguments(self, config: TablesConfig) -> list[str]:
+        """Return the arguments of `train`."""
+        arguments = ["--setting", self.setting, *self.row.arguments(), "--seeds", *map(str, config.seeds)]
+        for name in ("data", "epochs", "device", "precision", "cache"):
+            if (value := getattr(config, name)) is not None:
+                arguments += [f"--{name}", str(value)]
+        if not config.background_videos:
+            arguments.append("--no-background-videos")
+        place = "--resume" if (self.directory / "config.json").is_file() else "--output"
+        return [*arguments, place, str(self.directory)]
+
+    def is_finished(self, seeds: Sequence[int]) -> bool:
+        """Tell whether the networks of these seeds have been trained and measured."""
+        path = self.directory / "metrics.json"
+        return path.is_file() and [run["seed"] for run in load_json(path)["runs"]] == list(seeds)
+
+
+def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Event], str | None] | None = None) -> None:
+    """Train what is missing, then write and print the tables.
+
+    Args:
+        config: the settings.
+        launch: trains a row unless it is told to stop, and returns why it failed, or None; by default in a process of
+            its own.
+
+    Raises:
+        InputError: if a setting is wrong, or the directory is in use.
+        OSError: if a row could not be trained; the others are finished, and the tables lack it.
+    """
+    with checking_input():
+        config.check()
+    launch = launch or _launch
+    tables = {table: list(_select(table, config)) for table in config.tables}
+    trainings = list({each.directory: each for rows in tables.values() for each in rows}.values())
+    failures: dict[str, str] = {}
+    with clearing(config.output, new=False):
+        # ---- Train the rows that are not finished ----
+        waiting = [training for training in trainings if not training.is_finished(config.seeds)]
+        print(
+            f"{len(trainings)} trainings, {len(trainings) - len(waiting)} of them finished; results in {config.output}"
+        )
+        start, stop = time.monotonic(), Event()
+        with ThreadPoolExecutor(config.jobs) as threads:
+            running = {threads.submit(launch, training, config, stop): training for training in waiting}
+            try:
+                for done, future in enumerate(as_completed(running), 1):
+                    training = running[future]
+                    if reason := future.result():
+                        failures[training.directory.name] = reason
+                    left = tqdm.format_interval((time.monotonic() - start) / done * (len(waiting) - done))
+                    print(
+                        f"{done}/{len(waiting)} {training.directory.name}: {reason or 'done'}; about {left} left",
+                        flush=True,
+                    )
+            except KeyboardInterrupt as error:
+                raise type(error)("stopped; finished rows are kept: run the same command again to go on") from error
+            finally:
+                stop.set()
+                threads.shutdown(cancel_futures=True)
+
+        # ---- Report ----
+        for table, rows in tables.items():
+            _report(table, [each for each in rows if each.directory.name not in failures], config)
+    for note in (NOTE, *([] if config.data else [NOT_AVE])):
+        print(textwrap.fill(note, 100))
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise OSError(f"{len(failures)} rows could not be trained, the first is {name}: {reason}")
+
+
+def _select(table: Table, config: TablesConfig) -> list[Training]:
+    """Return the trainings of a table."""
+    settings: tuple[Setting, ...] = {1: ("supervised",), 2: ("weak",)}.get(table, ("supervised", "weak"))  # type: ignore[assignment]
+    return [
+        Training(row, setting, config.output / f"{setting}-{row.name}")
+        for setting in settings
+        for row in TABLES[table]
+        if config.setting in (None, setting)
+        and (not config.rows or row is FULL or row.name in config.rows)
+        and setting in find_recipes(row.network)
+    ]
+
+
+def _launch(training: Training, config: TablesConfig, stop: Event) -> str | None:
+    """Run a training in a process of its own, and return the last line that it printed if it failed."""
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    command = [sys.executable, str(COMMAND), "train", *training.arguments(config)]
+    log = training.directory.with_suffix(".log")
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)  # noqa: S603
+        while process.poll() is None:
+            if stop.wait(0.1):
+                process.terminate()
+                process.wait()
+    if process.returncode == 0:
+        return None
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return printable(lines[-1] if lines else f"exit code {process.returncode}")
+
+
+def _report(table: Table, trainings: Sequence[Training], config: TablesConfig) -> None:
+    """Write a table as Markdown, CSV, JSON and a picture, and print it."""
+    results = []
+    for training in trainings:
+        full = training.directory.with_name(f"{training.setting}-{FULL.name}")
+        reference = full if full != training.directory and (full / "metrics.json").is_file() else None
+        results.append(_measure(training, reference, config))
+    if not results:
+        return
+    cells = [[_show(result, name) for name in HEADER] for result in results]
+    title = f"Table {table} on {'the procedural set (not AVE)' if config.data is None else config.data}, "
+    title += f"seeds {' '.join(map(str, config.seeds))}"
+    path = config.output / f"table-{table}"
+    write_json(path.with_suffix(".json"), {"title": title, "note": NOTE, "rows": results})
+    write_csv(
+        path.with_suffix(".csv"), [{name: value for name, value in row.items() if name != "runs"} for row in results]
+    )
+    lines = [f"## {title}", "", _line(HEADER), _line(["---"] * len(HEADER)), *map(_line, cells), "", NOTE]
+    with writing(path.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join([*lines, *([] if config.data else ["", NOT_AVE]), ""]), encoding="utf-8")
+    save_figures(config.output, {f"table-{table}.png": _draw(title, results)})
+    print(format_table(title, cells, HEADER))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _measure(training: Training, reference: Path | None, config: TablesConfig) -> dict[str, Any]:
+    """Return the figures of a row; accuracies and differences are in %."""
+    metrics = load_json(training.directory / "metrics.json")
+    runs, summary = metrics["runs"], metrics["summary"]
+    epochs = [epoch for run in runs for epoch in run["history"]]
+    difference: tuple[float | None, ...] = (None, None, None)
+    if reference is not None:
+        pairs = [_count_correct(directory, config.seeds) for directory in (training.directory, reference)]
+        difference = bootstrap_interval(*pairs[0], pairs[1][0])
+    return {
+        "setting": training.setting,
+        "row": training.row.label,
+        "paper": training.row.paper[training.setting],
+        "accuracy": 100 * summary["accuracy"]["mean"],
+        "accuracy_std": None if summary["accuracy"]["std"] is None else 100 * summary["accuracy"]["std"],
+        "best_test_accuracy": 100 * summary["best_test_accuracy"]["mean"],
+        "difference": difference[0],
+        "difference_low": difference[1],
+        "difference_high": difference[2],
+        "parameters": runs[0]["parameters"],
+        "seconds_an_epoch": sum(sum(epoch["seconds"].values()) for epoch in epochs) / len(epochs)
+        if config.jobs == 1
+        else None,
+        "runs": [{"seed": run["seed"], "accuracy": 100 * run["accuracy"]} for run in runs],
+    }
+
+
+def _count_correct(directory: Path, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return by test video the correct segments, as a mean over the seeds, and the labeled segments."""
+    correct, labeled = [], np.zeros(0)
+    for seed in seeds:
+        with np.load(directory / f"seed-{seed}" / "predictions.npz") as file:
+            labels, predictions = file["labels"], file["predictions"]
+        labeled = (labels >= 0).sum(1)
+        correct.append(((labels == predictions) & (labels >= 0)).sum(1))
+    return np.mean(correct, 0), labeled
+
+
+def bootstrap_interval(
+    correct: np.ndarray, labeled: np.ndarray, reference: np.ndarray, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return the difference of two accuracies on the same videos, and its 95 % interval, in %.
+
+    The videos are resampled with replacement; both networks are judged on the same videos (a paired bootstrap).
+
+    Args:
+        correct: (B,) the correct segments of each video.
+        labeled: (B,) the labeled segments of each video.
+        reference: (B,) the correct segments of the network to compare with.
+        seed: of the resampling.
+
+    Examples:
+        >>> labeled = np.full(50, 10)
+        >>> difference, low, high = bootstrap_interval(labeled * 0.8, labeled, labeled * 0.7)
+        >>> round(difference, 6), round(low, 6), round(high, 6)
+        (10.0, 10.0, 10.0)
+    """
+    videos = len(labeled)
+    counts = np.random.default_rng(seed).multinomial(videos, np.full(videos, 1 / videos), RESAMPLES)
+    differences = counts @ (correct - reference) / np.maximum(counts @ labeled, 1)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return 100 * float((correct - reference).sum() / labeled.sum()), 100 * float(low), 100 * float(high)
+
+
+def _show(result: Mapping[str, Any], column: str) -> str:
+    """Return a cell of a table."""
+    if column == "ours":
+        spread = result["accuracy_std"]
+        return f"{result['accuracy']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+    if column == "difference to CMRAN":
+        if result["difference"] is None:
+            return ""
+        return "{difference:+.1f} ({difference_low:+.1f} to {difference_high:+.1f})".format(**result)
+    name = {"best test epoch": "best_test_accuracy", "s/epoch": "seconds_an_epoch"}.get(column, column)
+    value = result[name]
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _draw(title: str, results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw our accuracies, with their spread, beside the published ones."""
+    figure = Figure(figsize=(9, 1.4 + 0.35 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(results))
+    spread = [result["accuracy_std"] or 0 for result in results]
+    axes.errorbar([r["accuracy"] for r in results], places, xerr=spread, fmt="o", color="#0072b2", label="ours")
+    known = [(result["paper"], place) for place, result in enumerate(results) if result["paper"] is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "d", color="#d55e00", fillstyle="none", label="the paper, on AVE")
+    axes.set_yticks(places, [f"{result['row']} ({result['setting']})" for result in results])
+    axes.invert_yaxis()
+    axes.set(xlabel="segment accuracy in %", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
+    return figure

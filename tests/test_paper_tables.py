@@ -1,0 +1,143 @@
+"""Tables of the paper: what each row trains, what is skipped and gone on with, and what is written."""
+
+import csv
+import dataclasses
+import json
+from threading import Event
+
+import numpy as np
+import pytest
+
+from ave import InputError
+from ave.networks.registry import NETWORKS
+from ave.paper_tables import FULL, TABLES, TablesConfig, _select, bootstrap_interval, main
+from ave.train import TrainConfig
+from ave_release import write_release
+from running import ENVIRONMENT, SMALL, call_main
+
+
+@pytest.fixture
+def release(tmp_path):
+    (tmp_path / "release").mkdir()
+    write_release(tmp_path / "release")
+    return tmp_path / "release"
+
+
+def launch(started, fails=()):
+    """Train rows in this process, with small networks; those in ``fails`` fail."""
+
+    def launch(training, config, stop):
+        assert isinstance(stop, Event)
+        started.append(training.directory.name)
+        if training.directory.name in fails:
+            return "the disk is full"
+        arguments = training.arguments(config)
+        network = SMALL if training.row.network == "cmran" else NETWORKS[training.row.network]
+        call_main("train", *arguments, network=network)
+        return None
+
+    return launch
+
+
+def test_tables_are_written_and_finished_rows_are_skipped(release, tmp_path, capsys):
+    config = TablesConfig(
+        tables=(1, 5), rows=("avel-a", "num-layers-1"), setting="supervised", seeds=(3, 5), data=release, epochs=1,
+        device="cpu", output=tmp_path / "tables",
+    )  # fmt: skip
+    started = []
+    main(config, launch=launch(started))
+    assert sorted(started) == ["supervised-avel-a", "supervised-cmran", "supervised-num-layers-1"]
+    printed = capsys.readouterr().out
+    assert "3/3 supervised-" in printed
+    assert "Audio only" in printed
+    assert "not AVE" not in printed
+    written = json.loads((tmp_path / "tables" / "table-1.json").read_text())["rows"]
+    assert [(row["row"], row["paper"]) for row in written] == [("Audio only", 59.5), ("CMRAN", 77.4)]
+    for row, directory in zip(written, ("supervised-avel-a", "supervised-cmran"), strict=True):
+        summary = json.loads((tmp_path / "tables" / directory / "metrics.json").read_text())["summary"]
+        assert row["accuracy"] == pytest.approx(100 * summary["accuracy"]["mean"])
+        assert row["accuracy_std"] == pytest.approx(100 * summary["accuracy"]["std"])
+        assert row["seconds_an_epoch"] > 0
+    assert written[1]["difference"] is None
+    assert written[0]["difference"] == pytest.approx(written[0]["accuracy"] - written[1]["accuracy"])
+    assert written[0]["difference_low"] <= written[0]["difference"] <= written[0]["difference_high"]
+    with (tmp_path / "tables" / "table-5.csv").open(newline="") as file:
+        assert [row["row"] for row in csv.DictReader(file)] == ["1 layer", "CMRAN"]
+    names = {path.name for path in (tmp_path / "tables").glob("table-*")}
+    assert names == {f"table-{table}.{kind}" for table in (1, 5) for kind in ("csv", "json", "md", "png")}
+    assert "| CMRAN | supervised | 77.4 |" in (tmp_path / "tables" / "table-1.md").read_text()
+
+    again = []
+    main(dataclasses.replace(config, seeds=(3, 5, 7), tables=(5,)), launch=launch(again))
+    main(dataclasses.replace(config, seeds=(3, 5, 7), tables=(5,)), launch=launch([], ["supervised-cmran"]))
+    assert sorted(again) == ["supervised-cmran", "supervised-num-layers-1"]
+    written = json.loads((tmp_path / "tables" / "table-5.json").read_text())["rows"]
+    assert [run["seed"] for run in written[1]["runs"]] == [3, 5, 7]
+
+
+def test_a_row_that_fails_is_left_out_and_told(release, tmp_path, capsys):
+    config = TablesConfig(
+        tables=(5,), rows=("num-layers-0",), setting="supervised", data=release, epochs=1, device="cpu", jobs=2,
+        output=tmp_path / "tables",
+    )  # fmt: skip
+    with pytest.raises(OSError, match="1 rows could not be trained, the first is supervised-num-layers-0: the disk is"):
+        main(config, launch=launch([], ["supervised-num-layers-0"]))
+    (row,) = json.loads((tmp_path / "tables" / "table-5.json").read_text())["rows"]
+    assert (row["row"], row["seconds_an_epoch"]) == ("CMRAN", None)
+    started = []
+    main(config, launch=launch(started))
+    assert started == ["supervised-num-layers-0"]
+    assert len(json.loads((tmp_path / "tables" / "table-5.json").read_text())["rows"]) == 2
+
+
+def test_rows_run_in_processes_of_their_own(release, tmp_path, capsys, monkeypatch):
+    """And one that cannot be trained ends in the line that it printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", ENVIRONMENT["OMP_NUM_THREADS"])
+    config = TablesConfig(
+        tables=(5,), rows=("cmran",), setting="weak", data=release, epochs=1, device="cpu", output=tmp_path / "tables"
+    )
+    main(config)
+    assert (tmp_path / "tables" / "weak-cmran" / "seed-0" / "model").is_dir()
+    with pytest.raises(OSError, match=r"error: --epochs must be at least 1, got 0"):
+        main(dataclasses.replace(config, epochs=0, output=tmp_path / "others"))
+
+
+def test_every_row_is_a_training_of_its_own(tmp_path):
+    """Its options build its network, whose settings it has; no two rows of a table are the same."""
+    for table in TABLES:
+        trainings = _select(table, TablesConfig())
+        assert len({training.directory for training in trainings}) == len(trainings)
+        for training in trainings:
+            config = TrainConfig(training.setting, network=training.row.network, **training.row.options)
+            config.check()
+            assert training.row is FULL or config != TrainConfig(training.setting)
+    assert {training.setting for training in _select(1, TablesConfig())} == {"supervised"}
+    assert {training.setting for training in _select(2, TablesConfig())} == {"weak"}
+    assert "DAM" not in [training.row.label for training in _select(2, TablesConfig())]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"rows": ("relation-cmra",)}, "--rows must be some of .*, got relation-cmra"),
+    ],
+)
+def test_errors(options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        main(TablesConfig(output=tmp_path / "tables", **options), launch=launch([]))
+    assert not (tmp_path / "tables").exists()
+
+
+def test_interval_is_that_of_resampled_videos():
+    """Against a bootstrap in a loop with other draws."""
+    generator = np.random.default_rng(5)
+    labeled = generator.integers(5, 11, 97)
+    correct, reference = (generator.binomial(labeled, share) for share in (0.7, 0.6))
+    difference, low, high = bootstrap_interval(correct, labeled, reference)
+    assert difference == pytest.approx(100 * (correct.sum() - reference.sum()) / labeled.sum())
+    resampled = []
+    for _ in range(4000):
+        videos = generator.integers(0, 97, 97)
+        resampled.append(100 * (correct[videos] - reference[videos]).sum() / labeled[videos].sum())
+    assert np.quantile(resampled, [0.025, 0.975]) == pytest.approx([low, high], abs=0.3)
