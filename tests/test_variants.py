@@ -272,7 +272,7 @@ COMBINED = {
     "none-feedforward": {"relation": "none-feedforward"},
     "own-projections": {"own_projections": True, "num_layers": 1},
 }
-"""Every part that any variant has, in few networks: tracing takes seconds. "self" and "none" have those of the second."""
+"""Every part of the variants in few networks, as tracing takes seconds. "self" and "none" have those of the second."""
 
 
 @pytest.fixture(params=COMBINED)
