@@ -15,9 +15,11 @@ from torch import nn
 
 from ave.networks.authors_weights import load_official_state_dict
 from ave.networks.cmran import CMRAN
+from ave.networks.registry import NETWORKS
 from ave.networks.two_scores import supervised_loss
 from benchmarks import __main__ as command
-from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report
+from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report, rival_networks
+from benchmarks.literal_networks import LITERAL_NETWORKS, copy_weights
 from benchmarks.measuring import Form, Session, compare
 from benchmarks.memory import measure_peak_bytes
 from benchmarks.passes import TASKS, make_pass
@@ -130,6 +132,38 @@ def test_published_network_gives_the_authors_figures_and_ours():
     torch.testing.assert_close(*norms, rtol=0, atol=1e-8)
     expected = torch.from_numpy(FIGURES["case1/cmran_supervised/grad_norm"])
     torch.testing.assert_close(norms[0], expected, rtol=0, atol=1e-8)
+
+
+def test_every_rival_is_measured():
+    assert set(rival_networks.RIVALS) == set(LITERAL_NETWORKS) == set(NETWORKS) - {"cmran"}
+
+
+@pytest.mark.parametrize("name", LITERAL_NETWORKS)
+def test_literal_rivals_are_the_example_s(name, draw, assert_close):
+    """With the same weights, the logits, the loss and the gradients of the inputs are the same."""
+    network = fill_parameters(NETWORKS[name]().double().eval())
+    literal = copy_weights(LITERAL_NETWORKS[name]().double().eval(), network)
+    counts = [sum(weight.numel() for weight in module.parameters()) for module in (network, literal)]
+    assert counts[0] == counts[1]
+    video, audio = draw(2, 7, 3, 5, 512).requires_grad_(), draw(2, 7, 128).requires_grad_()
+    labels = nn.functional.one_hot(torch.tensor([[28, 5, 5, 28, 5, 5, 5], [28] * 7]), 29).double()
+    found = []
+    for module in (network, literal):
+        logits = module(video, audio)
+        loss = module.loss(logits, labels)
+        gradients = torch.autograd.grad(loss, (video, audio), materialize_grads=True)
+        if name == "dam" and module is network:
+            logits = (logits.event.sigmoid(), logits.category)  # the literal form gives the probability
+        found.append([*([logits] if isinstance(logits, torch.Tensor) else logits), loss, *gradients])
+    assert_close(*found)
+
+
+def test_passes_of_the_rivals_keep_no_gradients():
+    torch.manual_seed(3)
+    network = NETWORKS["avel-a"]()
+    call = rival_networks.make_call(network, *rival_networks.draw_batch(2))
+    torch.testing.assert_close(call(), call())
+    assert all(weight.grad is None for weight in network.parameters())
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -364,6 +398,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(agsca, name, value)
     for name, value in {"QUICK_BATCHES": (1,), "LENGTH": 2, "GRID": 1}.items():
         monkeypatch.setattr(network, name, value)
+    for name, value in {"RIVALS": ("avel-a", "dam"), "LENGTH": 2, "GRID": 1}.items():
+        monkeypatch.setattr(rival_networks, name, value)
     monkeypatch.setattr(published, "FEEDFORWARD", 17)
     for row in (network, epoch):
         monkeypatch.setattr(row, "CMRAN", SmallCMRAN)
