@@ -21,7 +21,7 @@ __all__ = ["RIVALS", "TITLE", "draw_batch", "make_call", "measure", "run"]
 
 TITLE = "The rivals of CMRAN"
 TASK = "forward, loss and backward"
-OURS, LITERAL = "the example's", "written out"
+OURS, LITERAL = "the example's network", "written out"
 RIVALS: tuple[Network, ...] = tuple(name for name in NETWORKS if name in LITERAL_NETWORKS)
 BATCH, QUICK_BATCH = 32, 2
 LENGTH, GRID, VIDEO_DIM, AUDIO_DIM, CATEGORIES = 10, 7, 512, 128, 28

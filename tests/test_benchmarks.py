@@ -23,6 +23,7 @@ from benchmarks.literal_networks import LITERAL_NETWORKS, copy_weights
 from benchmarks.measuring import Form, Session, compare
 from benchmarks.memory import measure_peak_bytes
 from benchmarks.passes import TASKS, make_pass
+from benchmarks.pictures import draw_ratios
 from benchmarks.products import count_operations, make_replay, record_products
 from benchmarks.published import PublishedCMRAN
 from benchmarks.rivals import ATTENTION_RIVALS, FLEX_ATTENTION, X_TRANSFORMERS, DecoderLayer, LiteralAGSCA
@@ -447,6 +448,22 @@ def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, cap
     report.main([str(tmp_path)])
     assert (tmp_path / "report.md").read_text() == text
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".md", ".png")} == set(made)
+
+
+@pytest.mark.parametrize("ratios", [(0.96, 1.09), (0.8, 30.0)])
+def test_charts_of_ratios_have_marks(ratios):
+    """The axis has at least three labels, also if all ratios are near 1."""
+    cases = [
+        {
+            "case": {"size": size},
+            "ratios": [{"of": "a", "to": "b", "time": {"median": ratio, "quartiles": [ratio] * 2}}],
+        }
+        for size, ratio in enumerate(ratios)
+    ]
+    figure = draw_ratios({"title": "layers", "cases": cases})
+    axes = figure.axes[0]
+    lower, upper = axes.get_xlim()
+    assert sum(lower <= place <= upper for place in axes.get_xticks()) >= 3
 
 
 def test_bad_input_is_named(tmp_path, capsys):
