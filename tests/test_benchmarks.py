@@ -516,3 +516,15 @@ def test_readme_quotes_what_was_measured():
         )
         assert f"| {time:#.2g} times" in line
         assert f"| {memory:#.2g} times less |".replace(". ", " ") in line
+
+
+def test_docs_quote_what_was_measured_of_the_rivals():
+    """The range of the ratios is that of the committed results, and no rival is slower by more than the spread."""
+    results = json.loads((RESULTS.parent / "cpu-avx512" / "rival_networks.json").read_text())
+    assert not results["quick"]
+    assert [case["case"]["network"] for case in results["cases"]] == list(rival_networks.RIVALS)
+    times = [case["ratios"][0]["time"] for case in results["cases"]]
+    medians = [time["median"] for time in times]
+    page = (RESULTS.parents[2] / "docs" / "benchmarks.md").read_text()
+    assert f"from {min(medians):.2f} to {max(medians):.2f} times as long" in page
+    assert all(time["quartiles"][1] >= 1 for time in times)
