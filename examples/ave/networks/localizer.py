@@ -177,20 +177,21 @@ class SegmentClassifier(Localizer):
         if target.shape != expected:
             raise ValueError(f"target must have shape {tuple(expected)}, background last, got {tuple(target.shape)}")
         if self.setting == "weak":
-            return self._losses(self.pool(logits, padding_mask=padding_mask), target.to(logits.dtype)).mean()
+            logits = self.pool(logits, padding_mask=padding_mask)
+            return self._sum_losses(logits, target.to(logits.dtype)) / target.shape[0]
         if padding_mask is not None:
             target = target.masked_fill(padding_mask.unsqueeze(-1), 0)
-        labeled = target.any(-1).flatten()
-        losses = self._losses(logits.flatten(0, 1), target.flatten(0, 1).to(logits.dtype))
-        return (losses * labeled).sum() / labeled.sum().clamp(min=1)
+        labeled = target.sum(dtype=torch.float32)  # each of them has a single 1
+        total = self._sum_losses(logits.flatten(0, 1), target.flatten(0, 1).to(logits.dtype))
+        return total / labeled.clamp(min=1)
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Pool logits (B, T, K + 1) over time into those of the video (B, K + 1); zero if it is all padding."""
         return max_over_time(logits, padding_mask)
 
-    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss (N,) of each row of logits (N, K + 1) against a distribution of that shape."""
-        return F.cross_entropy(logits, target, reduction="none")
+    def _sum_losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the summed loss of logits (N, K + 1) against distributions of that shape; zero rows add nothing."""
+        return F.cross_entropy(logits, target, reduction="sum")
 
     def decide(self, logits: Tensor) -> Decision:
         """Return the best class of every segment; its event score is the probability of all but background."""
