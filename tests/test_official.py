@@ -279,7 +279,7 @@ def pack(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda _: None, "can't be read: No such file"),
+        (lambda _: None, "cannot be read: No such file"),
         (lambda path: path.mkdir(), "must be a regular file, got a directory"),
         (os.mkfifo, "must be a regular file, got a named pipe"),
         (lambda path: path.write_bytes(b""), "must be a complete checkpoint of tensors only"),

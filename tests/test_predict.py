@@ -188,7 +188,7 @@ def test_a_release(release, checkpoint, split, tmp_path, capsys):
     assert expected
     assert (written["videos"], written["features"]) == (len(rows), str(release))
     printed = capsys.readouterr().out
-    assert f"{len(rows)} videos of {len(rows) * SHAPE['segments']} s in all" in printed
+    assert f"{len(rows)} videos of {len(rows) * SHAPE['segments']} s in total" in printed
     assert re.search(
         rf"^all +{len(expected)} +{sum(e['end_s'] - e['start_s'] for e in expected)}$", printed, re.MULTILINE
     )
@@ -432,14 +432,14 @@ REFUSED = [
     (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
     (
         partial(write_npz, visual=np.ones((3, 5, 11, 2, 3))),
-        "got 3, shape .*: move channels from the first axis of maps",
+        "got 3, shape .*: move the channels to the last axis",
     ),
     (partial(write_npz, audio=np.ones((3, 5, 13))), "audio features must have 7 channels, .*, got 13"),
-    (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got others in row 2, second 4"),
-    (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got others in row 2, second 4"),
+    (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got NaN or Inf in row 2, sec"),
+    (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got NaN or Inf in row 2, sec"),
     (
         partial(write_npz, audio=np.full((3, 5, 7), np.inf)),
-        "audio features must be finite, got others in row 0, second 0",
+        "audio features must be finite, got NaN or Inf in row 0, second 0",
     ),
     (partial(write_npz, names=np.array(["a", "b"])), "names must be as many as the 3 videos, got 2"),
     (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in an array called names, got int64"),
@@ -465,12 +465,12 @@ REFUSED = [
     ),
     (
         change_release(lambda place: write_dataset(place / "audio_feature.h5", np.full((23, 5, 7), np.nan))),
-        "audio features must be finite, got others in row 0, second 0",
+        "audio features must be finite, got NaN or Inf in row 0, second 0",
     ),
     (other_checkpoint(video_dim=512), "visual features must have 512 channels, .*, got 11"),
     (
         lambda place: [*write_npz(place), "--checkpoint", place / "none"],
-        "--checkpoint must be a directory that save_pretrained wrote, or hf:owner/name .*none, which is no dir",
+        "--checkpoint must be a directory that save_pretrained wrote, or hf:owner/name .*none, which is not a",
     ),
     (full_output, "--output must be a new or empty directory"),
     (
@@ -533,7 +533,7 @@ def test_one_process_predicts(checkpoint, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         call_main("predict", "--checkpoint", checkpoint, *write_npz(tmp_path), "--output", tmp_path / "out")
     assert stop.value.code == 2
-    assert "one process must predict alone, got 2: start it without a launcher" in capsys.readouterr().err
+    assert "predict must run in one process, got 2: start it without a launcher" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failure", [OSError("no space left on device"), FloatingPointError("not finite")])

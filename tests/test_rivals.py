@@ -612,7 +612,7 @@ INPUTS = torch.zeros(2, 3, 2, 2, 11), torch.zeros(2, 3, 7)
         ),
         (
             lambda: make("dam").float()(INPUTS[0], INPUTS[0]),
-            r"audio must have shape \(batch, time, 7\), none of them empty",
+            r"audio must have shape \(batch, time, 7\), where only the batch may be empty",
         ),
         (
             lambda: make("dam").float()(INPUTS[0], INPUTS[1][:1]),

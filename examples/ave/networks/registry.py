@@ -1,4 +1,4 @@
-"""The networks, by the name of their row in the tables, and their classes, by the name that a saved network carries."""
+"""All networks: by their names on the command line, and by the class names in saved networks."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -40,25 +40,25 @@ NETWORKS: Mapping[Network, Callable[..., Localizer]] = {
     "avsdn-cpsp": AVSDNTwoScores,
     "dam": DAM,
 }
-"""Each takes the setting, then the arguments of :class:`Localizer` by keyword, and is its default otherwise."""
+"""Functions that build the networks. Each takes the setting, and the arguments of :class:`Localizer` by keyword."""
 
 CLASSES: Mapping[str, type[Localizer]] = {
     kind.__name__: kind for kind in (CMRAN, EDTCN, AVEL, AVSDN, AVSDNTwoScores, DAM)
 }
-"""The classes, by the name that `config.json` of a saved network has."""
+"""The classes, by their names in `config.json` of a saved network."""
 
 
 def find_recipes(network: Network) -> Mapping[Setting, Recipe]:
-    """Return the published training of a network in each setting that it has."""
+    """Return the published hyperparameters of a network, for each setting that it has."""
     kind = NETWORKS[network]
     return CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
 
 
 def find_recipe(network: Network, setting: Setting) -> Recipe:
-    """Return the published training of a network in a setting.
+    """Return the published hyperparameters of a network in a setting.
 
     Raises:
-        ValueError: if the network has no such setting.
+        ValueError: if the network does not have the setting.
     """
     recipes = find_recipes(network)
     if setting not in recipes:
