@@ -1,6 +1,6 @@
 """Audio-visual event localization with CMRAN: check and prepare the AVE release, train, evaluate, predict.
 
-The default subcommand is train. Without options, it trains on an embedded procedural dataset in the shape of AVE, which
+The default subcommand is train. Without options, it trains on an embedded procedural set in the shape of AVE, which
 takes minutes on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
 """
 

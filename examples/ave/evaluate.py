@@ -34,7 +34,7 @@ class EvaluateConfig:
     official: Path | None = None
     """checkpoint of the authors' code, .pth.tar, instead of --checkpoint"""
     data: Path | None = None
-    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural dataset"""
+    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     split: Split = "test"
     """the split to evaluate on"""
     device: str = "auto"

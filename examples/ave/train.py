@@ -65,7 +65,7 @@ EVALUATION_COST = 0.35
 class TrainConfig:
     """Train a network for one or several seeds, and report its accuracy on the test split.
 
-    Without --data, it trains on an embedded procedural dataset in the shape of AVE (never AVE itself), which takes
+    Without --data, it trains on an embedded procedural set in the shape of AVE (never AVE itself), which takes
     minutes on two CPU cores. A checkpoint is saved after every epoch, and --resume continues from the last one. The
     command also runs under `accelerate launch` and `torchrun`; all processes must see the same files.
     """
@@ -77,7 +77,7 @@ class TrainConfig:
     as_published: bool = False
     """train a rival exactly as its public code does, faults included"""
     data: Path | None = None
-    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural dataset"""
+    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     background_videos: bool = True
     """weak setting: also train on the extra background videos; AVE must have them, other datasets may"""
     senses: Senses = "both"

@@ -123,8 +123,8 @@ class CMRAN(TwoScores):
             padding_mask: bool (B, T), True = padding.
 
         Returns:
-            Logits: event logits (B, T) and category logits (B, K), or (B, K + 1) if weak. At padding, they are finite but
-            meaningless.
+            Logits: event logits (B, T), and category logits (B, K), or (B, K + 1) if weak. They are finite but
+            meaningless at padding.
         """
         self._check(video, audio, padding_mask)
         if padding_mask is not None:
