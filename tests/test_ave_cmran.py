@@ -224,7 +224,7 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
     [
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--lr", "1e999"], "--lr must be a number above 0, got inf"),
-        (["--batch-size", "many"], "--batch-size: invalid literal for int() with base 10: 'many'"),
+        (["--batch-size", "many"], "invalid literal for int() with base 10: 'many'"),
         (["--lr", "-1"], "--lr must be a number above 0, got -1"),
         (["--lr-decay", "0"], "--lr-decay must be above 0, at most 1, got 0"),
         (["--milestones", "0", "3"], "--milestones must be epochs of at least 1, got 0 3"),

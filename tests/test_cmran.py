@@ -152,7 +152,7 @@ def test_categories_are_counted():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: CMRAN("strong"), r'setting must be "supervised" or "weak" for CMRAN, got \'strong\''),
+        (lambda: CMRAN("strong"), r'setting must be "supervised" or "weak", got \'strong\', which CMRAN does not have'),
         (
             lambda: CMRAN()(torch.rand(2, 5, 3, 2, 11), torch.rand(2, 5, 128)),
             r"video must have shape \(batch, time, height, width, 512\), .* got \(2, 5, 3, 2, 11\)",
