@@ -99,6 +99,17 @@ def test_attention_masks_compile_whole_and_few_times(draw, assert_close, dimensi
     assert counter.frame_count == 1
 
 
+def test_lacking_modality_compiles_whole(draw, assert_close):
+    """None in a list of contexts is part of the graph."""
+    layer = CASES["cmra-own-projections"].make()
+    query, context = draw(2, 5, 39), draw(2, 7, 39)
+    arguments = {"context_padding_mask": [None, padding_mask([7, 3])], "need_weights": True}
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert_close(compiled(query, [None, context], **arguments), layer(query, [None, context], **arguments))
+    program = torch.export.export(layer, (query, [None, context]), arguments)
+    assert_close(program.module()(query, [None, context], **arguments), layer(query, [None, context], **arguments))
+
+
 @pytest.mark.parametrize("name", ["cmra-1-context", "agsca"])
 def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
     """Gradients through AOT autograd equal the eager ones, with padding."""

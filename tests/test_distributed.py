@@ -8,8 +8,8 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from ave.networks.two_scores import supervised_loss, weak_loss
-from crossmodal_attn import padding_mask
-from oracles import make_cmran
+from crossmodal_attn import CMRA, padding_mask
+from oracles import fill_parameters, make_cmran
 
 
 def make_batch():
@@ -28,6 +28,25 @@ def loss_of(model, setting, video, audio, labels, mask):
     return weak_loss(logits, labels.mean(1), padding_mask=mask)
 
 
+LACKING = ("none", "no-steps")
+
+
+def make_layer():
+    """Build a layer with a projection for each of two contexts."""
+    return fill_parameters(CMRA(6, 2, context_dim=[3, 2], dtype=torch.float64))
+
+
+def lack_on_second(layer, rank, kind):
+    """Go back from one half of a batch, of which the second lacks its first modality."""
+    generator = torch.Generator().manual_seed(rank)
+    query, first, second = (
+        torch.randn(2, *size, generator=generator, dtype=torch.float64) for size in ((5, 6), (7, 3), (4, 2))
+    )
+    if rank == 1:
+        first = None if kind == "none" else first[:, :0]
+    layer(query, [first, second]).square().sum().backward()
+
+
 def work(rank, folder):
     """Take a step on one half of the batch, and save the gradients to a file. This runs in a separate process."""
     torch.set_num_threads(1)
@@ -42,6 +61,13 @@ def work(rank, folder):
                 loss_of(model, setting, *half).backward()
             gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
             torch.save(gradients, Path(folder) / f"{setting}-{rank}.pt")
+        for kind in LACKING:
+            layer = DistributedDataParallel(make_layer(), find_unused_parameters=kind == "none")
+            for _ in range(2):
+                layer.zero_grad(set_to_none=True)
+                lack_on_second(layer, rank, kind)
+            gradients = {name: parameter.grad for name, parameter in layer.module.named_parameters()}
+            torch.save(gradients, Path(folder) / f"lacking-{kind}-{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -64,3 +90,15 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(setting, folder, as
         gradients = torch.load(folder / f"{setting}-{rank}.pt", weights_only=True)
         assert all(gradient is not None for gradient in gradients.values())
         assert_close(gradients, expected)
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize("kind", LACKING)
+def test_one_process_lacks_a_modality(kind, folder, assert_close):
+    """As None with a search for unused parameters, or as a context of no steps without; gradients are the means."""
+    layer = make_layer()
+    for rank in range(2):
+        lack_on_second(layer, rank, kind)
+    expected = {name: parameter.grad / 2 for name, parameter in layer.named_parameters()}
+    for rank in range(2):
+        assert_close(torch.load(folder / f"lacking-{kind}-{rank}.pt", weights_only=True), expected)

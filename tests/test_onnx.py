@@ -104,13 +104,13 @@ def inputs_two_contexts(sizes: Sizes) -> dict[str, Any]:
 
 
 def inputs_of_widths(sizes: Sizes) -> dict[str, Any]:
-    """With contexts of two widths, the first of them padded, and a mask for each video."""
+    """With contexts of two widths and a mask for each video."""
     batch, time, other, third, *_ = sizes
     padding = draw_padding(batch, other)
     return {
         "query": draw(batch, time, 39),
         "context": [draw(batch, other, 17, padding=padding), draw(batch, third, 23)],
-        "context_padding_mask": [padding, None],
+        "context_padding_mask": [padding, draw_padding(batch, third)],
         "attn_mask": draw_mask(batch, time, other + third),
     }
 

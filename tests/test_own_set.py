@@ -336,7 +336,7 @@ FAULTS = {
     "background first": (
         change("labels", background_first),
         "labels",
-        "must hold one category for each video.*; all of these have column 0: if that is background, move it to the last",
+        "must hold one category for each video.*; all of these have column 0: if that is background, move it to",
     ),
     "two categories": (
         change("labels", lambda _: np.eye(4)[np.tile([0, 1, 3, 3, 3], (VIDEOS, 1))]),

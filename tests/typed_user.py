@@ -13,6 +13,7 @@ from crossmodal_attn import (
     AGSCA,
     CMRA,
     AVInteraction,
+    CrossModalRelation,
     RelationAware,
     padding_mask,
     record_attention,
@@ -38,12 +39,15 @@ class Fusion(nn.Module):
 def attributes(layer: CMRA, block: RelationAware) -> None:
     assert_type(layer.q_proj, nn.Linear)
     assert_type(layer.context_kv_proj, nn.Linear | None)
+    assert_type(layer.context_dim, int | tuple[int, ...])
     assert_type(layer.include_query, bool)
+    assert_type(block.context_proj, nn.Linear)
     assert_type(block.cross_relation.attention, CMRA)
 
 
 def results(layer: CMRA, guide: AGSCA, model: Fusion, query: Tensor, memory: Tensor) -> None:
     assert_type(layer.forward(query, [memory, memory], need_weights=True), Tensor | tuple[Tensor, Tensor])
+    layer.forward(query, [memory, None], context_padding_mask=[padding_mask([3, 1]), None])
     assert_type(guide.forward(memory, query), Tensor | tuple[Tensor, Tensor, Tensor])
     assert_type(relation_attention(query, memory, memory, dropout_p=0.1), Tensor)
     assert_type(padding_mask([3, 1]), Tensor)
@@ -60,6 +64,13 @@ def subclass_is_kept(attention: nn.MultiheadAttention) -> None:
         """A user's layer."""
 
     assert_type(Named.from_multihead_attention(attention), Named)
+
+
+def options() -> None:
+    CMRA(256, num_heads=4, context_dim=[128, 300], include_query=False)
+    RelationAware(512, (128, 300), own_projections=True)
+    CrossModalRelation(256, 4, context_dim=128, norm_first=True, activation="gelu")
+    CrossModalRelation(256, 4, activation=nn.SiLU())
 
 
 def mistake_is_seen() -> None:

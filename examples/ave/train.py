@@ -26,7 +26,7 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import Senses
 from ave.networks.localizer import Localizer
-from ave.networks.registry import NETWORKS, Network, find_recipe
+from ave.networks.registry import NETWORKS, PUBLISHED, PUBLISHED_CELLS, Network, find_recipe
 from ave.networks.variants import Guidance, Interaction, Relation
 from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_learning_curves
@@ -75,7 +75,7 @@ class TrainConfig:
     network: Network = "cmran"
     """CMRAN, or a rival from Tables 1 and 2 of the CMRAN paper"""
     as_published: bool = False
-    """train a rival exactly as its public code does, faults included"""
+    """train a rival as its public code does, faults included, if it has public code"""
     data: Path | None = None
     """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     background_videos: bool = True
@@ -128,11 +128,12 @@ class TrainConfig:
     def check(self) -> None:
         """Check that each value is in its range, and that the options are compatible."""
         milestones, variant = self.milestones or (), self.variant().keys()
+        published, publishable = " or ".join(PUBLISHED), self.network in PUBLISHED
         cmran, shown = self.network == "cmran", ", ".join(f"--{name.replace('_', '-')}" for name in sorted(variant))
         for option, value, right, expected in (
             ("--epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1"),
             ("--network", self.network, cmran or not variant - {"as_published"}, f"cmran with {shown}"),
-            ("--network", self.network, not cmran or not self.as_published, "a rival with --as-published"),
+            ("--network", self.network, publishable or not self.as_published, f"{published} with --as-published"),
             ("--num-layers", self.num_layers, self.num_layers >= 0, "at least 0"),
             ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("--keep", self.keep, self.keep >= 1, "at least 1"),
@@ -162,7 +163,7 @@ class TrainConfig:
 
     def check_resumes(self, saved: TrainConfig) -> None:
         """Check that no setting that affects the weights differs from the saved run."""
-        for name in {field.name for field in dataclasses.fields(self)} - MAY_CHANGE:
+        for name in [field.name for field in dataclasses.fields(self) if field.name not in MAY_CHANGE]:
             if (value := getattr(self, name)) != (expected := getattr(saved, name)):
                 option = f"--{name.replace('_', '-')}"
                 came = f"as in {self.resume}, got {_show(value)}: leave it out"
@@ -255,6 +256,8 @@ def main(
             data = make_procedural_set() if directory is None else _read_data(directory, config, accelerator)
         if not config.background_videos:
             data = dataclasses.replace(data, background_visual=None, background_audio=None, background_labels=None)
+        if config.as_published and math.prod(data.visual.shape[2:4]) != PUBLISHED_CELLS:
+            raise ValueError(f"--as-published needs {PUBLISHED_CELLS} positions, got {tuple(data.visual.shape[2:4])}")
         digest = data.digest(config.setting)
         if saved is not None and saved.data_digest != digest:
             raise ValueError(f"--data must be the dataset that {output} was trained on, got another")

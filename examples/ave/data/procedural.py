@@ -33,8 +33,8 @@ CATEGORIES = tuple(
     f"look {chr(65 + look)}, sound {sound + 1}" for look, sound in zip(LOOK_OF.tolist(), SOUND_OF.tolist(), strict=True)
 )
 
-# Number of videos with an event of 0 ... 10 seconds, as in AVE. Only the number for 0 is larger: a small set would never
-# have the single video of AVE without an event.
+# Number of videos with an event of 0 ... 10 seconds, as in AVE. Only the number for 0 is larger, because in a small set
+# the single video of AVE without an event would never occur.
 EVENT_LENGTHS = (41, 0, 214, 220, 217, 196, 200, 139, 111, 95, 2750)
 # Distance of the distractor look and sound from those of the category on the ring: too far for a distractor to match
 # another look or sound, and without information about the category.

@@ -1,5 +1,6 @@
 """All networks: by their names on the command line, and by the class names in saved networks."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
@@ -12,7 +13,7 @@ from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import Localizer, Recipe
 
-__all__ = ["CLASSES", "NETWORKS", "Network", "find_recipe", "find_recipes"]
+__all__ = ["CLASSES", "NETWORKS", "PUBLISHED", "PUBLISHED_CELLS", "Network", "find_recipe", "find_recipes"]
 
 Network = Literal[
     "cmran",
@@ -46,6 +47,13 @@ CLASSES: Mapping[str, type[Localizer]] = {
     kind.__name__: kind for kind in (CMRAN, EDTCN, AVEL, AVSDN, AVSDNTwoScores, DAM)
 }
 """The classes, by their names in `config.json` of a saved network."""
+
+PUBLISHED: tuple[Network, ...] = tuple(
+    name for name, kind in NETWORKS.items() if "as_published" in inspect.signature(kind).parameters
+)
+"""The networks that have the argument ``as_published``."""
+PUBLISHED_CELLS = 49
+"""The number of positions of the visual map that these networks need with ``as_published``."""
 
 
 def find_recipes(network: Network) -> Mapping[Setting, Recipe]:

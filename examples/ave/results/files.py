@@ -239,19 +239,18 @@ def write_scores(
 def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Split) -> None:
     """Write ``predictions.npz``: labels, predictions and logits for each video of a split, for error analysis.
 
-    The arrays are ``names`` (B,), the ids of the videos or their rows in the dataset; ``rows`` (B,); ``labels`` and
-    ``predictions`` (B, T); the logits by name, such as ``event_logits`` (B, T) and ``category_logits`` (B, K), or
-    (B, K + 1) if weak; and ``categories`` (K,). Label K is background.
+    The arrays are ``names`` (B,), the YouTube ids or else the rows of the dataset; ``rows`` (B,); ``labels`` and
+    ``predictions`` (B, T); the logits by their names in :attr:`~ave.results.metrics.Outcomes.logits`; and
+    ``categories`` (K,). Label K is background, -1 is no label.
     """
     rows = data.splits[split].tolist()
+    arrays: dict[str, Any] = {
+        "names": np.array([str(row) if data.names is None else data.names[row] for row in rows]),
+        "rows": np.array(rows),
+        "labels": outcomes.truth.numpy(),
+        "predictions": outcomes.prediction.numpy(),
+        **{name: logits.numpy() for name, logits in outcomes.logits.items()},
+        "categories": np.array(data.categories),
+    }
     with writing(output / "predictions.npz") as temporary:
-        np.savez(
-            temporary,
-            names=np.array([str(row) if data.names is None else data.names[row] for row in rows]),
-            rows=np.array(rows),
-            labels=outcomes.truth.numpy(),
-            predictions=outcomes.prediction.numpy(),
-            allow_pickle=False,
-            **{name: logits.numpy() for name, logits in outcomes.logits.items()},
-            categories=np.array(data.categories),
-        )
+        np.savez(temporary, **arrays)
