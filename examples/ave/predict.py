@@ -42,8 +42,8 @@ class PredictConfig:
     The features are in a directory: the AVE release, your own dataset in that layout, or the output of `prepare`. Only
     the visual and audio features are needed. Or they are in an .npz file with the arrays `visual` (videos, seconds,
     height, width, channels) or (videos, seconds, channels), and `audio` (videos, seconds, channels). For a single
-    video, leave out the first axis. An .npz file may also have `names` (text) and, if shorter videos are padded,
-    `lengths` (in seconds).
+    video, leave out the first axis. An .npz file may also have `names`, which is text, and the lengths of padded videos
+    in seconds as `lengths`.
 
     The command writes events.csv and events.json: for each event the video, its row in the features, the start and end
     in seconds, the category and the score. The score, in [0, 1], is the probability of an event times the probability
