@@ -1,7 +1,7 @@
 """Audio-visual event localization with CMRAN: check and prepare the AVE release, train, evaluate, predict.
 
-Without a subcommand it trains; without options it trains on an embedded procedural set in the shape of AVE, in minutes
-on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
+The default subcommand is train. Without options, it trains on an embedded procedural set in the shape of AVE, which
+takes minutes on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ave.printing import printable
 from ave.stopping import Terminated, find_reason, leave, raising_signals, undisturbed
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, leave)  # while modules are imported, for seconds, which might catch an exception
+    signal.signal(signal.SIGTERM, leave)  # the imports take seconds, and might swallow an exception
 try:
     import tyro
 
@@ -49,16 +49,16 @@ COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
     "check": (CheckConfig, check),
     "prepare": (PrepareConfig, prepare),
 }
-"""The settings of each subcommand, which are its options, and the function that runs it."""
+"""For each subcommand: the dataclass of its settings, which are its options, and the function that runs it."""
 
 
 def parse(arguments: list[str]) -> Any:
-    """Return the settings that a command line asks for; those of a resumed run are the defaults of its options."""
+    """Parse a command line into settings. With --resume, the settings of the saved run are the defaults."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
     if arguments[0] == "train":
         _check_seeds(arguments)
-    elif arguments[0] == "predict":  # --features is its older name
+    elif arguments[0] == "predict":  # --features is the old name of --data
         arguments = [re.sub("^--features(?==|$)", "--data", argument) for argument in arguments]
     kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
     config = tyro.extras.subcommand_cli_from_dict(kinds, prog="ave_cmran.py", description=__doc__, args=arguments)
@@ -72,16 +72,16 @@ def parse(arguments: list[str]) -> Any:
 def main(arguments: list[str] | None = None, **options: Any) -> None:
     """Run a subcommand.
 
-    Exit codes: 2 for wrong input, 1 for a later failure, 130 for Ctrl-C, 143 for SIGTERM, 141 if nobody reads any more
-    what it prints.
+    Exit codes: 2 for wrong input, 1 for a later failure, 130 for Ctrl-C, 143 for SIGTERM, 141 if standard output is a
+    closed pipe.
 
     Args:
-        arguments: the command line, by default that of the process.
-        **options: passed on to the function that runs the subcommand.
+        arguments: the command line. Default: the arguments of this process.
+        **options: passed to the function that runs the subcommand.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names that it cannot encode stop nothing
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         run = next(run for kind, run in COMMANDS.values() if kind is type(config))
@@ -106,24 +106,23 @@ def main(arguments: list[str] | None = None, **options: Any) -> None:
 
 
 def _check_seeds(arguments: list[str]) -> None:
-    """Refuse seeds that are parted by commas, of which tyro says no more than that it cannot read them."""
+    """Reject seeds that are separated by commas, with a better message than tyro's."""
     for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
         came = value if option == "--seeds" else option.removeprefix("--seeds=")
         if option.startswith("--seeds") and re.fullmatch(r"\d+(,\d*)+", came):
             meant = " ".join(filter(None, came.split(",")))
-            raise InputError(
-                f"--seeds takes numbers with spaces between them, got {came}: did you mean --seeds {meant}?"
-            )
+            raise InputError(f"--seeds must be numbers separated by spaces, got {came}: did you mean --seeds {meant}?")
 
 
 def _say(error: object, code: int) -> int:
+    """Print an error message in one line, and return the exit code."""
     if code != 2 or os.environ.get("RANK", "0") == "0":  # wrong input is the same for all processes
         print(f"ave_cmran.py: error: {printable(error)}", file=sys.stderr)
     return code
 
 
 def _flush(stream: TextIO) -> None:
-    """Write out what was printed; drop what cannot be written, which would fail once more when Python ends."""
+    """Flush a stream. If that fails, discard its text, which Python would otherwise flush again at exit, and fail."""
     try:
         stream.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Fixtures: tolerances, seeded random tensors, the layers, a small CMRAN, short runs and processes."""
+"""Fixtures: tolerances, seeded random tensors, all layers, a small CMRAN, a small release and processes."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from ave.networks.cmran import CMRAN
 from ave_release import write_release
 from oracles import CASES, Case, make_cmran
 
-# The same examples in every run, at whatever speed; a test that asks for another number of them says so.
+# Every run uses the same examples, without a time limit. A test may set another number of examples.
 settings.register_profile(
     "tests",
     max_examples=25,
@@ -34,12 +34,12 @@ TOLERANCES = {
     torch.float16: {"rtol": 1e-2, "atol": 1e-2},
     torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
 }
-"""The tolerance of each dtype. No test uses a larger one."""
+"""The tolerance of each dtype. No test uses a larger tolerance."""
 
 
 @pytest.fixture
 def draw() -> Callable[..., Tensor]:
-    """Draw normal tensors from one seeded generator."""
+    """Return a function that draws normal tensors from one seeded generator."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -50,7 +50,7 @@ def draw() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """Compare tensors, or sequences or dicts of them, within the tolerance of ``dtype``."""
+    """Return a function that compares tensors, or sequences or dicts of them, within the tolerance of ``dtype``."""
 
     def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -> None:
         leaves = torch.utils._pytree.tree_leaves(expected)
@@ -80,13 +80,13 @@ def setting(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def cmran(setting: str) -> CMRAN:
-    """A small CMRAN in float64: 11 visual and 7 audio channels, 5 categories; no dropout."""
+    """Return a small CMRAN in float64 with 11 visual and 7 audio channels and 5 categories, without dropout."""
     return make_cmran(setting)
 
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """A small release of random features, complete but for the annotations."""
+    """Write a small release of random features, complete except for the annotations."""
     directory = tmp_path / "release"
     directory.mkdir()
     write_release(directory)
@@ -95,7 +95,7 @@ def release(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def processes() -> BaseContext:
-    """Starts processes by a fork of one that has imported torch and the like, which each would import for seconds."""
+    """Return a context that forks processes from a server, where torch and other slow imports are done once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
@@ -104,7 +104,7 @@ def processes() -> BaseContext:
             "huggingface_hub",
             "matplotlib.figure",
             "pytest",
-            "torch._dynamo",  # which an optimizer imports
+            "torch._dynamo",  # imported by optimizers
             "torchmetrics.classification",
         ]
     )
@@ -113,7 +113,7 @@ def processes() -> BaseContext:
 
 @pytest.fixture
 def ave_files() -> Path:
-    """The files of the AVE release that are small."""
+    """Return the directory with the small files of the AVE release."""
     place = os.environ.get("CROSSMODAL_ATTN_DATA")
     if not place:
         pytest.skip("CROSSMODAL_ATTN_DATA does not name a directory with ave/, the files of the AVE release")
@@ -122,9 +122,9 @@ def ave_files() -> Path:
 
 @pytest.fixture
 def real_release(ave_files: Path, tmp_path: Path) -> Path:
-    """The real labels, orders and background audio, beside feature files of the release's shape that take no space.
+    """Make a release with real labels, orders and background audio, and with feature files that take no disk space.
 
-    Features of the 4,143 videos were never written; those of the background videos are all 1.
+    The features of the 4,143 videos are never written. The features of the background videos are all 1.
     """
     for path in [*ave_files.glob("*.h5"), ave_files / "Annotations.txt"]:
         (tmp_path / path.name).symlink_to(path)

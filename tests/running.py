@@ -1,4 +1,4 @@
-"""Runs of the command, in this process or in one of their own, with a network and figures that are quickly made."""
+"""Run the command in this process or a new one, with a small network and few figures, so that it is fast."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from ave.networks.cmran import CMRAN
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = partial(CMRAN, embed_dim=20, dim_feedforward=17)
-"""Most of the time of a short run goes into checkpoints of the real one."""
+"""A small network, because a short run of the full one spends most of its time on checkpoints."""
 
 
 def run_main(parent, *arguments, **options):
-    """Train a small network in this process; return its directory of results, new below ``parent``, and the metrics
-    of its one seed."""
+    """Train a small network in this process. Return its directory of results, a new one in ``parent``, and the metrics
+    of its single seed."""
     output = Path(tempfile.mkdtemp(dir=parent))
     call_main("train", *arguments, "--output", output, **options)
     (metrics,) = json.loads((output / "metrics.json").read_text())["runs"]
@@ -28,7 +28,7 @@ def run_main(parent, *arguments, **options):
 
 
 def call_main(*arguments, **options):
-    """Run any subcommand in this process; a training has a small network, and figures are drawn if asked for."""
+    """Run any subcommand in this process. Training uses a small network, and figures are drawn only with ``draw``."""
     AcceleratorState._reset_state(reset_partial_state=True)
     arguments = list(map(str, arguments))
     trains = not arguments or arguments[0] == "train" or arguments[0].startswith("-")
@@ -40,7 +40,7 @@ def call_main(*arguments, **options):
 
 
 def start(*arguments, launcher=(sys.executable,), script=ave_cmran.__file__, **options):
-    """Start the command, or another script, in a process of its own, or in several by a launcher."""
+    """Start the command, or another script, in a new process, or in several with a launcher."""
     return subprocess.Popen(  # noqa: S603
         [*map(str, (*launcher, script, *arguments))],
         env=ENVIRONMENT,

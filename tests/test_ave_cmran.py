@@ -88,7 +88,7 @@ def test_the_plan_is_told_once_after_the_first_steps(release, tmp_path, capsys):
     options = ("--data", release, "--epochs", 2, "--batch-size", 1, "--keep", 1, "--output", tmp_path / "run")
     call_main("train", *options, "--seeds", 3, 4)
     printed = capsys.readouterr().out
-    (said,) = re.findall(r"about \d+ (?:s|min) to go; the run will leave up to (\d+(?:\.\d+)?)MB in .*run\n", printed)
+    (said,) = re.findall(r"about \d+ (?:s|min) left; the run will use up to (\d+(?:\.\d+)?)MB in .*run\n", printed)
     assert printed.index(said) < printed.index("epoch   1/2")
     seeds = [tmp_path / "run" / name for name in ("seed-3", "seed-4")]
     left = sum(path.stat().st_size for seed in seeds for path in seed.rglob("*.safetensors")) / 1e6
@@ -224,10 +224,10 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
     [
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--lr", "1e999"], "--lr must be a number above 0, got inf"),
-        (["--batch-size", "many"], "--batch-size: invalid literal for int() with base 10: 'many'"),
+        (["--batch-size", "many"], "invalid literal for int() with base 10: 'many'"),
         (["--lr", "-1"], "--lr must be a number above 0, got -1"),
         (["--lr-decay", "0"], "--lr-decay must be above 0, at most 1, got 0"),
-        (["--milestones", "0", "3"], "--milestones must be epochs from 1 on, got 0 3"),
+        (["--milestones", "0", "3"], "--milestones must be epochs of at least 1, got 0 3"),
         (["--milestones", "3", "3"], "--milestones must be all different, got 3 3"),
         (["--network", "dam", "--setting", "weak"], "--setting must be supervised for dam, got weak"),
         (["--network", "avsdn", "--as-published"], "or avsdn-cpsp with --as-published, got avsdn"),
@@ -348,8 +348,8 @@ def test_a_run_is_not_overwritten(release, capsys, tmp_path):
     ("failure", "code", "message"),
     [
         (FloatingPointError("the loss of epoch 1 is nan"), 1, "error: the loss of epoch 1 is nan"),
-        (OSError("no space left on device"), 1, "error: no space left on device; what is finished is kept: go on with"),
-        (KeyboardInterrupt(), 130, "error: stopped; what is finished is kept: go on with --resume"),
+        (OSError("no space left on device"), 1, "error: no space left on device; finished epochs are kept: continue"),
+        (KeyboardInterrupt(), 130, "error: stopped; finished epochs are kept: continue with --resume"),
     ],
 )
 def test_what_fails_is_said_in_a_line(release, tmp_path, capsys, failure, code, message):

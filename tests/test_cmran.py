@@ -171,7 +171,7 @@ def test_categories_are_counted():
             lambda: CMRAN()(torch.rand(2, 5, 3, 2, 512), torch.rand(2, 7, 128)),
             r"audio must have the batch and time of video, \(2, 5\), got \(2, 7\)",
         ),
-        (lambda: CMRAN()(torch.rand(2, 0, 3, 2, 512), torch.rand(2, 0, 128)), r"none of them empty but the batch"),
+        (lambda: CMRAN()(torch.rand(2, 0, 3, 2, 512), torch.rand(2, 0, 128)), r"where only the batch may be empty"),
         (lambda: CMRAN(num_categories=0), "num_categories must be an int of at least 1, got 0"),
         (lambda: CMRAN(senses="smell"), 'senses must be "both", "sight" or "hearing", got \'smell\''),
         (

@@ -283,7 +283,7 @@ def test_csv_of_nothing_has_its_header(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], r"rows must hold at least one row to take the header of .*file\.csv from, got none"),
+        ([], r"rows must not be empty without a header, to write .*file\.csv"),
         ([{"a": 1}, {"a": 1, "b": 2}], r"rows must all have the keys \['a'\], got \['a', 'b'\] in row 2"),
         ([{"a": 1, "b": 2}, {"b": 1}], r"rows must all have the keys \['a', 'b'\], got \['b'\] in row 2"),
     ],

@@ -1,7 +1,7 @@
 """The authors' weights in our layers give the authors' outputs, losses and gradients, in float64.
 
-The weights and inputs of the golden case are drawn by a rule from their names; `golden/official.npz` holds what the
-authors' released code computed from them, `golden/official_shapes.json` the names and shapes of its parameters.
+Weights and inputs of the golden case are random numbers with seeds from their names. `golden/official.npz` has the
+results of the authors' released code, `golden/official_shapes.json` the names and shapes of its parameters.
 """
 
 import json
@@ -101,7 +101,7 @@ def test_cmran_outputs(setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_cmran_training(setting):
-    """Six clipped Adam steps without dropout: the gradient norm of the first, the loss before each."""
+    """Compare six clipped Adam steps without dropout: the first gradient norm, and the loss before each step."""
     model = official_cmran(setting, dropout=0.0, input_dropout=0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
     inputs, labels = draw_inputs(), draw_labels()
@@ -206,7 +206,7 @@ def save(path, content):
     ("setting", "prefix", "wrapped"), [("supervised", "", False), ("supervised", "module.", True), ("weak", "", True)]
 )
 def test_file_of_the_authors(setting, prefix, wrapped, tmp_path):
-    """Bare or among other things, with or without DataParallel: all that a CMRAN needs follows from their float64."""
+    """A bare state dict or a whole checkpoint, with or without DataParallel, in float64, gives the right CMRAN."""
     weights = {f"{prefix}{name}": value for name, value in draw_weights(f"cmran_{setting}").items()}
     content = {"state_dict": weights, "epoch": 3, "best": 0.7, "args": "x"} if wrapped else weights
     model = read_official(save(tmp_path / "best.pth.tar", content), AVE_CATEGORIES)
@@ -228,7 +228,7 @@ def test_file_gives_the_authors_figures_in_float32(old, tmp_path):
 
 
 def test_widths_of_a_file_follow_from_its_shapes(tmp_path):
-    """As if it had been trained on 37 visual and 11 audio channels."""
+    """A checkpoint with 37 visual and 11 audio channels gives a CMRAN of these widths."""
     widths = {512: 37, 128: 11}
     weights = {
         name: torch.zeros([widths.get(size, size) for size in shape]) for name, shape in SHAPES["cmran_weak"].items()
@@ -238,7 +238,7 @@ def test_widths_of_a_file_follow_from_its_shapes(tmp_path):
 
 
 class Hostile:
-    """Runs a command in whoever unpickles it."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, command):
         self.command = command
@@ -259,7 +259,7 @@ def test_what_could_run_code_is_refused(old, tmp_path):
 
 
 def save_changed(path, changes):
-    """All of the authors' names, with some replaced or, where None, left out."""
+    """Return all of the authors' parameters, with some replaced, or left out if None."""
     stored = torch.zeros(2048 * 512)  # once for all
     shapes = {name: torch.Size(shape) for name, shape in SHAPES["cmran_supervised"].items()}
     weights = {name: stored[: shape.numel()].view(shape) for name, shape in shapes.items()} | changes
@@ -267,7 +267,7 @@ def save_changed(path, changes):
 
 
 def pack(path):
-    """A checkpoint that unpacks to a hundred times its size."""
+    """Save a checkpoint that unpacks to a hundred times its size."""
     save(path, {"weight": torch.zeros(10**6)})
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -279,7 +279,7 @@ def pack(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda _: None, "can't be read: No such file"),
+        (lambda _: None, "cannot be read: No such file"),
         (lambda path: path.mkdir(), "must be a regular file, got a directory"),
         (os.mkfifo, "must be a regular file, got a named pipe"),
         (lambda path: path.write_bytes(b""), "must be a complete checkpoint of tensors only"),

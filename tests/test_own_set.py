@@ -88,7 +88,7 @@ def test_all_subcommands(own, tmp_path, setting, capsys):
     call_main("check", "--data", own, "--setting", setting)
     printed = capsys.readouterr().out
     assert "val_order.h5 is not there, so training keeps its last epoch" in printed
-    assert "seconds have no label, and count for nothing" in printed
+    assert "seconds have no label, and are left out" in printed
     call_main("prepare", "--data", own, "--output", tmp_path / "prepared", "--dtype", "float32")
     results = []
     for place in (own, tmp_path / "prepared"):
@@ -285,12 +285,12 @@ FAULTS = {
     "names too many": (
         lambda place, _: (place / "categories.txt").write_text("drill\nsaw\nkettle\nbackground\n"),
         "categories.txt",
-        "must hold 3 different names, one a line .* without background, got 4 lines, 3 such names among them",
+        "must hold 3 different names, one per line .* without background, got 4 lines with 3 such names",
     ),
     "names twice": (
         lambda place, _: (place / "categories.txt").write_text("drill\nsaw\nsaw\n"),
         "categories.txt",
-        "got 3 lines, 2 such names",
+        "got 3 lines with 2 such names",
     ),
     "names binary": (
         lambda place, _: (place / "categories.txt").write_bytes(b"\xff\xfe\x00"),
@@ -300,7 +300,7 @@ FAULTS = {
     "two forms": (
         lambda place, arrays: write_dataset(place / "labels.h5", arrays["labels"]),
         "labels",
-        r"labels\.h5 and labels\.npy must not both be there",
+        r"labels\.h5 and labels\.npy must not both exist",
     ),
     "length 0": (
         change("lengths", lambda arrays: arrays["lengths"] * 0),
@@ -336,12 +336,12 @@ FAULTS = {
     "background first": (
         change("labels", background_first),
         "labels",
-        "must hold one category a video.*; all of these have column 0: if that is background, it must become the last",
+        "must hold one category for each video.*; all of these have column 0: if that is background, move it to",
     ),
     "two categories": (
         change("labels", lambda _: np.eye(4)[np.tile([0, 1, 3, 3, 3], (VIDEOS, 1))]),
         "labels",
-        "must hold one category a video, .* got several in 17 of 17 videos, for example row 0",
+        "must hold one category for each video, .* got several in 17 of 17 videos, for example row 0",
     ),
     "no labels": (
         change(
@@ -353,12 +353,12 @@ FAULTS = {
     "another video label": (
         change("mil_labels", lambda arrays: np.roll(arrays["mil_labels"], 1, 0)),
         "mil_labels",
-        r"must hold the category of the seconds in labels\.npy, got others in \d+ of 17 videos, for example row",
+        r"must hold the category of the seconds in labels\.npy, got other labels in \d+ of 17 videos, for example row",
     ),
     "events in background videos": (
         change("labels_noisy", lambda _: np.eye(4)[[3, 1, 3]]),
         "labels_noisy",
-        "must hold background, the last column, alone, .* got 1 of 3 videos, for example row 1",
+        "must hold only background, the last column, got other labels in 1 of 3 videos, for example row 1",
     ),
 }
 
@@ -379,8 +379,8 @@ def test_faults_are_named(own, arrays, kind):
     ("kind", "message"),
     [
         (None, None),
-        ("category", r"must fit labels\.h5, line by line, got other categories in \d+ of 23 videos"),
-        ("order", r"must fit labels\.h5, line by line, got other seconds of the event in \d+ of 23 videos"),
+        ("category", r"must agree with labels\.h5, line by line, got other categories in \d+ of 23 videos"),
+        ("order", r"must agree with labels\.h5, line by line, got other seconds of the event in \d+ of 23 videos"),
         ("fractions", "must hold whole seconds as start and end"),
     ],
 )

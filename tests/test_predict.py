@@ -188,7 +188,7 @@ def test_a_release(release, checkpoint, split, tmp_path, capsys):
     assert expected
     assert (written["videos"], written["features"]) == (len(rows), str(release))
     printed = capsys.readouterr().out
-    assert f"{len(rows)} videos of {len(rows) * SHAPE['segments']} s in all" in printed
+    assert f"{len(rows)} videos of {len(rows) * SHAPE['segments']} s in total" in printed
     assert re.search(
         rf"^all +{len(expected)} +{sum(e['end_s'] - e['start_s'] for e in expected)}$", printed, re.MULTILINE
     )
@@ -415,33 +415,33 @@ REFUSED = [
         "--data must be a directory or an .npz, got .*none, which is not",
     ),
     (lambda place: ["--features", place], "visual_feature"),
-    (lambda _: ["--features", __file__], "--data must be a directory or an .npz, got .*, which is neither"),
-    (cut_npz, r"got .*features\.npz, which is neither, or is cut off"),
+    (lambda _: ["--features", __file__], "--data must be a directory or an .npz file, got .*, which is another"),
+    (cut_npz, r"got .*features\.npz, which is another file, or truncated"),
     (flip_npz, r"features\.npz must be an undamaged .npz without Python objects, got: .*CRC"),
     (pickle_npz, r"features\.npz must be an undamaged .npz without Python objects, got: Object arrays cannot"),
     (declare_npz, "undamaged .npz .*, got: visual of shape .* in 10 bytes"),
-    (bomb_npz, r"features\.npz must fit into memory, got 8000\.0 GB, of which"),
+    (bomb_npz, r"features\.npz must fit into memory, got 8000\.0 GB, where"),
     (pipe_npz, "must be a regular file, got a named pipe"),
     (partial(write_npz, audio=None), "must hold numbers in an array called audio, got none"),
     (partial(write_npz, visual=np.array(["a"])), "must hold numbers in an array called visual, got <U1"),
     (partial(write_npz, visual=np.float64(3)), r"visual features must have shape \(videos, seconds, .*, got \(\)"),
     (partial(write_npz, visual=np.ones((3, 5, 6, 11))), r"visual features must have shape .* got \(3, 5, 6, 11\)"),
     (partial(write_npz, audio=np.ones((3, 7))), r"audio features must have shape \(videos, seconds, channels\)"),
-    (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must be of the same videos and seconds"),
+    (partial(write_npz, audio=np.ones((3, 7, 7))), "visual and audio features must have the same number of videos"),
     (partial(write_npz, visual=np.ones((0, 5, 3, 2, 11)), audio=np.ones((0, 5, 7))), "none of them 0, got"),
     (partial(write_npz, visual=np.ones((3, 5, 3, 2, 13))), "visual features must have 11 channels, .*, got 13"),
     (
         partial(write_npz, visual=np.ones((3, 5, 11, 2, 3))),
-        "got 3, shape .*: move channels from the first axis of maps",
+        "got 3, shape .*: move the channels to the last axis",
     ),
     (partial(write_npz, audio=np.ones((3, 5, 13))), "audio features must have 7 channels, .*, got 13"),
-    (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got others in row 2, second 4"),
-    (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got others in row 2, second 4"),
+    (partial(write_npz, visual=one_bad_value(np.nan)), "visual features must be finite, got NaN or Inf in row 2, sec"),
+    (partial(write_npz, visual=one_bad_value(1e300)), "visual features must be finite, got NaN or Inf in row 2, sec"),
     (
         partial(write_npz, audio=np.full((3, 5, 7), np.inf)),
-        "audio features must be finite, got others in row 0, second 0",
+        "audio features must be finite, got NaN or Inf in row 0, second 0",
     ),
-    (partial(write_npz, names=np.array(["a", "b"])), "names must be as many as the 3 videos, got 2"),
+    (partial(write_npz, names=np.array(["a", "b"])), "names must have one entry for each of the 3 videos, got 2"),
     (partial(write_npz, names=np.array([1, 2, 3])), "must hold text in an array called names, got int64"),
     (
         partial(write_npz, lengths=np.array([1.0, 2.0, 3.0])),
@@ -465,12 +465,12 @@ REFUSED = [
     ),
     (
         change_release(lambda place: write_dataset(place / "audio_feature.h5", np.full((23, 5, 7), np.nan))),
-        "audio features must be finite, got others in row 0, second 0",
+        "audio features must be finite, got NaN or Inf in row 0, second 0",
     ),
     (other_checkpoint(video_dim=512), "visual features must have 512 channels, .*, got 11"),
     (
         lambda place: [*write_npz(place), "--checkpoint", place / "none"],
-        "--checkpoint must be a directory that save_pretrained wrote, or hf:owner/name .*none, which is no dir",
+        "--checkpoint must be a directory that save_pretrained wrote, or hf:owner/name .*none, which is not a",
     ),
     (full_output, "--output must be a new or empty directory"),
     (
@@ -533,7 +533,7 @@ def test_one_process_predicts(checkpoint, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         call_main("predict", "--checkpoint", checkpoint, *write_npz(tmp_path), "--output", tmp_path / "out")
     assert stop.value.code == 2
-    assert "one process must predict alone, got 2: start it without a launcher" in capsys.readouterr().err
+    assert "predict must run in one process, got 2: start it without a launcher" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failure", [OSError("no space left on device"), FloatingPointError("not finite")])

@@ -142,7 +142,7 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
     said = []
     prepare_release(release[0], prepared, say=said.append)
     assert f"{name}.npy" in said[0]
-    assert said[0].endswith("it is prepared anew")
+    assert said[0].endswith("it is prepared again")
     assert contents(prepared) == whole
 
 
@@ -289,7 +289,7 @@ def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path
                 read(output)
     said = []
     prepare_release(directory, output, say=said.append)
-    assert said == [f"going on in {output} with 10 files ready"]
+    assert said == [f"continuing in {output}, where 10 files are ready"]
     assert contents(output) == contents(uninterrupted)
 
 
@@ -366,9 +366,9 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     dtype, said = "float32" if change == "dtype" else "float16", []
     prepare_release(directory, output, dtype, said.append)
     message = {
-        "source": "was begun from another labels.h5, so all is prepared anew",
-        "dtype": "was begun in float16, so all is prepared anew",
-        "state": "unfinished.json is damaged, so all is prepared anew",
+        "source": "was started from another labels.h5, so all files are prepared again",
+        "dtype": "was started in float16, so all files are prepared again",
+        "state": "unfinished.json is damaged, so all files are prepared again",
     }
     assert message[change] in said[0]
     prepare_release(directory, tmp_path / "fresh", dtype)
@@ -416,7 +416,7 @@ def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_pat
     assert stop.value.code == 1
     errors = capsys.readouterr().err
     (line,) = (line for line in errors.splitlines() if "error" in line)
-    assert "File too large; finished files are kept: run prepare again to go on" in line
+    assert "File too large; finished files are kept: run prepare again to continue" in line
     assert "Traceback" not in errors
     assert not (output / "prepared.json").exists()
     prepare_release(directory, output)
@@ -438,18 +438,18 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
         (
             "visual_feature",
             0.0,
-            r"visual_feature\.h5 must hold features of every video, got .* in 1 of 23 videos, .*row 22, and maybe more",
+            r"visual_feature\.h5 must hold features of every video, got .* in 1 of 23 videos, .*row 22; there may",
         ),
         ("audio_feature_noisy", np.inf, r"audio_feature_noisy\.h5 must hold finite features"),
         (
             "audio_feature",
             np.nan,
-            r"audio_feature\.h5 must hold finite features, got others in 1 of 23 videos, .*`check` finds all",
+            r"audio_feature\.h5 must hold finite features, got NaN or Inf in 1 of 23 videos, .*`check` finds all",
         ),
         (
             "audio_feature",
             7e4,
-            r"audio_feature\.h5: --dtype float16 ends at 65504, got features up to 70000: use --dtype float32",
+            r"audio_feature\.h5: the largest float16 is 65504, got features up to 70000: use --dtype float32",
         ),
     ],
 )

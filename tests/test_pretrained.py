@@ -187,7 +187,7 @@ def leave_pickle_only(directory):
 
 
 DAMAGES = [
-    (shutil.rmtree, "must be a directory that save_pretrained wrote, or hf:owner/name .*, which is no directory"),
+    (shutil.rmtree, "must be a directory that save_pretrained wrote, or hf:owner/name .*, which is not a directory"),
     (
         lambda path: (path / "config.json").unlink(),
         "must hold config.json and model.safetensors, .* got no config.json",
@@ -248,7 +248,7 @@ def test_a_pipe_is_not_waited_for(saved, name):
 def test_weights_that_are_not_finite_are_refused(saved):
     edit(lambda weights: weights["event_head.bias"].fill_(torch.nan))(saved)
     with pytest.raises(
-        ValueError, match=r"must hold finite weights, got others in 1 of them, the first event_head\.bias"
+        ValueError, match=r"must have finite weights, got NaN or Inf in 1, the first is event_head\.bias"
     ):
         load_model(str(saved))
 

@@ -46,7 +46,7 @@ def test_it_uses_the_layers(left):
     assert left["seen"].shape == left["related"].shape == left["fused"].shape == (2, 10, 512)
     assert left["padding"].sum(1).tolist() == [0, 3]
     valid = ~left["padding"]
-    assert left["spoilt"][valid].equal(left["related"][valid])
+    assert left["changed"][valid].equal(left["related"][valid])
     assert {path: tuple(weights.shape) for path, weights in left["maps"].items()} == {
         "relate": (2, 4, 10, 20),
         "fuse.attention": (2, 4, 10, 20),

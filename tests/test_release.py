@@ -125,7 +125,7 @@ def test_ave_is_known_by_its_shapes(release, tmp_path):
     data = read_set(directory)
     assert data.is_ave
     assert data.describe(directory) == "the AVE set ave"
-    with pytest.raises(FileNotFoundError, match=r"labels_noisy\.h5 is missing; the release has it: .* more is wrong"):
+    with pytest.raises(FileNotFoundError, match=r"labels_noisy\.h5 is missing; the release has it: .* there are also"):
         read_set(directory, "weak")
     assert read_set(directory, "weak", background_videos=False).background_labels is None
     (directory / "train_order.h5").unlink()
@@ -141,7 +141,7 @@ def test_ave_is_known_by_its_shapes(release, tmp_path):
     assert not own.is_ave
     assert own.describe(release[0]) == f"the dataset {release[0].name}"
     table = files_table(inspect_set(release[0]))
-    assert "a dataset in the form of the AVE release, for" in table
+    assert "a dataset in the layout of the AVE release, for" in table
     assert "the release has it" not in table
 
 
@@ -217,7 +217,7 @@ DAMAGES = {
     "truncated": (
         lambda directory: (directory / "labels.h5").write_bytes((directory / "labels.h5").read_bytes()[:5000]),
         "labels",
-        "a complete HDF5 file, got one that is cut short or damaged ",
+        "a complete HDF5 file, got one that is truncated or damaged ",
     ),
     "not HDF5": (
         lambda directory: (directory / "labels.h5").write_bytes(b"\x00" * 4000),
@@ -227,7 +227,7 @@ DAMAGES = {
     "web page": (
         lambda directory: (directory / "audio_feature.h5").write_text("<!DOCTYPE html><title>Google Drive</title>"),
         "audio_feature",
-        "got a web page, as Google Drive shows one before a large file",
+        "got a web page: Google Drive shows one before a large file",
     ),
     "dataset": (
         replace("labels", np.zeros((23, 5, 29)), "labels"),
@@ -239,7 +239,7 @@ DAMAGES = {
     "rank": (
         replace("visual_feature", np.ones((23, 5, 6, 11))),
         "visual_feature",
-        r"must have the shape \(23, 5, any, any, any\), none of it empty, got \(23, 5, 6, 11\)",
+        r"must have the shape \(23, 5, any, any, any\), with no size 0, got \(23, 5, 6, 11\)",
     ),
     "rows": (
         replace("audio_feature", np.ones((22, 5, 7))),
@@ -265,33 +265,33 @@ DAMAGES = {
     "empty": (
         replace("visual_feature", np.zeros((23, 5, 0, 2, 11))),
         "visual_feature",
-        r"none of it empty, got \(23, 5, 0, 2, 11\)",
+        r"with no size 0, got \(23, 5, 0, 2, 11\)",
     ),
-    "empty order": (replace("val_order", np.zeros(0, int), "order"), "val_order", r"none of it empty, got \(0,\)"),
+    "empty order": (replace("val_order", np.zeros(0, int), "order"), "val_order", r"with no size 0, got \(0,\)"),
     "NaN": (
         put("visual_feature", (17, 2, 1, 1, slice(3, 6)), np.nan),
         "visual_feature",
-        "must hold finite features, got others in 1 of 23 videos, for example row 17",
+        "must hold finite features, got NaN or Inf in 1 of 23 videos, for example row 17",
     ),
     "infinity": (
         put("audio_feature", (4, 2, 6), np.inf),
         "audio_feature",
-        "must hold finite features, got others in 1 of 23 videos, for example row 4",
+        "must hold finite features, got NaN or Inf in 1 of 23 videos, for example row 4",
     ),
     "zeros": (
         put("audio_feature_noisy", slice(1, 3), 0.0),
         "audio_feature_noisy",
-        "must hold features of every video, got zeros alone, or nothing written, in 2 of 3 videos, for example row 1",
+        "must hold features of every video, got only zeros, or nothing written, in 2 of 3 videos, for example row 1",
     ),
     "never written": (
         lambda directory: create_unwritten(directory / "visual_feature.h5", (23, 5, 3, 2, 11)),
         "visual_feature",
-        "must hold features of every video, got zeros alone, or nothing written, in 23 of 23 videos, for example row 0",
+        "must hold features of every video, got only zeros, or nothing written, in 23 of 23 videos, for example row 0",
     ),
     "two ones": (
         put("labels", (3, 1), 1.0),
         "labels",
-        r"must hold one-hot labels, a 1 among zeros, got values from 1 to 1 that sum to 29 in row 3, second 1 \(1 of "
+        r"must hold one-hot labels, one 1 and zeros, got values from 1 to 1 that sum to 29 in row 3, second 1 \(1 of "
         r"115 are wrong\)",
     ),
     "no one": (
@@ -312,7 +312,7 @@ DAMAGES = {
     "one column": (
         replace("labels", np.ones((23, 5, 1))),
         "labels",
-        "must have two labels or more",
+        "must have at least two labels",
     ),
     "out of range": (
         replace("train_order", np.array([0, 23]), "order"),
@@ -333,7 +333,7 @@ DAMAGES = {
     "twice": (
         lambda directory: put("train_order", 1, read_set(directory).splits["train"][0].item())(directory),
         "train_order",
-        "must hold every row once, got 1 more often, for example row",
+        "must hold each row once, got 1 more often, for example row",
     ),
     "many columns": (
         declare("labels", (23, 5, 10**12)),
@@ -353,12 +353,12 @@ DAMAGES = {
     "large videos": (
         declare("visual_feature", (23, 5, 10**4, 10**4, 11)),
         "visual_feature",
-        r"must have at most 33554432 numbers a video, got 5500000000, in the shape",
+        r"must have at most 33554432 numbers per video, got 5500000000, in the shape",
     ),
     "long order": (
         declare("train_order", (10**6,), "order"),
         "train_order",
-        "must hold every row once, of the 23 videos of labels.h5, got 1000000 rows",
+        "must hold at most the 23 rows of labels.h5, got 1000000 rows",
     ),
     "pipe": (
         lambda directory: ((directory / "labels.h5").unlink(), os.mkfifo(directory / "labels.h5")),
@@ -468,7 +468,7 @@ def test_all_faults_are_found_at_once(release):
         assert any(problem.file == name and text in problem.message for problem in report.problems)
     with pytest.raises(ValueError, match=r"one-hot labels") as error:
         report.raise_problems()
-    assert "; and more is wrong with audio_feature, train_order, " in str(error.value)
+    assert "; there are also problems with audio_feature, train_order, " in str(error.value)
 
 
 def test_without_labels_the_others_are_held_against_each_other(release):
@@ -550,7 +550,7 @@ def test_real_names(real_release):
 @pytest.mark.realdata
 def test_real_report(real_release):
     report = inspect_set(real_release, "weak")
-    unwritten = "must hold features of every video, got zeros alone, or nothing written, in 4143 of 4143 videos"
+    unwritten = "must hold features of every video, got only zeros, or nothing written, in 4143 of 4143 videos"
     assert [problem.file for problem in report.problems] == ["visual_feature", "audio_feature"]
     assert all(unwritten in problem.message for problem in report.problems)
     (background,) = (line for line in files_table(report).splitlines() if "background seconds" in line)
@@ -574,4 +574,4 @@ def test_real_labels_are_compared(real_release):
     labels = read_set(real_release, "weak").video_labels
     write_dataset(real_release / "mil_labels.h5", labels.roll(1, 0).numpy())
     (message,) = (p.message for p in inspect_set(real_release, "weak").problems if p.file == "mil_labels")
-    assert "must hold the category of the seconds in labels.h5, got others in " in message
+    assert "must hold the category of the seconds in labels.h5, got other labels in " in message

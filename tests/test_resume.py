@@ -105,7 +105,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(release, strai
     output = tmp_path / "run"
     code, errors = run("train", "--data", release, *OPTIONS, "--output", output, limit=100_000)
     assert code == 1
-    assert f"File too large; what is finished is kept: go on with --resume {output}" in errors.replace("'", "")
+    assert f"File too large; finished epochs are kept: continue with --resume {output}" in errors.replace("'", "")
     assert "Traceback" not in errors
     assert visible(output) == ["config.json", "seed-3", "seed-3/checkpoints"]
 
@@ -119,7 +119,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(release, strai
         assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[stop[0]], errors
         assert set(reached) <= set(visible(output))
         if code > 0:
-            assert f"go on with --resume {output}" in errors
+            assert f"continue with --resume {output}" in errors
             assert "Traceback" not in errors
     code, errors = run("train", "--resume", output)
     assert code == 0, errors

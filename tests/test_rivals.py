@@ -602,7 +602,7 @@ INPUTS = torch.zeros(2, 3, 2, 2, 11), torch.zeros(2, 3, 7)
         (lambda: AGVA(11, 7)(torch.zeros(3, 4, 11), torch.zeros(2, 7)), "video must have the leading dimensions of"),
         (
             lambda: make("avel-av-att", as_published=True).float()(*INPUTS),
-            'video must have 6 cells for form="code", .* got 4: use form="paper"',
+            'video must have 6 cells with form="code", .* got 4: use form="paper"',
         ),
         (lambda: make("dam")(*INPUTS), "video must have the dtype of the weights, torch.float64, got torch.float32"),
         (lambda: make("dam")(None, INPUTS[1]), "video must be a torch.Tensor, got NoneType"),
@@ -612,7 +612,7 @@ INPUTS = torch.zeros(2, 3, 2, 2, 11), torch.zeros(2, 3, 7)
         ),
         (
             lambda: make("dam").float()(INPUTS[0], INPUTS[0]),
-            r"audio must have shape \(batch, time, 7\), none of them empty",
+            r"audio must have shape \(batch, time, 7\), where only the batch may be empty",
         ),
         (
             lambda: make("dam").float()(INPUTS[0], INPUTS[1][:1]),

@@ -21,7 +21,7 @@ from ave.stopping import find_reason
 from ave_release import write_release
 from running import SMALL, call_main
 
-KEPT = "what is finished is kept: go on with --resume"
+KEPT = "finished epochs are kept: continue with --resume"
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +118,11 @@ def test_what_fails_reading_is_told_in_a_line(failure, workers, tmp_path, capsys
     reasons = {
         "cut": "is truncated or damaged: ",
         "lost": "/nowhere",
-        "memory": "memory ran out, so free some of it: Una",
+        "memory": "out of memory, so free some: Una",
     }
     assert reasons[failure] in line
     assert f"{KEPT} {output}" in line
-    assert line.endswith("or train anew with a smaller --batch-size") == (failure == "memory")
+    assert line.endswith("or start a new run with a smaller --batch-size") == (failure == "memory")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_lack_of_memory_is_told_in_a_line(allocate, capsys, monkeypatch):
         call_main("check", "--data", "/nowhere")
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ave_cmran.py: error: memory ran out, so free some of it: ")
+    assert line.startswith("ave_cmran.py: error: out of memory, so free some: ")
 
 
 def test_faults_of_the_program_stay_tracebacks(monkeypatch):
@@ -150,7 +150,7 @@ def test_faults_of_the_program_stay_tracebacks(monkeypatch):
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
     assert find_reason(lost) is None  # without other processes
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert find_reason(lost).startswith("another process of this run has ended, or does not answer: [gloo")
+    assert find_reason(lost).startswith("another process of this run has ended or does not respond: [gloo")
     assert find_reason(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
@@ -181,7 +181,7 @@ def test_a_process_that_is_gone_ends_the_others_in_a_line(end, patience, release
     both[0].join()
     both[1].kill()
     (line,) = (tmp_path / "0").read_text().splitlines()
-    assert line.startswith("ave_cmran.py: error: another process of this run has ended, or does not answer: ")
+    assert line.startswith("ave_cmran.py: error: another process of this run has ended or does not respond: ")
     assert line.endswith(f"; {KEPT} {tmp_path / 'run'}")
     assert both[0].exitcode == 1
     both[1].join()

@@ -80,9 +80,9 @@ def test_one_run_has_its_values():
         "accuracy at the epoch chosen on val": f"{run['accuracy']:.1%}",
         "best test epoch (optimistic; the convention in papers)": "87.5%",
         "accuracy without the 5 test videos seen in train": f"{run['accuracy_without_seen']:.1%}",
-        "event or not, by second: precision": f"{run['event_precision']:.1%}",
-        "event or not, by second: recall": f"{run['event_recall']:.1%}",
-        "event or not, by second: F1": f"{run['event_f1']:.1%}",
+        "event vs. background: precision": f"{run['event_precision']:.1%}",
+        "event vs. background: recall": f"{run['event_recall']:.1%}",
+        "event vs. background: F1": f"{run['event_f1']:.1%}",
         "baseline: predict background everywhere": "17.8%",
         "AGSCA's attention on the true object in event seconds": "61.0%",
         "the same if attention were uniform": "5.0%",
@@ -138,7 +138,7 @@ def test_share_of_nothing_is_a_dash(number):
     runs = make_runs(number)
     runs[0]["event_precision"] = None
     table = results_table("Some title", runs, summarize(runs))
-    row = cells(table, "event or not, by second: precision")
+    row = cells(table, "event vs. background: precision")
     assert row[0] == "-"
     assert row[-1] == "-"
     summary = summarize(runs)

@@ -74,7 +74,7 @@ def test_after_a_damaged_checkpoint_the_one_before(data, tmp_path, capsys):
     assert_same(straight, run(data, tmp_path / "run"))
     printed = capsys.readouterr().out
     assert "epoch-0003.safetensors is damaged" in printed
-    assert "goes on after epoch 2" in printed
+    assert "continuing after epoch 2" in printed
 
 
 def test_a_checkpoint_of_another_network(data, tmp_path):

@@ -1,11 +1,12 @@
-"""Audio-visual event localization with CMRAN: what ``ave_cmran.py`` is assembled from.
+"""Audio-visual event localization with CMRAN: the modules of ``ave_cmran.py``.
 
-- subcommands: ``train`` (the training loop), ``evaluate``, ``predict``, ``prepare`` (which checks, too)
-- ``data``: the dataset and its files, the procedural set, batches
-- ``networks``: CMRAN and its rivals, their losses and decisions; saved and loaded networks
+- subcommands: ``train`` (the training loop), ``evaluate``, ``predict``, ``prepare`` (also ``check``), ``paper_tables``
+- ``data``: datasets and their files, the procedural set, batches
+- ``networks``: CMRAN and its rivals, their losses and decisions, and how they are saved and loaded
 - ``results``: metrics, tables, figures, files
-- ``checkpoints`` of a run; ``devices``: the device, its memory, and the time spent on it
-- ``stopping``: what ends a run early; ``reading`` files and ``printing`` names that may be hostile
+- ``checkpoints``: the checkpoints of a run; ``devices``: the device, and measuring its time and memory
+- ``stopping``: signals and failures that end a run early
+- ``reading``, ``printing``: files and names that may be damaged or malicious
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import Literal
 __all__ = ["InputError", "Setting", "checking_input"]
 
 Setting = Literal["supervised", "weak"]
-"""Train on a label for every second, or on one label for the whole video."""
+"""Whether a network is trained on a label for every second, or on one label for the whole video."""
 
 
 class InputError(Exception):
-    """Something wrong with the options or files that were given. The command prints it and exits with code 2."""
+    """An error in an option or an input file. The command prints it in one line, and exits with code 2."""
 
 
 @contextmanager
 def checking_input() -> Iterator[None]:
-    """Turn errors about values and files into :class:`InputError`; it stands around checks before any work."""
+    """Turn errors about values and files into :class:`InputError`. Use it around the checks before any work."""
     try:
         yield
-    except BrokenPipeError:  # of what it prints
+    except BrokenPipeError:  # standard output is a closed pipe
         raise
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error

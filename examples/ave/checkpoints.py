@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, checked by their digest, never unpickled."""
+"""Checkpoints of a run. A failed write leaves no file, a digest finds damage, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ __all__ = ["Checkpoints", "pack_optimizer", "unpack_optimizer"]
 
 
 class Checkpoints:
-    """The last finished epochs of a run, in a directory.
+    """The checkpoints of the last epochs of one seed, in a directory.
 
-    An epoch is ``epoch-0007.safetensors`` with its tensors, and ``epoch-0007.json`` with its facts and the digest of
-    both. The JSON file is written last and removed first, so if it exists, the tensors were complete.
+    The checkpoint of epoch 7 has two files: ``epoch-0007.safetensors`` with its tensors, and ``epoch-0007.json`` with
+    its other values and a digest of both. The JSON file is written last and removed first, so if it exists, the tensors
+    were complete.
 
     Args:
-        directory: their directory, in that of a seed.
-        keep: how many epochs to keep.
+        directory: the directory of the checkpoints.
+        keep: number of checkpoints to keep, the newest ones.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
     def start(self, epoch: int) -> None:
-        """Create the directory for a run that goes on after an epoch, and remove what a killed one left in it.
+        """Create the directory, and remove files that a killed process left there.
 
         Args:
-            epoch: the last finished one, or 0.
+            epoch: the last finished epoch, after which the run continues, or 0.
 
         Raises:
             OSError: if the directory of the run is gone.
         """
         make_directory(self.directory.parent)
         make_directory(self.directory)
-        if epoch:  # else all that there are could not be read, and go when the first is saved
+        if epoch:  # else no checkpoint is readable, and the first save removes the damaged ones
             self._prune(epoch)
 
     def save(self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """Write an epoch, then remove those that are too old.
+        """Write the checkpoint of an epoch, then remove the oldest ones.
 
         Args:
-            epoch: its number.
+            epoch: the number of the epoch.
             tensors: groups of tensors by name, such as "model", on any device.
-            facts: everything else, in values that JSON can hold.
+            facts: all other values, as JSON can hold them.
 
         Raises:
-            OSError: if it cannot be written, or the directory is gone; earlier checkpoints stay as they are.
+            OSError: if a file cannot be written, or the directory is gone. Earlier checkpoints are unchanged.
         """
         flat = {f"{group}.{name}": tensor for group, named in tensors.items() for name, tensor in named.items()}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in flat.items()})
@@ -67,13 +68,13 @@ class Checkpoints:
         self._prune(epoch)
 
     def load(self, say: Callable[[str], object] = print) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Read the newest epoch that is not damaged.
+        """Read the newest checkpoint that is not damaged.
 
         Args:
-            say: called with a message about each damaged one.
+            say: called with a message about each damaged checkpoint.
 
         Returns:
-            tuple: its groups of tensors, on the CPU, and its facts; None if there is none.
+            tuple: the groups of tensors, on the CPU, and the other values. None if there is no checkpoint.
         """
         for epoch in reversed(self._epochs()):
             path = self._path(epoch)
@@ -90,12 +91,12 @@ class Checkpoints:
                 return groups, facts
             except MemoryError:
                 raise
-            except Exception as error:  # of damaged bytes, safetensors and JSON raise whatever they run into
+            except Exception as error:  # safetensors and JSON raise many types of error at damaged bytes
                 say(f"{path} is damaged and skipped: {str(error) or type(error).__name__}")
         return None
 
     def _prune(self, epoch: int) -> None:
-        """Remove all but the last epochs up to this one; a later one is damaged, as the run goes on from this."""
+        """Keep the newest checkpoints up to this epoch, and remove all others. Later ones are damaged."""
         kept = [number for number in self._epochs() if number <= epoch][-self.keep :]
         for suffix in (".json", ".safetensors"):
             for old in self.directory.glob(f"epoch-*{suffix}"):
@@ -114,23 +115,23 @@ def _number(path: Path) -> int:
 
 
 def _digest(data: bytes, facts: Mapping[str, Any]) -> str:
-    """Compute the SHA-256 of tensors and facts together."""
+    """Compute one SHA-256 digest of the tensors and the other values."""
     digest = hashlib.sha256(data)
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the state that an optimizer keeps of every parameter, as ``<index of the parameter>.<name>``."""
+    """Return the tensors in the state of an optimizer, by the names ``<index of the parameter>.<name>``."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`pack_optimizer` returned.
+    """Restore the state of an optimizer from the tensors of :func:`pack_optimizer`.
 
     Raises:
-        ValueError, IndexError: if it is of other parameters.
+        ValueError, IndexError: if the tensors do not fit the parameters.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""The device of a run: choosing it, and measuring time and peak memory on it."""
+"""Choose the device of a run, and measure its time and peak memory."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ __all__ = ["Pace", "Precision", "Stopwatch", "describe_device", "make_accelerato
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PATIENCE = timedelta(minutes=30)
-"""How long processes wait for one that has stopped, or that checks files or writes.
+"""How long each process waits for the others before it fails.
 
-The longest work of one process alone is to read all features once: the 8.7 GB of the release at 5 MB/s.
+The main process alone reads all features once. This allows it to read the 8.7 GB of the release at 5 MB/s.
 """
 
 
 def make_accelerator(device: str = "auto", precision: Precision = "fp32", logs: Path | None = None) -> Accelerator:
-    """Join the processes that `accelerate launch` or `torchrun` started, or stand alone.
+    """Make the accelerator for one process, or for all processes of `accelerate launch` or `torchrun`.
 
     Args:
-        device: "auto", the best there is, or a device of torch, such as "cpu" or "cuda:1".
-        precision: of the forward pass; fp16 needs a GPU.
-        logs: a directory for the logs of TensorBoard, if there are to be any.
+        device: "auto", the best available device, or a device of torch, such as "cpu" or "cuda:1".
+        precision: precision of the forward pass; fp16 needs a GPU.
+        logs: directory for the logs of TensorBoard. Default: no logs.
 
     Raises:
-        ValueError: if the device does not work, or not with the precision, or the launcher starts no plain processes.
+        ValueError: if the device does not work, or does not support the precision, or the launcher uses DeepSpeed, FSDP
+            or the like.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if device != "auto":
@@ -47,7 +48,7 @@ def make_accelerator(device: str = "auto", precision: Precision = "fp32", logs: 
         accelerator = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
             cpu=cpu,
-            # A configuration for other scripts must not divide the loss.
+            # Accelerate's own configuration file must not divide the loss.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
             log_with=None if logs is None else "tensorboard",
@@ -60,7 +61,7 @@ def make_accelerator(device: str = "auto", precision: Precision = "fp32", logs: 
         raise ValueError(f"{wanted} do not work here: {str(error).splitlines()[0]}") from error
     if device not in ("auto", "cpu") and accelerator.device.type != torch.device(device).type:
         raise ValueError(f"--device must be cpu or {accelerator.device.type} here, got {device}")
-    if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently leave it at fp32
+    if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently use fp32
         raise ValueError("--precision fp16 needs a GPU, got cpu: use bf16 or fp32")
     if accelerator.distributed_type.value != "NO" and not accelerator.distributed_type.value.startswith("MULTI_"):
         raise ValueError(
@@ -70,7 +71,7 @@ def make_accelerator(device: str = "auto", precision: Precision = "fp32", logs: 
 
 
 def _check_device(device: str, processes: int) -> None:
-    """Check that a device works, and make one of several GPUs the current one."""
+    """Check that a device works. Make a CUDA device the current one."""
     try:
         wanted = torch.device(device)
         if processes > 1 and wanted.index is not None:
@@ -85,20 +86,20 @@ def _check_device(device: str, processes: int) -> None:
 
 
 def _cuda_fault(error: Exception) -> str:
-    """Tell whether torch was built without CUDA, or what its driver says."""
+    """Explain why CUDA does not work: torch is built without it, or the message of the driver."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA; https://pytorch.org/get-started has builds with it"
     return str(error).partition("\n")[0]  # "Found no NVIDIA driver ...", or "The NVIDIA driver ... is too old ..."
 
 
 def describe_device(accelerator: Accelerator) -> str:
-    """Name the device, and how many processes there are."""
+    """Return the device as text, with the number of processes if there are several."""
     processes = accelerator.num_processes
     return str(accelerator.device) if processes == 1 else f"{processes} x {accelerator.device.type}"
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return the most memory that this process has held, in GB: of the host, and of the GPU if there is one."""
+    """Return the peak memory of this process in GB, on the host and, with CUDA, on the GPU."""
     if sys.platform == "win32":
         host = psutil.Process().memory_info().peak_wset
     else:
@@ -113,12 +114,12 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 class Stopwatch:
-    """Adds up the seconds that each part of a loop takes, without holding up the device.
+    """Measure the total time of each part of a loop, without waiting for the device.
 
-    On a GPU the host runs ahead, so events in the stream are timed instead of the host, and read at the end only.
+    On a GPU, the host runs ahead of the device. So CUDA events in the stream are timed, and read only at the end.
 
     Args:
-        device: runs the parts.
+        device: the device that runs the loop.
 
     Examples:
         >>> watch = Stopwatch(torch.device("cpu"))
@@ -133,15 +134,15 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin the next lap now; the time since the lap before belongs to no part."""
+        """Start the next lap now. The time since the previous lap is not counted."""
         self._laps.append(("", self._mark()))
 
     def lap(self, part: str) -> None:
-        """Add the time since the last call to ``part``."""
+        """Add the time since the previous lap to ``part``."""
         self._laps.append((part, self._mark()))
 
     def read(self) -> dict[str, float]:
-        """Return the seconds of every part since the last reading. Waits for the device."""
+        """Return the seconds of each part since the last call. Waits for the device."""
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.synchronize(self.device)
@@ -161,11 +162,11 @@ class Stopwatch:
 
 
 class Pace:
-    """Measures how long the first steps of a run take, without the very first, which is slow.
+    """Measure the time per step at the beginning of a run. The first step is slow, and is not counted.
 
     Args:
-        device: runs the steps.
-        steps: how many to measure.
+        device: the device that runs the steps.
+        steps: number of steps to measure.
     """
 
     def __init__(self, device: torch.device, steps: int = 10) -> None:
@@ -173,7 +174,7 @@ class Pace:
         self._count, self._start = 0, 0.0
 
     def step(self) -> float | None:
-        """Count a step; at the end of the measured ones return the seconds of one, and else None."""
+        """Count a step. After the last measured step return the seconds per step, else None."""
         self._count += 1
         if self._count not in (1, 1 + self.steps):
             return None

@@ -23,26 +23,26 @@ __all__ = ["EvaluateConfig", "main"]
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluate a trained CMRAN on a split, and report as `train` does.
+    """Evaluate a trained network on a split, and write the same report as `train`.
 
-    The network is one that `train` or save_pretrained wrote, or a checkpoint of the authors' code. It also runs under
-    `accelerate launch` and `torchrun`.
+    The network was saved by `train` or save_pretrained, or is a checkpoint of the authors' code. The command also runs
+    under `accelerate launch` and `torchrun`.
     """
 
     checkpoint: str | None = None
-    """directory of a training, of one of its seeds, or of save_pretrained; or hf:owner/name on the Hugging Face Hub"""
+    """directory of a run, of one seed, or of save_pretrained; or hf:owner/name from the Hugging Face Hub"""
     official: Path | None = None
-    """checkpoint of the authors' code, .pth.tar, in place of --checkpoint"""
+    """checkpoint of the authors' code, .pth.tar, instead of --checkpoint"""
     data: Path | None = None
-    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
+    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     split: Split = "test"
-    """which videos"""
+    """the split to evaluate on"""
     device: str = "auto"
-    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     output: Path | None = None
-    """new directory for the results; without it runs/<date and time>-evaluate"""
+    """new directory for the results; if omitted: runs/<date and time>-evaluate"""
 
 
 def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = True) -> dict[str, Any]:
@@ -50,11 +50,11 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
 
     Args:
         config: the settings.
-        data: the dataset, in place of the one that the settings name.
+        data: a dataset to use instead of ``config.data``.
         draw: whether to draw figures.
 
     Raises:
-        InputError: if a setting or a file is wrong, which is found before any work.
+        InputError: if a setting or a file is wrong. This is checked before any work.
         FloatingPointError: if the scores are not finite.
     """
     with checking_input():
@@ -84,7 +84,7 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
 
 
 def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
-    """Refuse a dataset that differs from the one that the network was trained on."""
+    """Reject a dataset whose channels or categories are not those of the network."""
     needed = "--data must have"
     if procedural:
         needed = "--data must be given, as this network was not trained on the procedural set, the default: it needs"

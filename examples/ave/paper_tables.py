@@ -1,6 +1,6 @@
-"""Repeat Tables 1 to 5 of the paper of CMRAN: train every row, and print it beside the published figure.
+"""Reproduce Tables 1 to 5 of the CMRAN paper: train each row, and print it beside the published accuracy.
 
-A row is `ave_cmran.py train` in a process of its own. Rows that two tables share are trained once.
+Each row runs `ave_cmran.py train` in its own process. A row that is in several tables is trained once.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ __all__ = ["TABLES", "Row", "TablesConfig", "bootstrap_interval", "main"]
 
 COMMAND = Path(__file__).parents[1] / "ave_cmran.py"
 RESAMPLES = 10_000
-"""Of the videos, for an interval."""
+"""Number of bootstrap samples for a confidence interval."""
 Table = Literal[1, 2, 3, 4, 5]
 HEADER = ("row", "setting", "paper", "ours", "best test epoch", "difference to CMRAN", "parameters", "s/epoch")
 NOTE = (
     "ours: at the epoch chosen on val, mean ± standard deviation over the seeds; best test epoch: optimistic, the "
-    "convention in papers; difference: with a 95 % interval, bootstrapped over the test videos for these seeds"
+    "convention in papers; difference: with a 95 % interval, from a bootstrap over the test videos for these seeds"
 )
 NOT_AVE = (
-    "This is the procedural set, not AVE: neither the figures nor the order of the rows say anything about AVE. "
-    "Use --data for that"
+    "This is the procedural set, not AVE: neither the accuracies nor the order of the rows hold for AVE. "
+    "Use --data to train on AVE"
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a training, and its published figures."""
+    """A row of a table: the options of its training, and its published accuracies."""
 
     label: str
     paper: Mapping[Setting, float | None]
-    """The published accuracy in %, by setting; None where there is none."""
+    """The published accuracy in % for each setting, or None if not published."""
     network: Network = "cmran"
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
-    """The other options of `train`, which differ from those of the full network."""
+    """Other options of `train` that differ from the full network."""
 
     def arguments(self) -> list[str]:
-        """Return the options for the command line."""
+        """Return the command-line options of `train`."""
         arguments = ["--network", self.network]
         for name, value in self.options.items():
             arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The name of the row for `--rows`, and of its directory."""
+        """The name of the row in `--rows` and in the name of its directory."""
         parts = [part.removeprefix("--") for part in self.arguments()[1:]]
         return "-".join(parts[1:] if self.network == "cmran" and len(parts) > 1 else parts)
 
@@ -89,7 +89,7 @@ RIVALS = (
     _network("avel-v-att", "Visual + Att", 58.5, 55.6),
     _network("avel-av", "Audio-Visual", 71.4, 63.7),
     _network("avel-av-att", "Audio-Visual + Att", 72.7, 66.7),
-    _network("avel-av-att", "Audio-Visual + Att, trained as its code does", 72.7, 66.7, as_published=True),
+    _network("avel-av-att", "Audio-Visual + Att, as in its code", 72.7, 66.7, as_published=True),
     _network("avel-dmrn", "DMRN", None, None),
     _network("avsdn", "AVSDN", 72.6, 66.8),
     _network("avsdn-cpsp", "AVSDN, as in the code of CPSP", None, None),
@@ -124,48 +124,44 @@ TABLES: Mapping[Table, tuple[Row, ...]] = {
         FULL,
     ),
 }
-"""The rows of each table of the paper. Table 1 is supervised, Table 2 is weak, the others are both."""
+"""The rows of each table in the paper. Table 1 is supervised, Table 2 is weak, the others have both settings."""
 NAMES = sorted({row.name for rows in TABLES.values() for row in rows})
 
 
 @dataclass(frozen=True)
 class TablesConfig:
-    """Train the rows of Tables 1 to 5 of the paper, and print each beside its published figure.
+    """Train the rows of Tables 1 to 5 of the paper, and print each beside its published accuracy.
 
-    If it is stopped, run it again with the same --output: finished rows are kept, and the others go on.
+    If the command is stopped, run it again with the same --output: finished rows are kept, all others continue.
     """
 
     tables: tuple[Table, ...] = (1, 2, 3, 4, 5)
-    """which tables"""
+    """the tables to reproduce"""
     rows: tuple[str, ...] = ()
-    """only these rows and CMRAN, by the names of their directories, such as avel-av or relation-co"""
+    """train only these rows and CMRAN, by the names of their directories, such as avel-av or relation-co"""
     setting: Setting | None = None
-    """only this setting; Table 1 is supervised, Table 2 weak, the others have both"""
+    """train only in this setting; Table 1 is supervised, Table 2 weak, the others have both"""
     seeds: tuple[int, ...] = (0,)
-    """one training of every row for each"""
+    """train each row once for each seed"""
     data: Path | None = None
-    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
+    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     background_videos: bool = True
-    """weakly, train on the extra background videos, too"""
+    """weak setting: also train on the extra background videos"""
     epochs: int | None = None
-    """passes over the training videos; without it 11, or with --data as published for each network"""
+    """number of epochs; if omitted: 11, with --data as published for each network"""
     device: str = "auto"
-    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     cache: Cache = "auto"
-    """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
+    """where the features are kept during training; auto: the first of device, memory, disk with enough space"""
     jobs: int = 1
-    """trainings at the same time; seconds an epoch are reported for one only"""
+    """number of trainings at the same time; seconds per epoch are reported only for 1"""
     output: Path = Path("runs/tables")
-    """directory for the results, new or of such a run"""
+    """directory for the results, new or of an earlier call"""
 
     def check(self) -> None:
-        """Check the ranges of the values.
-
-        Raises:
-            ValueError: if one is out of its range.
-        """
+        """Check that each value is in its range."""
         if self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         if unknown := sorted(set(self.rows) - set(NAMES)):
@@ -174,14 +170,14 @@ class TablesConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """A row in one setting, and the directory of its training."""
+    """A row in one setting, and the directory of its results."""
 
     row: Row
     setting: Setting
     directory: Path
 
     def arguments(self, config: TablesConfig) -> list[str]:
-        """Return the arguments of `train`."""
+        """Return the command-line arguments of `train`."""
         arguments = ["--setting", self.setting, *self.row.arguments(), "--seeds", *map(str, config.seeds)]
         for name in ("data", "epochs", "device", "precision", "cache"):
             if (value := getattr(config, name)) is not None:
@@ -192,22 +188,22 @@ class Training:
         return [*arguments, place, str(self.directory)]
 
     def is_finished(self, seeds: Sequence[int]) -> bool:
-        """Tell whether the networks of these seeds have been trained and measured."""
+        """Return whether the networks of these seeds are trained and evaluated."""
         path = self.directory / "metrics.json"
         return path.is_file() and [run["seed"] for run in load_json(path)["runs"]] == list(seeds)
 
 
 def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Event], str | None] | None = None) -> None:
-    """Train what is missing, then write and print the tables.
+    """Train the rows that are not finished, then write and print the tables.
 
     Args:
         config: the settings.
-        launch: trains a row unless it is told to stop, and returns why it failed, or None; by default in a process of
-            its own.
+        launch: a function that trains a row until an event tells it to stop, and returns an error message or None.
+            Default: train in a new process.
 
     Raises:
         InputError: if a setting is wrong, or the directory is in use.
-        OSError: if a row could not be trained; the others are finished, and the tables lack it.
+        OSError: if a row could not be trained. All other rows are finished, and the tables are without it.
     """
     with checking_input():
         config.check()
@@ -235,7 +231,7 @@ def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Even
                         flush=True,
                     )
             except KeyboardInterrupt as error:
-                raise type(error)("stopped; finished rows are kept: run the same command again to go on") from error
+                raise type(error)("stopped; finished rows are kept: run the same command again to continue") from error
             finally:
                 stop.set()
                 threads.shutdown(cancel_futures=True)
@@ -251,7 +247,7 @@ def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Even
 
 
 def _select(table: Table, config: TablesConfig) -> list[Training]:
-    """Return the trainings of a table."""
+    """Return the selected trainings of a table."""
     settings: tuple[Setting, ...] = {1: ("supervised",), 2: ("weak",)}.get(table, ("supervised", "weak"))  # type: ignore[assignment]
     return [
         Training(row, setting, config.output / f"{setting}-{row.name}")
@@ -264,7 +260,7 @@ def _select(table: Table, config: TablesConfig) -> list[Training]:
 
 
 def _launch(training: Training, config: TablesConfig, stop: Event) -> str | None:
-    """Run a training in a process of its own, and return the last line that it printed if it failed."""
+    """Run a training in a new process. If it fails, return the last line that it printed."""
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     command = [sys.executable, str(COMMAND), "train", *training.arguments(config)]
@@ -282,7 +278,7 @@ def _launch(training: Training, config: TablesConfig, stop: Event) -> str | None
 
 
 def _report(table: Table, trainings: Sequence[Training], config: TablesConfig) -> None:
-    """Write a table as Markdown, CSV, JSON and a picture, and print it."""
+    """Write a table as Markdown, CSV, JSON and a figure, and print it."""
     results = []
     for training in trainings:
         full = training.directory.with_name(f"{training.setting}-{FULL.name}")
@@ -310,7 +306,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _measure(training: Training, reference: Path | None, config: TablesConfig) -> dict[str, Any]:
-    """Return the figures of a row; accuracies and differences are in %."""
+    """Return the results of a row. Accuracies and differences are in %."""
     metrics = load_json(training.directory / "metrics.json")
     runs, summary = metrics["runs"], metrics["summary"]
     epochs = [epoch for run in runs for epoch in run["history"]]
@@ -337,7 +333,7 @@ def _measure(training: Training, reference: Path | None, config: TablesConfig) -
 
 
 def _count_correct(directory: Path, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return by test video the correct segments, as a mean over the seeds, and the labeled segments."""
+    """Return the correct segments of each test video, averaged over the seeds, and its labeled segments."""
     correct, labeled = [], np.zeros(0)
     for seed in seeds:
         with np.load(directory / f"seed-{seed}" / "predictions.npz") as file:
@@ -350,15 +346,15 @@ def _count_correct(directory: Path, seeds: Sequence[int]) -> tuple[np.ndarray, n
 def bootstrap_interval(
     correct: np.ndarray, labeled: np.ndarray, reference: np.ndarray, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the difference of two accuracies on the same videos, and its 95 % interval, in %.
+    """Return the difference of two accuracies on the same videos, and its 95 % confidence interval, in %.
 
-    The videos are resampled with replacement; both networks are judged on the same videos (a paired bootstrap).
+    This is a paired bootstrap: videos are resampled with replacement, the same ones for both networks.
 
     Args:
-        correct: (B,) the correct segments of each video.
-        labeled: (B,) the labeled segments of each video.
-        reference: (B,) the correct segments of the network to compare with.
-        seed: of the resampling.
+        correct: (B,) the number of correct segments of each video.
+        labeled: (B,) the number of labeled segments of each video.
+        reference: (B,) the number of correct segments of the network to compare with.
+        seed: the seed of the resampling.
 
     Examples:
         >>> labeled = np.full(50, 10)
@@ -374,7 +370,7 @@ def bootstrap_interval(
 
 
 def _show(result: Mapping[str, Any], column: str) -> str:
-    """Return a cell of a table."""
+    """Format one cell of a table."""
     if column == "ours":
         spread = result["accuracy_std"]
         return f"{result['accuracy']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
@@ -390,7 +386,7 @@ def _show(result: Mapping[str, Any], column: str) -> str:
 
 
 def _draw(title: str, results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw our accuracies, with their spread, beside the published ones."""
+    """Draw our accuracies, with their standard deviation, beside the published ones."""
     figure = Figure(figsize=(9, 1.4 + 0.35 * len(results)), layout="constrained")
     axes = figure.subplots()
     places = range(len(results))

@@ -37,44 +37,44 @@ SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Find the events in videos, from their features, with a trained CMRAN.
+    """Find the events in videos, from their features, with a trained network.
 
-    The features are a directory of the AVE release, of an own set in its form, or made by `prepare`, of which only the
-    features of both senses are needed; or an .npz with the arrays `visual` (videos, seconds, height, width, channels)
-    or (videos, seconds, channels), and `audio` (videos, seconds, channels); for one video the first axis may be left
-    out. An .npz may also hold `names`, text, and `lengths`, the seconds of each video if shorter ones are padded.
+    The features are in a directory: the AVE release, your own dataset in that layout, or the output of `prepare`. Only
+    the visual and audio features are needed. Or they are in an .npz file with the arrays `visual` (videos, seconds,
+    height, width, channels) or (videos, seconds, channels), and `audio` (videos, seconds, channels). For a single
+    video, leave out the first axis. An .npz file may also have `names` (text) and, if shorter videos are padded,
+    `lengths` (in seconds).
 
-    It writes events.csv and events.json: for every event the video, its row in the features, the seconds at which it
-    begins and ends, its category and its score. The score, in [0, 1], is the mean over the event's seconds of the
-    probability of an event, times the probability of the category. timelines.png shows some videos of
-    different categories.
+    The command writes events.csv and events.json: for each event the video, its row in the features, the start and end
+    in seconds, the category and the score. The score, in [0, 1], is the probability of an event times the probability
+    of the category, averaged over the seconds of the event. timelines.png shows some videos of different categories.
     """
 
     data: Path
-    """directory, or .npz; see above (--features is the same)"""
+    """directory or .npz file of features, see above (--features is the same)"""
     checkpoint: str | None = None
-    """directory of a training, of one of its seeds, or of save_pretrained; or hf:owner/name on the Hugging Face Hub"""
+    """directory of a run, of one seed, or of save_pretrained; or hf:owner/name from the Hugging Face Hub"""
     official: Path | None = None
-    """checkpoint of the authors' code, .pth.tar, in place of --checkpoint"""
+    """checkpoint of the authors' code, .pth.tar, instead of --checkpoint"""
     split: Split | None = None
-    """only these videos of a directory; without it, all"""
+    """use only this split of a directory; if omitted: all videos"""
     device: str = "auto"
-    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     output: Path | None = None
-    """new directory for the results; without it runs/<date and time>-predict"""
+    """new directory for the results; if omitted: runs/<date and time>-predict"""
 
 
 def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
-    """Find the events, write them, and return them as they are written.
+    """Find the events, write them to files, and return them, one dict for each event.
 
     Args:
         config: the settings.
         draw: whether to draw the timelines.
 
     Raises:
-        InputError: if a setting or a file is wrong, which is found before any work.
+        InputError: if a setting or a file is wrong. This is checked before any work.
         FloatingPointError: if the scores are not finite.
     """
     with checking_input():
@@ -82,7 +82,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         accelerator = make_accelerator(config.device, config.precision)
         if accelerator.num_processes > 1:
             raise ValueError(
-                f"one process must predict alone, got {accelerator.num_processes}: start it without a launcher"
+                f"predict must run in one process, got {accelerator.num_processes}: start it without a launcher"
             )
         output = new_output(config.output, "predict")
         check_output(output)
@@ -101,7 +101,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         events = [
             {
                 "video": str(row) if data.names is None else data.names[row],
-                "row": row,  # two videos may have one name
+                "row": row,  # two videos may have the same name
                 "start_s": event.start,
                 "end_s": event.end,
                 "category": categories[event.category],
@@ -134,19 +134,19 @@ class Event(NamedTuple):
     """One event of a video."""
 
     start: int
-    """The second at which it begins."""
+    """The first second of the event."""
     end: int
-    """The second at which it ends; it lasts ``end - start`` seconds."""
+    """The end in seconds, exclusive: the event lasts ``end - start`` seconds."""
     category: int
     score: float
-    """In [0, 1]: the mean over its seconds of the event's probability times the probability of its category."""
+    """In [0, 1]: the probability of an event times the probability of its category, averaged over its seconds."""
 
 
 class Prediction(NamedTuple):
     """The decisions for one video of T seconds, on the CPU."""
 
     labels: Tensor
-    """int64 (T,), background last: the label of every second."""
+    """int64 (T,): the label of each second; background is the last label."""
     event_score: Tensor
     """float32 (T,), in [0, 1]"""
     events: list[Event]
@@ -156,12 +156,12 @@ def find_events(decision: Decision, *, background: int = 28, padding_mask: Tenso
     """Return the runs of consecutive seconds that have the same category.
 
     Args:
-        decision: of B videos.
-        background: the index of background, which is the number of categories.
-        padding_mask: bool (B, T), True = padding, in which there are no events.
+        decision: the decision for B videos.
+        background: the label of background, which is the number of categories.
+        padding_mask: bool (B, T), True = padding. There are no events in padding.
 
     Returns:
-        list: for each of the B videos its events, the earliest first.
+        list: for each of the B videos, its events in the order of time.
 
     Examples:
         >>> score = torch.tensor([[0.2, 0.9, 0.7, 0.1, 0.8]])
@@ -173,7 +173,7 @@ def find_events(decision: Decision, *, background: int = 28, padding_mask: Tenso
     """
     labels = decision.labels if padding_mask is None else decision.labels.masked_fill(padding_mask, background)
     score = decision.event_score * decision.category_score
-    # A run begins where the label differs from the one before, and ends where it differs from the one after.
+    # A run begins where the label differs from the previous one, and ends where it differs from the next one.
     differs = F.pad(labels, (1, 1), value=background).diff(dim=1) != 0
     starts = (differs[:, :-1] & (labels != background)).nonzero().tolist()
     ends = (differs[:, 1:] & (labels != background)).nonzero().tolist()
@@ -190,7 +190,7 @@ def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
 
     Args:
         model: a network in evaluation mode.
-        batches: of the videos, on the device of the network.
+        batches: the videos, on the device of the network.
 
     Raises:
         FloatingPointError: if the logits are not finite.
@@ -210,7 +210,7 @@ def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
 
 
 def read_batches(data: AVEData, rows: Tensor, device: torch.device, description: str) -> Iterator[Batch]:
-    """Yield the videos of some rows of a dataset, in order, with a progress bar on a terminal."""
+    """Yield batches of the given rows of a dataset, in order. A progress bar is shown on a terminal."""
     videos = Videos(Part(data.visual, data.audio, data.labels, rows, data.lengths))
     batches = Loader(videos, Shares(len(videos), EVALUATION_BATCH, None, 0, 1), device, workers=0)
     with tqdm(total=len(rows), desc=description, unit="video", disable=None, leave=False, dynamic_ncols=True) as bar:
@@ -220,16 +220,16 @@ def read_batches(data: AVEData, rows: Tensor, device: torch.device, description:
 
 
 def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
-    """Refuse features that a network cannot take, before anything is computed; this reads them all once.
+    """Reject features that do not fit a network, or are not finite, before any prediction. Reads all of them once.
 
     Raises:
-        ValueError: if their widths differ from the network's, or one is not finite.
+        ValueError: if the number of channels differs from the network's, or a value is not finite.
     """
     for name, array, width in (("visual", data.visual, model.video_dim), ("audio", data.audio, model.audio_dim)):
         if array.shape[-1] != width:
             came = f"got {array.shape[-1]}"
             if array.shape[2] == width:
-                came += f", shape {tuple(array.shape)}: move channels from the first axis of maps to the last"
+                came += f", shape {tuple(array.shape)}: move the channels to the last axis"
             raise ValueError(f"{name} features must have {width} channels, as what the network was trained on, {came}")
     done = 0
     for batch in read_batches(data, rows, torch.device("cpu"), "checking"):
@@ -240,12 +240,12 @@ def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
             if wrong.any():
                 video, second = wrong.nonzero()[0].tolist()
                 row = int(rows[done + video])
-                raise ValueError(f"{name} features must be finite, got others in row {row}, second {second}")
+                raise ValueError(f"{name} features must be finite, got NaN or Inf in row {row}, second {second}")
         done += len(batch.audio)
 
 
 def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[str]) -> str:
-    """Count events and their seconds, in all and of the most frequent categories."""
+    """Format a table: the number of events and their seconds, for all and for the most frequent categories."""
     found = [event for prediction in predictions for event in prediction.events]
     events, seconds = Counter(event.category for event in found), Counter[int]()
     for event in found:
@@ -257,5 +257,5 @@ def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[s
         rows.append((f"{len(rest)} others", sum(count for _, count in rest), sum(seconds[index] for index, _ in rest)))
     silent = sum(not prediction.events for prediction in predictions)
     length = sum(len(prediction.labels) for prediction in predictions)
-    whole = f"{title}; {len(predictions)} videos of {length} s in all, {silent} without an event"
+    whole = f"{title}; {len(predictions)} videos of {length} s in total, {silent} without an event"
     return format_table(whole, [tuple(map(str, row)) for row in rows], ("category", "events", "seconds"))

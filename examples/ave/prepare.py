@@ -1,4 +1,4 @@
-"""Check a dataset, and prepare the AVE release for training: each file is read once, and written with fewer bits."""
+"""Check a dataset, and prepare the AVE release for training: convert each file to a smaller one."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ Dtype = Literal["float16", "float32"]
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check a directory of the AVE release, or a prepared one: what is there, and precisely what is missing or wrong.
+    """Check the directory of a dataset, and print which files are there, missing or wrong.
 
-    It prints a table of all files, with their datasets, shapes, dtypes and counts per split, then a line for every
-    problem, which says what to do. All features are read, to find values that are not finite, and videos whose features
-    are all zero or were never written; what stands twice, such as labels and annotations, is compared. The exit code is
-    0 if all is right, else 2.
+    The command prints a table of all files, with their HDF5 datasets, shapes, dtypes and counts per split, then one
+    line for each problem, with what to do. It reads all features, to find values that are not finite, and videos whose
+    features are all zero or were never written. It also compares files that hold the same facts, such as labels and
+    annotations. The exit code is 0 if there is no problem, else 2.
     """
 
     data: Path
-    """directory of the AVE release, of an own set in its form, or made by `prepare`"""
+    """directory of the AVE release, your own dataset in that layout, or the output of `prepare`"""
     setting: Setting = "supervised"
-    """the use; weak needs four more files, which are otherwise checked if they are there"""
+    """weak needs four more files; supervised checks them only if they are there"""
 
 
 def check(config: CheckConfig) -> None:
-    """Print the table, and end with the problems if there are any.
+    """Check the files of a dataset, and print the table.
 
     Raises:
         InputError: if anything is missing or wrong.
@@ -60,30 +60,30 @@ def check(config: CheckConfig) -> None:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Prepare the AVE release for training: smaller files, which are mapped into memory, with a digest of each.
+    """Prepare a dataset for training: write smaller files that can be memory-mapped, with a digest of each.
 
-    Features are rounded, by default to float16: a quarter of the release's float64. If it is stopped, at any moment,
-    run it again with the same options: it goes on after the last finished file. The other subcommands read the result,
-    with --data, as they read the release.
+    Features are rounded to float16 by default, a quarter of the size of the release's float64. If the command is
+    stopped, run it again with the same options: it continues after the last finished file. Give the result to the other
+    subcommands with --data.
     """
 
     data: Path
-    """directory of the AVE release, or of an own set in its form"""
+    """directory of the AVE release, or of your own dataset in that layout"""
     output: Path
-    """a new directory, or one where `prepare` was stopped; a finished one is verified and repaired"""
+    """new directory, or one where `prepare` was stopped; a finished one is checked and repaired"""
     dtype: Dtype = "float16"
-    """of the features; float32 takes twice the space, with 24 bits of precision, not 11"""
+    """dtype of the features; float32 takes twice the space, and has 24 bits of precision instead of 11"""
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Prepare a release, and print how much smaller it became and what the rounding cost; errors are those below."""
+    """Prepare a dataset, and print the sizes before and after, and the rounding errors."""
     manifest = prepare_release(config.data, config.output, config.dtype)
     header = ("file", "before", "after", "ratio", "largest error", "relative error")
     print(format_table(f"{config.output}: prepared in {config.dtype}", list(_lines(manifest.files)), header))
 
 
 def _lines(files: Mapping[str, Entry]) -> Iterator[tuple[str, ...]]:
-    """Yield a row of the table for each file, and last for all together."""
+    """Yield a row of the table for each file, then a row for the total."""
     sizes = {name: (entry.source.bytes, entry.bytes) for name, entry in files.items()}
     sizes["all"] = (sum(before for before, _ in sizes.values()), sum(after for _, after in sizes.values()))
     for name, (before, after) in sizes.items():
@@ -100,25 +100,25 @@ def prepare_release(
     """Prepare every file that is not yet prepared, with a progress bar.
 
     Args:
-        directory: of the release. The files of the weak setting are prepared if they are there.
-        output: a new or empty directory, or one where this was stopped or finished with the same arguments.
-        dtype: of the features.
-        say: called with remarks about what was found in ``output``.
+        directory: the directory of the release. The files of the weak setting are prepared if they are there.
+        output: a new or empty directory, or the output of an earlier call with the same arguments, finished or not.
+        dtype: the dtype of the prepared features.
+        say: called with each message about what was found in ``output``.
 
     Returns:
-        The manifest: for each file its shape, dtype, bytes, SHA-256, source and largest rounding errors.
+        Manifest: for each file its shape, dtype, bytes, SHA-256, source and largest rounding errors.
 
     Raises:
-        InputError: if a file of the release is missing or wrong, ``output`` holds something else or is in use, or the
-            disk is too small, which is found before anything is written; or features are not finite, all zero for a
-            video, or too large for the dtype, and then finished files are kept.
-        OSError: if a file cannot be written, for example because the disk is full; finished files are kept.
+        InputError: before anything is written, if a file of the release is missing or wrong, ``output`` holds other
+            files or is in use, or there is too little disk space. Later, if features are not finite, all zero for a
+            video, or too large for the dtype. Finished files are kept.
+        OSError: if a file cannot be written, for example because the disk is full. Finished files are kept.
     """
     with checking_input():
         found = examine_release(directory, needed_files("supervised"))
         found.raise_problems()
     with clearing(output, new=False):
-        # ---- What is there already, and what is missing ----
+        # ---- Find the files that are not prepared yet ----
         with checking_input():
             old = _read_old(output, found, dtype, say)
             waiting = {file: found.arrays[file.name] for file in FILES if file.name in found.arrays.keys() - old.files}
@@ -132,7 +132,7 @@ def prepare_release(
             say(f"{output} is prepared, and every digest is right: there is nothing to do")
             return manifest
 
-        # ---- Convert file by file; each is noted once it is on the disk ----
+        # ---- Convert the files one by one, and add each to the manifest when it is on the disk ----
         total = sum(len(array) * array.row_bytes for array in waiting.values())
         try:
             write_json(output / UNFINISHED, asdict(manifest))
@@ -141,7 +141,7 @@ def prepare_release(
                     manifest.files[file.name] = _convert(file, found, output, dtype, bar)
                     write_json(output / UNFINISHED, asdict(manifest))
 
-            # ---- The manifest makes the dataset complete ----
+            # ---- Write the final manifest, which makes the dataset complete ----
             files = {file.name: manifest.files[file.name] for file in FILES if file.name in manifest.files}
             manifest = replace(manifest, files=files)
             for file in FILES:
@@ -152,16 +152,16 @@ def prepare_release(
         except ValueError as error:
             raise InputError(f"{error}; finished files are kept in {output}") from error
         except OSError as error:
-            advice = f"{error.strerror or error}; finished files are kept: run prepare again to go on"
+            advice = f"{error.strerror or error}; finished files are kept: run prepare again to continue"
             raise OSError(error.errno, advice, error.filename or str(output)) from error
     return manifest
 
 
 def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], object]) -> Manifest:
-    """Read the manifest in the output, finished or not, and keep those of its files that are still right.
+    """Read the manifest in ``output``, finished or not, without the files that are damaged.
 
     Raises:
-        ValueError: if the output holds other files, or a finished dataset with another dtype or of another release.
+        ValueError: if ``output`` holds other files, or a finished dataset with another dtype or from another release.
     """
     fresh = Manifest(FORM, dtype, {}, None)
     present = {path.name for path in output.iterdir() if not is_leftover(path)}
@@ -176,7 +176,7 @@ def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], obj
     try:
         old = parse_manifest(path)
     except (OSError, ValueError) as error:
-        say(f"{path} is damaged, so all is prepared anew: {error}")
+        say(f"{path} is damaged, so all files are prepared again: {error}")
         return fresh
     listed = {file.name: old.files[file.name] for file in FILES if file.name in old.files}
     sources = {name: Source.of(array.path) for name, array in found.arrays.items()}
@@ -185,19 +185,19 @@ def _read_old(output: Path, found: Found, dtype: Dtype, say: Callable[[str], obj
         other = f"from another {found.paths[changed[0]].name}" if changed else f"in {old.dtype}"
         if finished:
             raise ValueError(f"--output must be a new directory, got {output}, which holds a set prepared {other}")
-        say(f"{output} was begun {other}, so all is prepared anew")
+        say(f"{output} was started {other}, so all files are prepared again")
         return fresh
     damages = {name: find_damage(output / f"{name}.npy", entry) for name, entry in listed.items()}
     for damage in filter(None, damages.values()):
-        say(f"{damage}; it is prepared anew")
+        say(f"{damage}; it is prepared again")
     whole = {name: entry for name, entry in listed.items() if damages[name] is None}
     if not finished:
-        say(f"going on in {output} with {len(whole)} files ready")
+        say(f"continuing in {output}, where {len(whole)} files are ready")
     return replace(old, files=whole)
 
 
 def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqdm[Any]) -> Entry:
-    """Write one file, whole or not at all, and return its entry in the manifest.
+    """Convert one file, and return its entry in the manifest. If that fails, no file is left.
 
     Raises:
         ValueError: if features are not finite, all zero for a video, or too large for the dtype.
@@ -216,12 +216,12 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
                 clear_padding(first, block, found.lengths_of(file))
                 bad.add(first, block)
                 for message in bad.messages():
-                    raise ValueError(f"{message}, and maybe more after it: `check` finds all")
+                    raise ValueError(f"{message}; there may be more: `check` finds all")
             with np.errstate(over="ignore", under="ignore"):
                 values = block.astype(kind)
             if file.is_features:
                 if not np.isfinite(values).all():
-                    came = f"--dtype {kind} ends at {np.finfo(kind).max:g}, got features up to {np.abs(block).max():g}"
+                    came = f"the largest {kind} is {np.finfo(kind).max:g}, got features up to {np.abs(block).max():g}"
                     raise ValueError(f"{array.path}: {came}: use --dtype float32")
                 errors = _rounding_errors(block, values)
                 absolute, relative = max(absolute, errors[0]), max(relative, errors[1])
@@ -236,10 +236,10 @@ def _dtype_of(file: ReleaseFile, dtype: str) -> np.dtype[Any]:
 
 
 def _rounding_errors(features: NDArray[Any], rounded: NDArray[Any]) -> tuple[float, float]:
-    """Return the largest absolute error, and the largest relative one of numbers that are normal in the dtype."""
+    """Return the largest absolute error, and the largest relative error among normal numbers of the dtype."""
     sizes = np.abs(features)
     errors = np.abs(np.subtract(features, rounded, dtype=np.float64))
     absolute = float(errors.max())
-    normal = sizes >= np.finfo(rounded.dtype).tiny  # 6.1e-5 in float16; below it precision ends
+    normal = sizes >= np.finfo(rounded.dtype).tiny  # 6.1e-5 in float16; smaller numbers lose precision
     np.divide(errors, sizes, out=errors, where=normal)
     return absolute, float(errors.max(where=normal, initial=0.0))

@@ -1,4 +1,4 @@
-"""Print text that comes out of files, or names them, so that it cannot pass for anything else."""
+"""Escape names and text from files before they are printed, so that they cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ __all__ = ["printable"]
 
 
 def printable(text: object, most: int | None = None) -> str:
-    r"""Return text as one line of characters that are seen, with escapes for the others.
+    r"""Return text as one line of printable characters, with escapes for all others.
 
-    Escape sequences of a terminal, line breaks, marks that turn the direction of writing, and lone surrogates, which
-    stand for bytes that are not UTF-8, are shown, not obeyed. Of text that is then longer than ``most`` characters, the
-    middle is left out.
+    Escapes replace terminal sequences, line breaks, marks that change the direction of writing, and lone surrogates,
+    which stand for bytes that are not UTF-8. If the result is longer than ``most`` characters, its middle is left out.
 
     Examples:
         >>> print(printable("Flöte \x1b[31mred\nerror: forged \udcff"))

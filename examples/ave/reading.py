@@ -1,4 +1,4 @@
-"""Read files that may be damaged or hostile: regular ones, of bounded size, with the types that are expected."""
+"""Read files that may be damaged or malicious: only regular files, of limited size, with checked types."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["check_regular", "convert", "expecting", "load_json", "read_json", "r
 
 T = TypeVar("T")
 MOST_TEXT = 64 << 20
-"""The bytes of the largest text or JSON that is read."""
+"""Size limit of text and JSON files, in bytes."""
 
 
 @contextmanager
 def expecting(expected: str) -> Iterator[None]:
-    """Turn whatever a library raises at damaged bytes into a ValueError, "EXPECTED, got: ...", of one line."""
+    """Turn any error of a library into a ValueError with the message "EXPECTED, got: ...", in one line."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # of damaged bytes, libraries raise whatever they run into
+    except Exception as error:  # libraries raise many types of error at damaged bytes
         came = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
         raise ValueError(f"{expected}, got: {came}") from error
 
 
 def check_regular(path: Path) -> None:
-    """Refuse pipes and devices, which could block a reader for ever, and directories.
+    """Reject directories, and pipes and devices, which could block a reader forever.
 
     Raises:
-        FileNotFoundError: if it is missing.
+        FileNotFoundError: if the file is missing.
         ValueError: if it is not a regular file.
     """
     mode = path.stat().st_mode
@@ -61,7 +61,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def load_json(path: Path) -> Any:
-    """Read JSON of at most 64 MiB.
+    """Read a JSON file of at most 64 MiB.
 
     Raises:
         OSError: if it cannot be read.
@@ -74,10 +74,10 @@ def load_json(path: Path) -> Any:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Read JSON as a dataclass, whose fields say what the file must hold; fields with a default may be absent.
+    """Read a JSON file into a dataclass. Fields with a default may be missing.
 
     Raises:
-        ValueError: if it is not JSON, or holds something else.
+        ValueError: if the file is not JSON, or a value has another type than its field.
     """
     try:
         return convert(kind, load_json(path))
@@ -86,20 +86,20 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def convert(kind: type[T], value: Any) -> T:
-    """Convert what JSON holds to a dataclass, whose fields say what it must be.
+    """Convert a value from JSON to a dataclass.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if a value has another type than its field.
     """
     try:
         converted: T = _convert(kind, value, kind.__name__)
         return converted
-    except (OverflowError, RecursionError) as error:  # of an integer beyond float, or of showing what came
-        raise ValueError(f"{kind.__name__} must be in plain numbers and text, got others: {error}") from error
+    except (OverflowError, RecursionError) as error:  # an integer too large for float, or nesting too deep
+        raise ValueError(f"{kind.__name__} must hold plain numbers and text: {error}") from error
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Check that a value of JSON has a type, and convert it, to a dataclass, a path or a tuple."""
+    """Check the type of a value from JSON, and convert it to a dataclass, a path or a tuple if needed."""
     origin, arguments = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)

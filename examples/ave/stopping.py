@@ -1,4 +1,7 @@
-"""What ends a run early: a signal, or something that the machine or another process lacks; told in one line."""
+"""Handle what ends a run early: signals, too little memory or disk space, and lost processes.
+
+The command prints the reason in one line.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,28 @@ __all__ = ["Terminated", "find_reason", "lacks_memory", "leave", "pointing_to_re
 __all__ += ["raising_signals", "terminate", "undisturbed"]
 
 NO_MEMORY = re.compile("DefaultCPUAllocator|out of memory|bad_alloc")
-"""In a RuntimeError of torch, that it found no memory."""
+"""Matches a RuntimeError of torch about too little memory."""
 NO_ANSWER = re.compile("gloo|nccl|connection|socket|broken pipe|timed? ?out", re.IGNORECASE)
-"""In a RuntimeError of one of several processes, that another one is gone."""
+"""Matches a RuntimeError of torch about a lost process."""
 
 AGAIN = 3.0
-"""Seconds after which a signal that has not ended the command raises once more."""
+"""Seconds after which a signal raises again, if it has not ended the command."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, so that it cleans up."""
+    """Raised on SIGTERM, so that a command cleans up as after Ctrl-C."""
 
 
 def leave(number: int, *_: object) -> None:
-    """End the process at once on a signal, when there is nothing to clean up."""
+    """Exit at once on a signal. Use it when there is nothing to clean up."""
     os.write(2, b"ave_cmran.py: error: stopped\n")
     os._exit(128 + number)
 
 
 def terminate(number: int, *_: object) -> None:
-    """Raise :class:`Terminated` on SIGTERM, and KeyboardInterrupt on Ctrl-C; again and again, until it is caught.
+    """Raise :class:`Terminated` on SIGTERM or KeyboardInterrupt on Ctrl-C, repeatedly until it is caught.
 
-    An exception may be lost, such as in the callbacks of Python's own imports, where it would only be printed.
+    A single exception may be lost: in some callbacks, such as those of imports, Python prints it and continues.
     """
     sys.unraisablehook = lambda _: None
     if sys.platform != "win32":
@@ -46,8 +49,8 @@ def terminate(number: int, *_: object) -> None:
 
 @contextmanager
 def raising_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise inside; afterwards they end the process as the system does it."""
-    # They may be ignored, as Ctrl-C is in the background.
+    """Make Ctrl-C and SIGTERM raise exceptions inside the context. Then restore the system's default handlers."""
+    # A signal that is ignored stays ignored, such as Ctrl-C for a background process.
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     for number in numbers:
         signal.signal(number, terminate)
@@ -60,7 +63,7 @@ def raising_signals() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM, while a command that they stop says so."""
+    """Ignore Ctrl-C and SIGTERM inside the context, so that a stopped command can print its last message."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -72,41 +75,39 @@ def undisturbed() -> Iterator[None]:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Tell whether an error is that there is too little memory, on the host or on a GPU."""
+    """Return whether an error is about too little memory, on the host or on a GPU."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def find_reason(error: Exception) -> str | None:
-    """Return in words why a command cannot go on; None for an error that is the fault of the program.
+    """Return in words why a command failed, or None if the error is a fault of the program.
 
     Examples:
         >>> find_reason(MemoryError("Unable to allocate 3 TiB"))
-        'memory ran out, so free some of it: Unable to allocate 3 TiB'
+        'out of memory, so free some: Unable to allocate 3 TiB'
         >>> find_reason(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
         True
     """
     text = str(error).strip().partition("\n")[0] or type(error).__name__
     if lacks_memory(error):
-        return f"memory ran out, so free some of it: {text}"
-    if isinstance(error, OSError) and not isinstance(
-        error, BrokenPipeError
-    ):  # raised when nobody reads what is printed
+        return f"out of memory, so free some: {text}"
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # standard output is a closed pipe
         return text
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     if several and isinstance(error, RuntimeError) and NO_ANSWER.search(str(error)):
-        return f"another process of this run has ended, or does not answer: {text}"
+        return f"another process of this run has ended or does not respond: {text}"
     return None
 
 
 @contextmanager
 def pointing_to_resume(output: Path) -> Iterator[None]:
-    """Add to what stops a run that it can go on, and how.
+    """Add to the message of a stopped run how to continue it.
 
     Raises:
-        KeyboardInterrupt: if it was stopped by a signal.
-        OSError: if something cannot be read or written, memory runs out, or another process is gone.
+        KeyboardInterrupt: if a signal stopped the run.
+        OSError: if a file cannot be read or written, memory runs out, or another process is lost.
     """
-    advice = f"what is finished is kept: go on with --resume {output}"
+    advice = f"finished epochs are kept: continue with --resume {output}"
     try:
         yield
     except KeyboardInterrupt as error:
@@ -115,5 +116,5 @@ def pointing_to_resume(output: Path) -> Iterator[None]:
         if (reason := find_reason(error)) is None:
             raise
         if lacks_memory(error):
-            advice += " and another --cache, or train anew with a smaller --batch-size"
+            advice += " and another --cache, or start a new run with a smaller --batch-size"
         raise OSError(f"{reason}; {advice}") from error

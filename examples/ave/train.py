@@ -1,4 +1,4 @@
-"""Train CMRAN: settings, data, then for each seed a network and its epochs, and a report of them all."""
+"""Train CMRAN: read the settings and the dataset, train one network for each seed, and report the results."""
 
 from __future__ import annotations
 
@@ -54,83 +54,79 @@ VERSIONS = {
 }
 PROCEDURAL_EPOCHS = 11
 MAY_CHANGE = {"data", "epochs", "seeds", "device", "compile", "cache", "workers", "keep", "log", "output", "resume"}
-"""The settings that a resumed run may change; the others decide the weights."""
+"""The settings that a resumed run may change. All others affect the weights."""
 LOG_EVERY = 10
-"""Steps between two logged losses; reading a loss makes the host wait for the device."""
+"""Number of steps between two logged losses. To read a loss, the host must wait for the device."""
 EVALUATION_COST = 0.35
-"""The time to evaluate on a video, relative to the time to train on it."""
+"""The time to evaluate one video, divided by the time to train on it."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a network for one seed or several, and report how it does on the test split.
+    """Train a network for one or several seeds, and report its accuracy on the test split.
 
-    Without --data it trains on an embedded procedural set in the shape of AVE (never AVE itself), in minutes on two CPU
-    cores. After every epoch the run is saved in its directory, so that --resume goes on with it however it was
-    stopped. It also runs under `accelerate launch` and `torchrun`; all processes must see the same files.
+    Without --data, it trains on an embedded procedural set in the shape of AVE (never AVE itself), which takes
+    minutes on two CPU cores. A checkpoint is saved after every epoch, and --resume continues from the last one. The
+    command also runs under `accelerate launch` and `torchrun`; all processes must see the same files.
     """
 
     setting: Setting = "supervised"
-    """train on a label for every second, or weakly on one label for the whole video"""
+    """supervised: train on a label for every second; weak: train on one label for the whole video"""
     network: Network = "cmran"
-    """CMRAN, or a rival in Tables 1 and 2 of its paper"""
+    """CMRAN, or a rival from Tables 1 and 2 of the CMRAN paper"""
     as_published: bool = False
-    """train a rival as its public code does, faults included, where that differs from the default"""
+    """train a rival as its public code does, faults included, if it has public code"""
     data: Path | None = None
-    """directory of the AVE release, of an own set in its form, or made by `prepare`; without it, the procedural set"""
+    """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     background_videos: bool = True
-    """weakly, train on the extra background videos, too, which AVE must have; without, as on a set that has none"""
+    """weak setting: also train on the extra background videos; AVE must have them, other datasets may"""
     senses: Senses = "both"
-    """the features that CMRAN is given; the other ones are zeroed in training and testing"""
+    """the features that CMRAN gets; the other modality is set to zero in training and testing"""
     relation: Relation = "cmra"
-    """CMRAN's relation of the modalities, as in Table 3; the last two are other readings of self and none"""
+    """CMRAN's cross-modal relation, as in Table 3; the last two are other readings of self and none"""
     guidance: Guidance = "agsca"
-    """CMRAN's attention over space guided by audio, as in the first part of Table 4"""
+    """CMRAN's audio-guided spatial attention, as in the first part of Table 4"""
     interaction: Interaction = "av"
     """CMRAN's audio-video interaction, as in the second part of Table 4"""
     num_layers: int = 2
-    """blocks of each internal temporal relation of CMRAN, as in Table 5, from 0 on"""
+    """number of blocks in each internal temporal relation of CMRAN, as in Table 5; at least 0"""
     own_projections: bool = False
-    """give each modality in the memory of CMRAN's relation its own key and value projections"""
+    """give each modality in the memory of CMRAN's relation its own key and value projection"""
     epochs: int | None = None
-    """passes over the training videos; without it 11, or with --data as published; a resumed run may be given more"""
+    """number of epochs; if omitted: 11, with --data as published; a resumed run may have more"""
     batch_size: int | None = None
-    """videos in a training step, over all processes; without it as published, 32 for CMRAN"""
+    """batch size in videos, over all processes; if omitted: as published, 32 for CMRAN"""
     lr: float | None = None
-    """learning rate at the beginning; without it as published, 5e-4 for CMRAN"""
+    """initial learning rate; if omitted: as published, 5e-4 for CMRAN"""
     milestones: tuple[int, ...] | None = None
-    """epochs after which the learning rate decays; without it as published, for CMRAN 10 20 30, or weakly 5 20 40"""
+    """epochs after which the learning rate decays; if omitted: as published, for CMRAN 10 20 30, weak 5 20 40"""
     lr_decay: float | None = None
-    """factor of the learning rate after each milestone, in (0, 1]; without it as published, 0.5 for CMRAN"""
+    """factor of the learning rate at each milestone, in (0, 1]; if omitted: as published, 0.5 for CMRAN"""
     weight_decay: float = 0.0
-    """weight decay of the optimizer: times a weight, it is added to the weight's gradient"""
+    """weight decay of the optimizer: this number times a weight is added to the gradient of the weight"""
     seeds: tuple[int, ...] = (0,)
-    """one training for each, then mean and spread of all; a resumed run may be given more"""
+    """train once for each seed, and report mean and standard deviation; a resumed run may have more"""
     device: str = "auto"
-    """auto (the best there is), cpu, cuda, cuda:1, mps ..."""
+    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     compile: bool = False
     """compile the network with torch.compile"""
     cache: Cache = "auto"
-    """where every epoch reads the features; auto is the first of device, memory and disk that they fit into"""
+    """where the features are kept during training; auto: the first of device, memory, disk with enough space"""
     workers: int = 2
-    """threads that read ahead (only if features stay on disk)"""
+    """data-loading threads (only with --cache disk)"""
     keep: int = 2
-    """how many of the last checkpoints to keep"""
+    """number of checkpoints to keep, the newest ones"""
     log: Literal["tensorboard"] | None = None
-    """write logs for TensorBoard into OUTPUT/tensorboard"""
+    """write logs for TensorBoard to OUTPUT/tensorboard"""
     output: Path | None = None
-    """new directory for the results; without it runs/<date and time>-<setting>"""
+    """new directory for the results; if omitted: runs/<date and time>-<setting>"""
     resume: Path | None = None
-    """go on with the run in this directory from its last finished epoch, with the options that it has"""
+    """continue the run in this directory from its last checkpoint, with the same options"""
 
     def check(self) -> None:
-        """Check the ranges of the values.
-
-        Raises:
-            ValueError: if a value is out of its range, or two options exclude each other.
-        """
+        """Check that each value is in its range, and that the options are compatible."""
         milestones, variant = self.milestones or (), self.variant().keys()
         published, publishable = " or ".join(PUBLISHED), self.network in PUBLISHED
         cmran, shown = self.network == "cmran", ", ".join(f"--{name.replace('_', '-')}" for name in sorted(variant))
@@ -145,7 +141,7 @@ class TrainConfig:
             ("--lr", self.lr, self.lr is None or 0 < self.lr < math.inf, "a number above 0"),
             ("--lr-decay", self.lr_decay, self.lr_decay is None or 0 < self.lr_decay <= 1, "above 0, at most 1"),
             ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number of at least 0"),
-            ("--milestones", milestones, all(epoch > 0 for epoch in milestones), "epochs from 1 on"),
+            ("--milestones", milestones, all(epoch > 0 for epoch in milestones), "epochs of at least 1"),
             ("--milestones", milestones, len(set(milestones)) == len(milestones), "all different"),
             (
                 "--seeds",
@@ -166,11 +162,7 @@ class TrainConfig:
         return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
 
     def check_resumes(self, saved: TrainConfig) -> None:
-        """Check that the settings continue a saved run: what decides the weights may not change.
-
-        Raises:
-            ValueError: if such a setting differs.
-        """
+        """Check that no setting that affects the weights differs from the saved run."""
         for name in [field.name for field in dataclasses.fields(self) if field.name not in MAY_CHANGE]:
             if (value := getattr(self, name)) != (expected := getattr(saved, name)):
                 option = f"--{name.replace('_', '-')}"
@@ -184,13 +176,13 @@ class TrainConfig:
 
 
 def _show(value: object) -> object:
-    """Return a value as it is written on the command line."""
+    """Format a value as on the command line."""
     return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
 class SavedEpochs:
-    """The JSON file of a checkpoint."""
+    """The content of the JSON file of a checkpoint."""
 
     epoch: int
     history: tuple[Epoch, ...]
@@ -199,7 +191,7 @@ class SavedEpochs:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """The file ``config.json`` of a run."""
+    """The content of ``config.json``, which describes a run."""
 
     settings: TrainConfig
     data_digest: str
@@ -208,18 +200,14 @@ class SavedRun:
 
     @classmethod
     def read(cls, directory: Path) -> SavedRun:
-        """Read the settings of the run in a directory.
-
-        Raises:
-            ValueError: if it holds no run, or ``config.json`` is damaged.
-        """
+        """Read ``config.json`` from the directory of a run."""
         path = directory / "config.json"
         if not path.is_file():
             raise ValueError(f"--resume must name the directory of a run, with its config.json, got {directory}")
         return read_json(path, cls)
 
     def write(self, directory: Path) -> None:
-        """Write ``config.json`` into a directory."""
+        """Write ``config.json`` to the directory of a run."""
         write_json(directory / "config.json", dataclasses.asdict(self))
 
 
@@ -234,14 +222,14 @@ def main(
 
     Args:
         config: the settings.
-        data: the dataset, in place of the one that the settings name.
-        network: builds the network, in place of the one that the settings name.
+        data: a dataset to use instead of ``config.data``.
+        network: a function that builds the network, to use instead of ``config.network``.
         draw: whether to draw figures.
 
     Raises:
-        InputError: if a setting or a file is wrong; this is found before any work.
-        FloatingPointError: if the loss or a weight is no longer finite; the epochs before that are kept.
-        OSError: if a file cannot be read or written; the epochs before that are kept.
+        InputError: if a setting or a file is wrong. This is checked before any work.
+        FloatingPointError: if the loss or a weight is not finite. Earlier checkpoints are kept.
+        OSError: if a file cannot be read or written. Earlier checkpoints are kept.
     """
     start = time.perf_counter()
     with checking_input():
@@ -251,7 +239,7 @@ def main(
         epochs = config.epochs or (PROCEDURAL_EPOCHS if config.data is None else recipe.epochs)
         batch_size = config.batch_size or recipe.batch_size
         milestones = recipe.milestones if config.milestones is None else config.milestones
-        directory = None if config.data is None else config.data.absolute()  # --resume works from anywhere
+        directory = None if config.data is None else config.data.absolute()  # for --resume from anywhere
         lr, lr_decay = config.lr or recipe.lr, config.lr_decay or recipe.lr_decay
         config = dataclasses.replace(config, data=directory, epochs=epochs, batch_size=batch_size, lr=lr)
         config = dataclasses.replace(config, lr_decay=lr_decay, milestones=milestones)
@@ -282,7 +270,7 @@ def main(
     accelerator.print(f"{title}: {sizes} videos; {cached}")
     if saved is not None and saved.processes != accelerator.num_processes:
         accelerator.print(
-            f"note: {saved.processes} processes began this run, so the result is not the same bit for bit"
+            f"note: this run was started with {saved.processes} processes, so results may differ in the last bits"
         )
     accelerator.print(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
@@ -313,12 +301,12 @@ def main(
                 **config.variant(),
             )
             if config.compile:
-                on_cuda = accelerator.device.type == "cuda"  # CUDA graphs need one fixed shape each
+                on_cuda = accelerator.device.type == "cuda"  # a CUDA graph needs a fixed shape
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
             plain = recipe.optimizer(model.parameters(), lr=lr, weight_decay=config.weight_decay)
-            parallel, optimizer = accelerator.prepare(model, plain)  # wrapped for several processes and mixed precision
+            parallel, optimizer = accelerator.prepare(model, plain)  # for several processes and mixed precision
             if accelerator.scaler is not None and scaling is not None:
-                accelerator.scaler.load_state_dict(scaling)  # the seed before has changed it
+                accelerator.scaler.load_state_dict(scaling)  # the previous seed has changed it
             batches = training_loader(
                 data,
                 config.setting,
@@ -335,7 +323,7 @@ def main(
             history, best = _restore(checkpoints, model, plain, accelerator)
             if accelerator.is_main_process:
                 checkpoints.start(len(history))
-            logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides what comes after the checkpoint
+            logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides entries after the checkpoint
             accelerator.init_trackers(place.name, init_kwargs=logging)
 
             progress = tqdm(
@@ -375,7 +363,7 @@ def main(
                     total += loss.detach()
                     progress.update()
                     if (seconds := pace.step()) is not None and accelerator.is_main_process:
-                        seconds *= steps + EVALUATION_COST * to_evaluate / batch_size  # now of an epoch
+                        seconds *= steps + EVALUATION_COST * to_evaluate / batch_size  # seconds per epoch from here on
                         epochs_left = epochs * (len(config.seeds) - number) - epoch + 1
                         progress.write(_describe_plan(config, model, seconds * epochs_left, output))
                     if config.log and step % LOG_EVERY == 0:
@@ -395,7 +383,7 @@ def main(
                 logged = {"val accuracy": on_val, "test accuracy": on_test, "learning rate": rate}
                 accelerator.log({name: value for name, value in logged.items() if value is not None}, epoch * steps)
 
-                # ---- Keep the weights that are best on val, or the last without val ----
+                # ---- Keep the weights that are best on val, or the last ones without a val split ----
                 if chosen(history) is history[-1]:
                     best = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -445,7 +433,7 @@ def main(
 
 
 def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -> AVEData:
-    """Check and open a dataset; only the main process reports, and reads all features once."""
+    """Open a dataset. First, the main process alone checks all files and prints a report."""
     if accelerator.is_main_process:
         found = inspect_set(directory, config.setting, background_videos=config.background_videos)
         print(files_table(found))
@@ -454,6 +442,7 @@ def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -
 
 
 def _title(config: TrainConfig, data: AVEData) -> str:
+    """Return the title of tables and figures: the network, the setting, the variant and the dataset."""
     name = "CMRAN" if config.network == "cmran" else config.network
     parts = [name, config.setting, *(f"{name.replace('_', ' ')} {value}" for name, value in config.variant().items())]
     if config.setting == "weak" and data.background_labels is None:
@@ -462,13 +451,13 @@ def _title(config: TrainConfig, data: AVEData) -> str:
 
 
 def _describe_plan(config: TrainConfig, model: Localizer, seconds: float, output: Path) -> str:
-    """Tell how long the rest of a run will take, and how much it will leave on the disk."""
+    """Describe how long the rest of a run will take, and how much disk space it will use."""
     unit, name = (3600, "h") if seconds > 5400 else (60, "min") if seconds > 90 else (1, "s")
-    # A checkpoint holds the weights, two moments of each and, unless they are the last, the best weights.
+    # A checkpoint holds the weights, two moments for each weight, and the best weights unless the last are the best.
     copies = len(config.seeds) * (4 * min(config.keep, config.epochs or 1) + 1)
     size = copies * sum(weight.nbytes for weight in model.state_dict().values())
     time_left = f"about {seconds / unit:.{int(unit == 3600)}f} {name}"
-    return f"{time_left} to go; the run will leave up to {tqdm.format_sizeof(size, 'B')} in {output}"
+    return f"{time_left} left; the run will use up to {tqdm.format_sizeof(size, 'B')} in {output}"
 
 
 def _save_checkpoint(
@@ -479,7 +468,7 @@ def _save_checkpoint(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> None:
-    """Save everything that the next epoch depends on; the best weights only if they are not the last."""
+    """Save everything that the next epoch depends on. The best weights are saved only if the last are not the best."""
     tensors: dict[str, Mapping[str, Tensor]] = {"model": model.state_dict(), "optimizer": pack_optimizer(optimizer)}
     if chosen(history) is not history[-1]:
         tensors["best"] = best
@@ -491,7 +480,7 @@ def _save_checkpoint(
 def _restore(
     checkpoints: Checkpoints, model: Localizer, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Restore the newest checkpoint, and return the history and the best weights; both are empty if there is none."""
+    """Restore the newest checkpoint, and return the history and the best weights. Without one, both are empty."""
     found = checkpoints.load(accelerator.print)
     finished = torch.tensor([0 if found is None else found[1]["epoch"]], device=accelerator.device)
     if len(epochs := set(accelerator.gather(finished).tolist())) > 1:
@@ -501,26 +490,26 @@ def _restore(
     with checking_input(), expecting(f"checkpoints in {checkpoints.directory} must be of this network"):
         tensors, facts = found[0], convert(SavedEpochs, found[1])
         best = tensors.get("best", tensors["model"])
-        model.load_state_dict(best)  # which finds out now whether they fit
+        model.load_state_dict(best)  # an error now if they do not fit
         model.load_state_dict(tensors["model"])
         unpack_optimizer(optimizer, tensors["optimizer"])
         if accelerator.scaler is not None and facts.scaler is not None:
             accelerator.scaler.load_state_dict(facts.scaler)
         if [line.epoch for line in facts.history] != list(range(1, facts.epoch + 1)):
-            raise ValueError(f"a history of other epochs than the first {facts.epoch}")
-    accelerator.print(f"goes on after epoch {facts.epoch}")
+            raise ValueError(f"a history that is not of epochs 1 to {facts.epoch}")
+    accelerator.print(f"continuing after epoch {facts.epoch}")
     return list(facts.history), best
 
 
 def _save_network(model: Localizer, directory: Path, card: dict[str, Any]) -> None:
-    """Write the chosen weights with all that they need, whole or not at all."""
+    """Save a network with its configuration and model card. If that fails, nothing is left."""
     with writing_directory(directory) as temporary:
         model.save_pretrained(temporary, model_card_kwargs=card)
 
 
 def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
-    """Describe where the time of an epoch went, and the time and memory of the run."""
+    """Describe the time of each part of an epoch, and the total time and peak memory of the run."""
     parts = {name: sum(line["seconds"].get(name, 0) for line in lines) / len(lines) for name in lines[-1]["seconds"]}
     seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(parts.items()))
     memory = ", ".join(f"{name.removesuffix('_gb')} {size:.1f} GB" for name, size in summary["peak_memory"].items())
-    return f"seconds an epoch: {seconds}\n{summary['seconds']:.0f} s since it was started; peak memory: {memory}"
+    return f"seconds per epoch: {seconds}\ntotal time: {summary['seconds']:.0f} s; peak memory: {memory}"

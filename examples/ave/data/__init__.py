@@ -1,1 +1,1 @@
-"""Videos to train and evaluate on: the dataset, the files that hold it, and its batches."""
+"""Datasets, their files, and batches of videos."""

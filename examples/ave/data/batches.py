@@ -1,4 +1,4 @@
-"""Batches of videos: cached near the device, shuffled by seed and epoch, divided among processes.
+"""Cache features, shuffle videos by seed and epoch, and split batches between processes.
 
 Axes: N videos, T segments of a second, H x W positions, C visual channels, A audio channels, K categories.
 """
@@ -29,37 +29,37 @@ __all__ = ["EVALUATION_BATCH", "Batch", "Cache", "Loader", "Part", "Share", "Sha
 __all__ += ["derive_seed", "evaluation_loader", "training_loader"]
 
 EVALUATION_BATCH = 16
-"""Videos of a process in a batch of evaluation, as in the authors' code; it changes the memory used, not the result."""
+"""Batch size per process in evaluation, as in the authors' code. It affects memory, not results."""
 Cache = Literal["auto", "device", "memory", "disk"]
 PLACES = ("device", "memory", "disk")
 MEMORY_SHARE = 0.6
-"""The share of the free memory that features may take; the rest is for the network at any usual batch size."""
+"""The share of the free memory that features may use. The rest is for the network."""
 BLOCK = 64
-"""Videos that are read at once to fill a cache."""
+"""Number of videos that are read at once to fill a cache."""
 AHEAD = 2
-"""Batches that each thread reads ahead."""
+"""Number of batches that each thread reads ahead."""
 
 
 def derive_seed(*parts: int) -> int:
-    """Return one well-mixed seed from several numbers, such as a run's seed, its epoch and the process.
+    """Derive one seed from several numbers, such as the seed of a run, the epoch and the process.
 
-    Everything random is drawn anew from such seeds at the start of every epoch, so that a run can go on from any of
-    them without a stored random state.
+    At the start of each epoch, all random generators get such a seed. So a run can continue from any epoch without a
+    stored random state.
     """
-    # The count goes in first, because zeros at the end change nothing.
+    # Include the count, because SeedSequence ignores zeros at the end.
     return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1)[0])
 
 
 class Share(NamedTuple):
-    """The videos of a batch that one process takes."""
+    """The part of a batch for one process."""
 
     positions: list[int]
     weight: float
-    """A factor for the mean loss of the share, so that the mean over processes is the mean over the batch."""
+    """A factor for the mean loss of the share: with it, the mean over processes is the mean over the batch."""
 
 
 class Batch(NamedTuple):
-    """Features of B videos with their targets."""
+    """Features and targets of B videos."""
 
     video: Tensor
     """(B, T, H, W, C)"""
@@ -69,26 +69,26 @@ class Batch(NamedTuple):
     """(B, T, K + 1) or (B, K + 1)"""
     weight: float
     padding_mask: Tensor | None = None
-    """bool (B, T), True = padding; None if no video of the dataset is padded."""
+    """bool (B, T), True = padding; None if the dataset has no padding."""
 
 
 class Part(NamedTuple):
-    """An array of videos, and which of them to take."""
+    """Arrays of videos, and the rows to use."""
 
     visual: Rows
     audio: Rows
     targets: Tensor
     rows: Tensor
-    """int64, of those to take."""
+    """int64: the rows to use."""
     lengths: Tensor | None = None
-    """int64: the seconds of each video; None without padding."""
+    """int64: the length of each video in seconds; None without padding."""
 
 
 class Videos:
-    """Rows of one array of videos or of several, indexed by shares; features are at most float32.
+    """Videos from one or several parts, indexed by shares. Features are at most float32.
 
     Args:
-        *parts: the arrays. A share of several comes in their order.
+        *parts: the parts. A batch has its videos in the order of the parts.
     """
 
     def __init__(self, *parts: Part) -> None:
@@ -116,7 +116,7 @@ class Videos:
 
 
 def _take(array: Rows, rows: Tensor) -> Tensor:
-    """Return rows of an array, on the device that it is on."""
+    """Return rows of an array, on its device."""
     if isinstance(array, Tensor):
         return array.index_select(0, rows.to(array.device, non_blocking=True))
     return array[rows.tolist()]
@@ -124,13 +124,13 @@ def _take(array: Rows, rows: Tensor) -> Tensor:
 
 @dataclass
 class Shares:
-    """One process's shares of the batches of an epoch: shuffled by the seed and the epoch alone, or in order."""
+    """The shares of one process in the batches of an epoch, in order, or shuffled by the seed and the epoch."""
 
     videos: int
     batch_size: int = EVALUATION_BATCH
-    """Over all processes."""
+    """The batch size over all processes."""
     seed: int | None = None
-    """None for videos in order, each once; shuffled, every process takes part in every batch."""
+    """The seed of the shuffling; None: no shuffling. With a seed, each process has a share of each batch."""
     process: int = 0
     processes: int = 1
     epoch: int = 1
@@ -145,17 +145,16 @@ class Shares:
             order = torch.randperm(self.videos, generator=generator)
         for batch in order.split(self.batch_size):
             own = batch[self.process :: self.processes].tolist()
-            # Every process must take every step of training; one without a video takes any, with weight 0.
+            # In training, each process must take each step. A process without a video uses any video, with weight 0.
             if own or self.seed is not None:
                 yield Share(own or batch[:1].tolist(), len(own) * self.processes / len(batch))
 
 
 class Loader:
-    """Batches in float32 on the device of this process; threads read ahead what stays on disk.
+    """Load batches in float32 on the device of this process. If features are on disk, threads read ahead.
 
-    They are threads, not processes, because reading leaves the interpreter to the others: nothing is copied from one
-    process to another, no signal stops a part of the run, and an error comes as it is. Accelerate's own sharding would
-    pad the batches.
+    It uses threads, not processes, because reading releases the GIL. So nothing is copied between processes, a signal
+    stops the whole run, and errors are raised directly. Accelerate's own data loader would pad the batches.
     """
 
     def __init__(self, videos: Videos, shares: Shares, device: torch.device, workers: int = 0) -> None:
@@ -190,26 +189,27 @@ class Loader:
         return Batch(self._pin(video), self._pin(audio), self._pin(target), weight, mask)
 
     def _pin(self, tensor: Tensor) -> Tensor:
-        """Return a tensor that is copied to a GPU without making the host wait."""
+        """Pin the memory of a tensor for a GPU, so that the copy is asynchronous."""
         return tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def training_loader(
     data: AVEData, setting: Setting, accelerator: Accelerator, *, batch_size: int, seed: int | None, workers: int = 0
 ) -> Loader:
-    """Return the batches of training: with segment labels, or weakly with video labels and any background videos.
+    """Return the training batches: with labels of segments, or if weak, of videos, with the background videos.
 
     Args:
         data: the dataset.
-        setting: which targets.
-        accelerator: knows the device, and which process of how many this is.
-        batch_size: videos in a step, over all processes.
-        seed: of the order; with None the videos keep their order, and the last ones that fill no batch are left out, as
-            in the code of AVEL.
-        workers: threads that read ahead, if features stay on disk; 0 reads each batch when it is asked for.
+        setting: selects the targets.
+        accelerator: gives the device, and the index and number of processes.
+        batch_size: batch size over all processes.
+        seed: the seed of the shuffling. None does not shuffle, and drops the last, incomplete batch, as in the code of
+            AVEL.
+        workers: number of threads that read ahead if features are on disk; 0 reads each batch on demand.
 
     Raises:
-        ValueError: if the setting is weak and ``data`` has no video labels, or no batch can be filled without a seed.
+        ValueError: if the setting is weak and ``data`` has no labels of videos, or if there is no seed and no batch is
+            complete.
     """
     rows = data.splits["train"]
     if setting == "supervised":
@@ -233,10 +233,10 @@ def training_loader(
 
 
 def evaluation_loader(data: AVEData, split: Split, accelerator: Accelerator, workers: int = 0) -> Loader:
-    """Return this process's videos of a split, in order, with their segment labels.
+    """Return the evaluation batches of this process, in order, with labels of segments.
 
     Raises:
-        ValueError: if there is no such split, or it has no labels, or fewer videos than there are processes.
+        ValueError: if the split does not exist, has no labels, or has fewer videos than there are processes.
     """
     if split not in data.splits:
         raise ValueError(f"--split {split} needs {split}_order, got a dataset without it")
@@ -251,31 +251,31 @@ def evaluation_loader(data: AVEData, split: Split, accelerator: Accelerator, wor
 
 
 def cache_features(data: AVEData, cache: Cache, accelerator: Accelerator, setting: Setting) -> tuple[AVEData, str]:
-    """Copy the features to where every epoch reads them; all processes choose the same place.
+    """Copy the features to the place from which each epoch reads them, the same place for all processes.
 
     Args:
         data: the dataset.
-        cache: "device"; "memory" of the host; "disk", where they stay in their files; or "auto", the first of these
-            that they fit into with room to spare. Features in memory never go back to disk.
-        accelerator: knows the device, and how many processes share the host's memory.
-        setting: the supervised one needs no background videos.
+        cache: "device"; "memory" of the host; "disk", which leaves them in their files; or "auto", the first of these
+            with enough free space. Features that are already in memory stay there.
+        accelerator: gives the device, and the number of processes that share the memory of the host.
+        setting: "supervised" does not copy the background videos.
 
     Returns:
-        tuple: the dataset, and in words where its features are.
+        tuple: the dataset, and a description of where its features are.
 
     Raises:
-        ValueError: if they do not fit into the place that was asked for.
+        ValueError: if the features do not fit into the requested place.
     """
     names = ["visual", "audio"] + (["background_visual", "background_audio"] if setting == "weak" else [])
     arrays: dict[str, Rows] = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
     stored = any(isinstance(array, StoredArray) for array in arrays.values())
     size = sum(int(np.prod(array.shape)) * min(4, array.dtype.itemsize) for array in arrays.values())
-    # The main process chooses before any process takes memory that another would then not find.
+    # The main process chooses before any process allocates memory, so all see the same free memory.
     place = _choose_place(cache, accelerator, size, stored) if accelerator.is_main_process else PLACES[0]
     if accelerator.num_processes > 1:
         place = PLACES[int(broadcast(torch.tensor(PLACES.index(place), device=accelerator.device)))]
     if place == "disk":
-        return data, f"features stay on disk, {size / 1e9:.2g} GB an epoch"
+        return data, f"features stay on disk, {size / 1e9:.2g} GB per epoch"
     device = accelerator.device if place == "device" else torch.device("cpu")
     quiet = None if stored and accelerator.is_main_process else True
     with tqdm(desc=f"to {place}", unit="video", disable=quiet, leave=False, dynamic_ncols=True) as progress:
@@ -285,14 +285,14 @@ def cache_features(data: AVEData, cache: Cache, accelerator: Accelerator, settin
 
 
 def _choose_place(cache: Cache, accelerator: Accelerator, size: int, stored: bool) -> str:
-    """Return the place for features of ``size`` bytes, which are stored in files or in memory already."""
+    """Choose the place for features of ``size`` bytes. ``stored`` means that they are in files."""
     if cache in ("auto", "device") and accelerator.device.type != "cpu":
         free = torch.cuda.mem_get_info(accelerator.device)[0] if accelerator.device.type == "cuda" else None
         if free is not None and size < MEMORY_SHARE * free:
             return "device"
         if cache == "device" and free is not None:
             raise ValueError(
-                f"--cache device needs {size / 1e9:.1f} GB and room to train in, got {free / 1e9:.1f} GB free: "
+                f"--cache device needs {size / 1e9:.1f} GB and memory for training, got {free / 1e9:.1f} GB free: "
                 f"use --cache memory or disk"
             )
         if cache == "device":
@@ -313,7 +313,7 @@ def _choose_place(cache: Cache, accelerator: Accelerator, size: int, stored: boo
 
 
 def _copy(array: Rows, device: torch.device, progress: Any) -> Tensor:
-    """Copy all rows of an array, block by block, so that memory holds it once."""
+    """Copy an array to a device, block by block, so that memory holds only one copy."""
     if isinstance(array, Tensor):
         return array.to(device)
     copy = torch.empty(array.shape, dtype=array[:0].dtype, device=device)

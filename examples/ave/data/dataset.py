@@ -22,7 +22,7 @@ __all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DIGESTED_VIDEOS = 8
-"""How many videos' features tell one dataset from another."""
+"""The number of videos whose features are part of a digest."""
 
 AVE_CATEGORIES = (
     "Church bell",
@@ -54,19 +54,19 @@ AVE_CATEGORIES = (
     "Accordion",
     "Mandolin",
 )
-"""The categories of AVE, in the order of the label columns; background follows as column 28."""
+"""The categories of AVE, in the order of the columns of the labels. Background is column 28."""
 
 
 class Rows(Protocol):
-    """An array of videos that is read by rows: a tensor in memory, or an array in a file."""
+    """An array of videos that is indexed by rows: a tensor in memory, or an array in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The size of every axis."""
+        """The size of each axis."""
 
     @property
     def dtype(self) -> Any:
-        """The type of the numbers."""
+        """The dtype of the values."""
 
     def __len__(self) -> int: ...
 
@@ -77,7 +77,7 @@ class Rows(Protocol):
 class AVEData:
     """A dataset in the shape of the AVE release. Background is the last of the K + 1 labels.
 
-    What only the weak setting trains on may be None: ``video_labels`` and ``background_*``.
+    ``video_labels`` and ``background_*`` are only for the weak setting, and may be None.
     """
 
     visual: Rows
@@ -85,46 +85,46 @@ class AVEData:
     audio: Rows
     """(N, T, A)"""
     labels: Tensor
-    """float32 (N, T, K + 1), one-hot: the label of every second; all zero where it has none, as in padding; (N, T, 0)
-    if only the features are known."""
+    """float32 (N, T, K + 1), one-hot: the label of each second, all zero for no label, as at padding; (N, T, 0) if only
+    the features are known."""
     splits: dict[str, Tensor]
-    """int64 row indices of "train", "test" and, unless there is no such split, "val"; disjoint."""
+    """int64: the rows of "train", "test" and, if there is such a split, "val"; disjoint."""
     categories: tuple[str, ...]
     """The K names, in the order of the labels."""
     names: tuple[str, ...] | None = None
-    """The YouTube id of every video, where it is known; 45 ids of AVE name two or three videos each."""
+    """The YouTube id of each video, or None. In AVE, 45 ids belong to two or three videos each."""
     video_labels: Tensor | None = None
-    """float32 (N, K + 1), one-hot: the label of every video."""
+    """float32 (N, K + 1), one-hot: the label of each video."""
     background_visual: Rows | None = None
-    """(M, T, H, W, C): extra training videos, which show no event."""
+    """(M, T, H, W, C): the extra background videos for training, without events."""
     background_audio: Rows | None = None
     """(M, T, A)"""
     background_labels: Tensor | None = None
     """float32 (M, K + 1), one-hot."""
     object_cells: Tensor | None = None
-    """bool (N, T, H, W): the true cells of the category's object in every second, where they are known."""
+    """bool (N, T, H, W): the cells of the true object in each second, or None."""
     decoy_cells: Tensor | None = None
-    """bool (N, T, H, W): those of an object that has nothing to do with the category, likewise."""
+    """bool (N, T, H, W): the cells of an unrelated object in each second, or None."""
     lengths: Tensor | None = None
-    """int64 (N,): the seconds of every video, if what follows them is padding."""
+    """int64 (N,): the length of each video in seconds; the rest is padding. None: no padding."""
     background_lengths: Tensor | None = None
-    """int64 (M,): the same of the extra training videos."""
+    """int64 (M,): the same for the background videos."""
     eventless_category: int | None = None
-    """The category that a video without an event counts as in the category loss: 0 in AVE, as in the authors' code;
-    with None it weighs nothing there."""
+    """The category of a video without an event in the category loss: 0 for AVE, as in the authors' code. None leaves
+    such videos out."""
     is_ave: bool = False
-    """Whether it is AVE itself."""
+    """Whether this is AVE itself."""
 
     def describe(self, directory: Path | None) -> str:
-        """Name the dataset for a title, by the directory that it was read from; None for the procedural set."""
+        """Return a description of the dataset for titles. ``directory`` is None for the procedural set."""
         if directory is None:
             return "the procedural set (not AVE)"
         return f"the {'AVE set' if self.is_ave else 'dataset'} {printable(directory.name)}"
 
     def digest(self, setting: Setting) -> str:
-        """Return a SHA-256 that tells datasets apart, of all labels and splits and the features of 8 videos.
+        """Compute a SHA-256 digest of all labels and splits, and of the features of 8 videos.
 
-        A release and what was prepared from it in float32 have the same one; in float16 it differs.
+        A dataset prepared in float32 has the same digest as its release. In float16, the digest differs.
         """
         tensors: list[Tensor] = [self.labels, *self.splits.values()]
         arrays: list[Rows] = [self.visual, self.audio]
@@ -139,7 +139,7 @@ class AVEData:
         for array, seconds in zip(arrays, lengths, strict=False):
             rows = sorted({place * (len(array) - 1) // (DIGESTED_VIDEOS - 1) for place in range(DIGESTED_VIDEOS)})
             features = array[rows].float().cpu()
-            if seconds is not None:  # what stands in padding makes no difference
+            if seconds is not None:  # padding must not change the digest
                 features[torch.arange(features.shape[1]) >= seconds[rows].unsqueeze(1)] = 0
             digest.update(repr(tuple(array.shape)).encode() + features.numpy().tobytes())
         return digest.hexdigest()

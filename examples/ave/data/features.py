@@ -1,4 +1,4 @@
-"""Features as they must be: finite, zero in the padding, and of every video."""
+"""Check that all videos have features and that these are finite, and set padding to zero."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["BadValues", "clear_padding", "scan_features"]
 
 
 def clear_padding(first: int, block: NDArray[Any], lengths: Tensor | None) -> None:
-    """Set the features after the length of each video to zero, in a block whose first row is row ``first``."""
+    """Set the features after the length of each video to zero, in a block that starts at row ``first``."""
     if lengths is not None:
         own = lengths[first : first + len(block)].numpy()
         block[np.arange(block.shape[1]) >= own[:, None]] = 0
 
 
 class BadValues:
-    """Finds videos that have no features, or such as are not finite, in blocks read one after the other.
+    """Find videos without features, or with features that are not finite, block by block.
 
     Args:
-        file: of the features.
-        found: the dataset; videos in no split may have no features.
+        file: the file of the features.
+        found: the dataset. Videos that are in no split may have no features.
     """
 
     def __init__(self, file: ReleaseFile, found: Found) -> None:
@@ -40,18 +40,18 @@ class BadValues:
             self.used = np.isin(np.arange(rows), torch.cat(list(found.splits.values())))
 
     def add(self, first: int, block: NDArray[Any]) -> None:
-        """Look at a block whose first row is row ``first`` of the file."""
+        """Check a block that starts at row ``first`` of the file."""
         rows, values = slice(first, first + len(block)), block.reshape(len(block), -1)
         with np.errstate(invalid="ignore"):
-            least, most = values.min(1), values.max(1)  # NaN if any value is
+            least, most = values.min(1), values.max(1)  # NaN if any value is NaN
         self.infinite[rows] = ~(np.isfinite(least) & np.isfinite(most))
         self.empty[rows] = (least == 0) & (most == 0) & self.used[rows]
 
     def messages(self) -> Iterator[str]:
-        """Yield what was wrong in all blocks."""
+        """Yield an error message for each problem in the blocks so far."""
         for wrong, expected, came in (
-            (self.infinite, "finite features", "others"),
-            (self.empty, "features of every video", "zeros alone, or nothing written,"),
+            (self.infinite, "finite features", "NaN or Inf"),
+            (self.empty, "features of every video", "only zeros, or nothing written,"),
         ):
             if wrong.any():
                 count = f"{came} in {wrong.sum()} of {len(wrong)} videos, for example row {wrong.argmax()}"
@@ -59,7 +59,7 @@ class BadValues:
 
 
 def scan_features(found: Found) -> None:
-    """Read all features, with a progress bar, and add to the problems what is not finite, all zero or not written."""
+    """Read all features, and add those that are not finite, all zero or never written to the problems."""
     wrong = {problem.file for problem in found.problems}
     files = [file for file in FILES if file.is_features and file.name in found.arrays and file.name not in wrong]
     total = sum(len(found.arrays[file.name]) * found.arrays[file.name].row_bytes for file in files)

@@ -1,4 +1,4 @@
-"""The files of the AVE release, which own datasets have too: their names, axes and where to get them.
+"""The files of the AVE release, and of your own dataset in its layout: names, axes, and where to download them.
 
 Axes: N videos, T segments, H x W positions, C visual channels, A audio channels, L labels with background as the last,
 M extra background videos, R rows of a split.
@@ -23,38 +23,38 @@ class ReleaseFile(NamedTuple):
     """A file of the release."""
 
     name: str
-    """Its name without the suffix."""
+    """The name without its suffix."""
     content: str
     axes: str
     remedy: str
-    """What to do if it is missing or wrong. Only AVE's files can be downloaded."""
+    """What to do if the file is missing or wrong. Only the files of AVE can be downloaded."""
     weak: bool = False
-    """Whether only the weak setting needs it."""
+    """Whether only the weak setting needs the file."""
     optional: bool = False
-    """Whether AVE does without it."""
+    """Whether the file is optional, and not part of AVE."""
 
     @property
     def dataset(self) -> str:
-        """The name of its array in the HDF5 file."""
+        """The name of the dataset in the HDF5 file."""
         return "order" if self.axes == "R" else "lengths" if self.is_lengths else "avadataset"
 
     @property
     def is_lengths(self) -> bool:
-        """Whether it holds the seconds of each video."""
+        """Whether the file holds the lengths of videos."""
         return self.axes in ("N", "M")
 
     @property
     def is_features(self) -> bool:
-        """Whether it holds features, and not labels or rows."""
+        """Whether the file holds features."""
         return self.axes[-1] in "CA"
 
     @property
     def is_extra(self) -> bool:
-        """Whether it is of the extra background videos."""
+        """Whether the file belongs to the background videos."""
         return self.axes[0] == "M"
 
 
-# Sizes in the first files decide what the later files must fit.
+# The shapes of later files are compared with those of earlier files.
 FILES = (
     ReleaseFile("labels", "labels of seconds", "NTL", REPOSITORY),
     ReleaseFile("visual_feature", "visual features", "NTHWC", DRIVE.format("1hQwbhutA3fQturduRnHMyfRqdrRHgmC9")),
@@ -69,18 +69,15 @@ FILES = (
     ReleaseFile("audio_feature_noisy", "extra audio", "MTA", REPOSITORY, weak=True),
     ReleaseFile("lengths_noisy", "extra seconds", "M", UNPADDED, optional=True),
 )
-"""All files that the two settings need."""
+"""All files of the two settings."""
 
 
 def needed_files(setting: Setting, *, background_videos: bool = True) -> frozenset[str]:
-    """Return the names of the files that a setting cannot do without.
+    """Return the names of the files that a setting requires.
 
     Args:
         setting: "supervised" or "weak".
-        background_videos: whether the weak setting needs the extra videos; a dataset other than AVE may lack them.
-
-    Raises:
-        ValueError: if there is no such setting.
+        background_videos: whether the weak setting requires the background videos of AVE.
     """
     if setting not in ("supervised", "weak"):
         raise ValueError(f'setting must be "supervised" or "weak", got {setting!r}')

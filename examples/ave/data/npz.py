@@ -1,4 +1,4 @@
-"""Features of videos in an .npz, which memory must hold as a whole.
+"""Read the features of videos from an .npz file, which must fit into memory.
 
 Axes: N videos, T segments of a second, H x W positions, C visual channels, A audio channels.
 """
@@ -20,30 +20,30 @@ __all__ = ["read_npz"]
 
 ARRAYS = ("visual", "audio", "names", "lengths")
 MEMORY_SHARE = 0.6
-"""The share of the free memory that the arrays may take."""
+"""The share of the free memory that the arrays may use."""
 
 
 def read_npz(path: Path) -> AVEData:
-    """Read an .npz into a dataset without labels and splits.
+    """Read an .npz file into a dataset without labels and splits.
 
     Args:
-        path: of an .npz with numbers ``visual``, (N, T, H, W, C) or (N, T, C), and ``audio``, (N, T, A), or both
-            without their first axis for one video; and, if wanted, text ``names``, (N,), and integers ``lengths``,
-            (N,), from 1 to T.
+        path: an .npz file with numbers ``visual``, (N, T, H, W, C) or (N, T, C), and ``audio``, (N, T, A). For a single
+            video, both may be without the first axis. Optional: text ``names``, (N,), and integers ``lengths``, (N,),
+            from 1 to T.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is damaged or too large, or its arrays are not these.
+        OSError: if the file cannot be read.
+        ValueError: if the file is damaged or too large, or an array is missing or has the wrong shape or dtype.
     """
     if not path.exists():
-        raise FileNotFoundError(f"--data must be a directory or an .npz, got {path}, which is not there")
+        raise FileNotFoundError(f"--data must be a directory or an .npz file, got {path}, which does not exist")
     check_regular(path)
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"--data must be a directory or an .npz, got {path}, which is neither, or is cut off")
+        raise ValueError(f"--data must be a directory or an .npz file, got {path}, which is another file, or truncated")
     with expecting(f"{path} must be an undamaged .npz without Python objects"):
         needed = sum(_declared_bytes(path, name) for name in ARRAYS)
     if needed > (free := MEMORY_SHARE * psutil.virtual_memory().available):
-        came = f"{needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB may be used"
+        came = f"{needed / 1e9:.1f} GB, where {free / 1e9:.1f} GB may be used"
         raise ValueError(f"{path} must fit into memory, got {came}: give a directory, which is read by rows")
     with expecting(f"{path} must be an undamaged .npz without Python objects"), np.load(path) as file:
         arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
@@ -57,7 +57,7 @@ def read_npz(path: Path) -> AVEData:
         if (name in ("visual", "audio")) if dtype is None else (dtype.kind not in kinds):
             raise ValueError(f"{path} must hold {content} in an array called {name}, got {dtype or 'none'}")
 
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which is an error later
         visual, audio = (torch.from_numpy(arrays[name].astype(np.float32, copy=False)) for name in ("visual", "audio"))
     if visual.dim() in (2, 4) and audio.dim() == 2:
         visual, audio = visual[None], audio[None]
@@ -71,11 +71,11 @@ def read_npz(path: Path) -> AVEData:
             raise ValueError(f"{name} features must have shape {axes}, none of them 0, got {tuple(array.shape)}")
     if visual.shape[:2] != audio.shape[:2]:
         came = f"got shapes {tuple(visual.shape)} and {tuple(audio.shape)}"
-        raise ValueError(f"visual and audio features must be of the same videos and seconds, {came}")
+        raise ValueError(f"visual and audio features must have the same number of videos and seconds, {came}")
     videos, seconds = audio.shape[:2]
     names, lengths = (arrays[name].reshape(-1) if name in arrays else None for name in ("names", "lengths"))
     if names is not None and len(names) != videos:
-        raise ValueError(f"names must be as many as the {videos} videos, got {len(names)}")
+        raise ValueError(f"names must have one entry for each of the {videos} videos, got {len(names)}")
     if lengths is not None and (len(lengths) != videos or lengths.min() < 1 or lengths.max() > seconds):
         raise ValueError(f"lengths must be {videos} numbers from 1 to {seconds}, got {str(lengths.tolist())[:60]}")
     return AVEData(
@@ -90,7 +90,7 @@ def read_npz(path: Path) -> AVEData:
 
 
 def _declared_bytes(path: Path, name: str) -> int:
-    """Return the bytes of an array by its header, which its member of the archive must have."""
+    """Return the size of an array in bytes, from its header, and check that the archive has as many bytes."""
     with zipfile.ZipFile(path) as archive:
         if f"{name}.npy" not in archive.namelist():
             return 0
@@ -100,7 +100,7 @@ def _declared_bytes(path: Path, name: str) -> int:
             read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(stream)
             declared, there = prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size - stream.tell()
-    if dtype.hasobject:  # refused when it is read
+    if dtype.hasobject:  # an error when it is read
         return 0
     if declared > there or min(shape, default=0) < 0:
         raise ValueError(f"{name} of shape {shape} and dtype {dtype}, in {there} bytes")

@@ -1,4 +1,4 @@
-"""Open a dataset: the AVE release, an own one in its form, or what ``prepare`` made of either."""
+"""Open a dataset: the AVE release, your own dataset in its layout, or the output of ``prepare``."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ def read_set(directory: Path, setting: Setting = "supervised", *, background_vid
     """Open a dataset. Features stay on disk and are read by rows.
 
     Args:
-        directory: what ``prepare`` wrote; or ``visual_feature.h5``, ``audio_feature.h5``, ``labels.h5`` (or
-            ``right_labels.h5``), ``train_order.h5``, ``val_order.h5``, ``test_order.h5``; for the weak setting also
-            ``mil_labels.h5``, ``visual_feature_noisy.h5``, ``audio_feature_noisy.h5``, ``labels_noisy.h5``.
-            ``Annotations.txt`` gives the videos their names. Each may be ``.npy`` instead. An own dataset, which is one
-            that has not AVE's 4,143 rows and 29 columns, may do without ``val_order`` and background videos, and have
-            ``categories.txt``, a name a line; ``lengths.h5``, the seconds of each video, and ``lengths_noisy.h5``; and
-            seconds without a label, all zero.
-        setting: decides which files must be there; the others are read if they are there.
-        background_videos: whether the extra videos of AVE must be there for the weak setting.
+        directory: the output of ``prepare``, or a directory with ``visual_feature.h5``, ``audio_feature.h5``,
+            ``labels.h5`` (or ``right_labels.h5``), ``train_order.h5``, ``val_order.h5`` and ``test_order.h5``. The weak
+            setting also needs ``mil_labels.h5``, ``visual_feature_noisy.h5``, ``audio_feature_noisy.h5`` and
+            ``labels_noisy.h5``. ``Annotations.txt`` has the names of the videos. Each .h5 file may be .npy instead.
+            A dataset without AVE's 4,143 rows and 29 columns is your own dataset. It does not need ``val_order`` and
+            background videos. It may have ``categories.txt`` (one name in a line), ``lengths.h5`` and
+            ``lengths_noisy.h5`` (the length of each video in seconds), and seconds without a label (all zero).
+        setting: decides which files are required. All others are read if they are there.
+        background_videos: whether the weak setting requires the background videos of AVE.
 
     Raises:
         FileNotFoundError: if the directory or a file is missing.
-        ValueError: if a file is damaged, lacks its dataset, or does not fit the others. Of a prepared dataset every
-            byte is checked, of the release not the features.
+        ValueError: if a file is damaged, does not have its dataset, or does not fit the other files. For a prepared
+            dataset, every byte is checked; for a release, everything but the features.
     """
     return _examine(directory, needed_files(setting, background_videos=background_videos)).to_data()
 
 
 def read_features(directory: Path) -> AVEData:
-    """Open the features of a dataset, whose labels need not be there and are not read.
+    """Open the features of a dataset without its labels.
 
     Args:
-        directory: as :func:`read_set` takes it.
+        directory: the dataset, as for :func:`read_set`.
 
     Raises:
         FileNotFoundError: if the directory or features are missing.
-        ValueError: if the features, the orders or the annotations are damaged or do not fit each other.
+        ValueError: if the features, the orders or the annotations are damaged or do not fit together.
     """
     needed = frozenset(file.name for file in FILES if file.is_features and not file.is_extra)
     return _examine(
@@ -54,24 +54,24 @@ def read_features(directory: Path) -> AVEData:
 
 
 def inspect_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> Found:
-    """Check all of a dataset: its labels against each other, and the release's features from end to end.
+    """Check all files of a dataset, that its labels agree, and, unless it is prepared, all of its features.
 
     Args:
-        directory: as :func:`read_set` takes it, as the others.
-        setting: decides which files must be there; the others are checked if they are there.
-        background_videos: whether the extra videos of AVE must be there for the weak setting.
+        directory: the dataset, as for :func:`read_set`.
+        setting: decides which files are required. All others are checked if they are there.
+        background_videos: whether the weak setting requires the background videos of AVE.
 
     Raises:
         FileNotFoundError: if the directory is missing.
-        ValueError: if it holds a prepared dataset without a manifest that can be read.
+        ValueError: if the manifest of a prepared dataset is missing or damaged.
     """
     found = _examine(directory, needed_files(setting, background_videos=background_videos))
     compare_labels(found)
-    if is_prepared(directory):  # whose digests have been checked
+    if is_prepared(directory):  # the digests are already checked
         kind = f"prepared in {read_manifest(directory).dtype}"
     else:
         scan_features(found)
-        kind = "the AVE release" if found.is_ave else "a dataset in the form of the AVE release"
+        kind = "the AVE release" if found.is_ave else "a dataset in the layout of the AVE release"
     found.title = f"{directory}: {kind}, for the {setting} setting"
     return found
 

@@ -1,7 +1,7 @@
-"""A prepared dataset: .npy files that are mapped into memory, and a manifest with the digest of each.
+"""Read a prepared dataset: memory-mapped .npy files, and a manifest with a digest of each.
 
-While ``prepare`` is at work the manifest is called ``unfinished.json``; the rename to ``prepared.json`` makes the
-dataset complete.
+Until ``prepare`` has finished, the manifest is called ``unfinished.json``. ``prepared.json`` means that the dataset is
+complete.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ __all__ = ["FORM", "MANIFEST", "UNFINISHED", "Entry", "Manifest", "Source", "exa
 __all__ += ["is_prepared", "parse_manifest", "read_manifest"]
 
 FORM = 1
-"""The version of the manifest; other versions cannot be read."""
+"""The version of the manifest. Other versions cannot be read."""
 MANIFEST, UNFINISHED = "prepared.json", "unfinished.json"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The file of the release that a prepared one was made from."""
+    """Size and modification time of the original file of a prepared file."""
 
     bytes: int
     modified_ns: int
 
     @classmethod
     def of(cls, path: Path) -> Source:
-        """Return the size and time of a file, by which a changed one is noticed."""
+        """Return the size and modification time of a file, which show whether it has changed."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest holds of a file."""
+    """The entry of a file in the manifest."""
 
     source: Source
     absolute_error: float
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the manifest holds."""
+    """The content of the manifest."""
 
     form: int
     dtype: Literal["float16", "float32"]
@@ -65,17 +65,17 @@ class Manifest:
 
 
 def is_prepared(directory: Path) -> bool:
-    """Tell whether ``prepare`` has written to a directory, finished or not."""
+    """Return whether a directory is the output of ``prepare``, finished or not."""
     return (directory / MANIFEST).exists() or (directory / UNFINISHED).exists()
 
 
 def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:
-    """Check that the arrays of a prepared dataset are those that were written.
+    """Check the files of a prepared dataset against its manifest.
 
     Args:
-        directory: of the dataset.
-        needed: the names of the files that must be there.
-        files: the files to look at.
+        directory: the directory of the dataset.
+        needed: the names of the required files.
+        files: the files to check.
 
     Raises:
         ValueError: if the manifest is missing or damaged.
@@ -88,7 +88,7 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
     faults = {}
     for file in files:
         path = paths[file.name]
-        if file.name not in listed:  # even if it is there, as its digest is not known
+        if file.name not in listed:  # even if it exists, because its digest is not known
             place = f" in {MANIFEST}, which has the digests" if path.exists() else ""
             faults[file.name] = Problem(file.name, f"{path} is missing{place}", "missing")
         elif damage := find_damage(path, listed[file.name]):
@@ -119,11 +119,11 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def parse_manifest(path: Path) -> Manifest:
-    """Read a manifest, and check the types of all that it holds.
+    """Read a manifest, and check the types of all values.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no manifest, or of another version.
+        OSError: if the file cannot be read.
+        ValueError: if the file is not a manifest, or has another version.
     """
     content = load_json(path)
     form = content.get("form") if isinstance(content, dict) else None
@@ -133,7 +133,7 @@ def parse_manifest(path: Path) -> Manifest:
 
 
 def find_damage(path: Path, entry: Entry) -> str | None:
-    """Return how a file differs from its entry in the manifest, in one line; None if it does not."""
+    """Return an error message if a file differs from its entry in the manifest, else None."""
     if not path.exists():
         return f"{path} is missing"
     try:
@@ -141,15 +141,15 @@ def find_damage(path: Path, entry: Entry) -> str | None:
     except ValueError as error:
         return str(error)
     if (size := path.stat().st_size) != entry.bytes:
-        return f"{path} must have {entry.bytes} bytes, as it was written, got {size}"
+        return f"{path} must have {entry.bytes} bytes, as in the manifest, got {size}"
     if (digest := _digest(path, size, path.stat().st_mtime_ns)) != entry.sha256:
-        return f"{path} must have the digest {entry.sha256[:12]}..., as it was written, got {digest[:12]}..."
+        return f"{path} must have the digest {entry.sha256[:12]}..., as in the manifest, got {digest[:12]}..."
     return None
 
 
 @lru_cache
 def _digest(path: Path, size: int, modified: int) -> str:
-    """Compute the SHA-256 of a file; one whose size and time have not changed is not read again."""
+    """Compute the SHA-256 of a file. The result is cached until its size or modification time changes."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(1 << 20):

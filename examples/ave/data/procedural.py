@@ -1,11 +1,11 @@
-"""A procedural stand-in for the AVE release: its shapes and statistics, made from a seed. It is never AVE.
+"""Make a synthetic dataset from a seed, with the shapes and statistics of the AVE release. It is never AVE.
 
-A category is a look with a sound. The 28 lie on a ring on which each shares its look with one neighbour and its sound
-with the other, so that neither sense can name one. A video shows an object of its category's look, which wanders over
-the grid, and plays its category's sound; the event is where both are there. Before and after it the object is silent,
-or the sound has no object, or both are gone. A distractor look and a distractor sound come and go by the same rule,
-but belong neither to the category nor to each other: only a look and a sound that fit, and are there together, make
-an event.
+A category is a look together with a sound. The 28 categories form a ring: each shares its look with one neighbor and
+its sound with the other, so a single modality cannot identify a category. A video has an object with the look of its
+category, which moves over the grid, and the sound of its category. In the event, both are present. Before and after the
+event, only the object, only the sound or neither is present. Most videos also have a distractor look or a distractor
+sound, which follow the same rules, but match neither the category nor each other. So only a look and a sound that match
+and are present together make an event.
 
 Axes: N videos, T seconds, H x W positions, C visual channels, A audio channels; 2 = the category's own object or
 sound, then the distractor.
@@ -26,53 +26,53 @@ __all__ = ["CATEGORIES", "LOOK_OF", "SOUND_OF", "Script", "draw_script", "make_p
 SECONDS, GRID, VIDEO_DIM, AUDIO_DIM = 10, 7, 512, 128
 NUM_CATEGORIES, NUM_LOOKS, NUM_SOUNDS = 28, 14, 14
 LOOK_OF = torch.arange(NUM_CATEGORIES) // 2
-"""int64 (28,): the look of every category."""
+"""int64 (28,): the look of each category."""
 SOUND_OF = (torch.arange(NUM_CATEGORIES) + 1) // 2 % NUM_SOUNDS
-"""int64 (28,): the sound of every category."""
+"""int64 (28,): the sound of each category."""
 CATEGORIES = tuple(
     f"look {chr(65 + look)}, sound {sound + 1}" for look, sound in zip(LOOK_OF.tolist(), SOUND_OF.tolist(), strict=True)
 )
 
-# Number of videos with an event of 0 ... 10 seconds: AVE's, save that a small set would never show its one video
-# without an event.
+# Number of videos with an event of 0 ... 10 seconds, as in AVE. Only the number for 0 is larger, because in a small set
+# the single video of AVE without an event would never occur.
 EVENT_LENGTHS = (41, 0, 214, 220, 217, 196, 200, 139, 111, 95, 2750)
-# How many looks and sounds round the ring the distractors are from the category's own: too far for any two of these
-# that are not the category's to fit, and never telling of the category.
+# Distance of the distractor look and sound from those of the category on the ring: too far for a distractor to match
+# another look or sound, and without information about the category.
 DISTRACTOR_STEPS = [(look, sound) for look in range(2, 13) for sound in range(2, 13) if abs(look - sound) > 1]
-DISTRACTOR_SHARE = 0.5  # of the videos that have a distractor look, and of those that have a distractor sound
-LOOK_DENSITY = 0.1  # of the visual channels that a look excites
-SOUND_DENSITY = 0.15  # of the audio channels that a sound excites
-LOOK_STRENGTH = 3.0  # of a look in the channel that it excites most; clutter reaches 1
-SOUND_STRENGTH = 2.0  # of a sound in the channel that it excites most
-VARIATION = 0.5  # how far the strength of each object and sound may be from these, relatively
-CLUTTER_ZEROS = 0.75  # of the visual features where there is no object
+DISTRACTOR_SHARE = 0.5  # share of videos with a distractor look, and with a distractor sound
+LOOK_DENSITY = 0.1  # share of the visual channels that a look activates
+SOUND_DENSITY = 0.15  # share of the audio channels that a sound activates
+LOOK_STRENGTH = 3.0  # maximum value of a look; the maximum of clutter is 1
+SOUND_STRENGTH = 2.0  # maximum value of a sound
+VARIATION = 0.5  # maximum relative change of the strength of an object or sound
+CLUTTER_ZEROS = 0.75  # share of zeros in the visual features without an object
 HISS = 0.4  # standard deviation of the noise in the audio
-HISS_THRESHOLD = 0.27  # what audio must exceed to be above zero
-CHUNK = 32  # videos that are made at once, to bound memory
+HISS_THRESHOLD = 0.27  # audio below this becomes zero
+CHUNK = 32  # videos that are made at once, to limit memory
 
 
 class Script(NamedTuple):
-    """What is seen and heard when: all that the features are then made from."""
+    """What is seen and heard in each second. The features are made from this."""
 
     looks: Tensor
-    """int64 (N, 2)"""
+    """int64 (N, 2): the looks of the two objects."""
     sounds: Tensor
-    """int64 (N, 2)"""
+    """int64 (N, 2): the two sounds."""
     cells: Tensor
-    """bool (N, 2, T, H, W): where each object is, 1 to 4 cells; none in seconds when it is not seen."""
+    """bool (N, 2, T, H, W): the 1 to 4 cells of each object; none in seconds when it is not seen."""
     heard: Tensor
     """bool (N, 2, T): when each sound is heard."""
     event: Tensor
-    """bool (N, T): when the category's object is seen and its sound is heard."""
+    """bool (N, T): when the object of the category is seen and its sound is heard."""
 
 
 def draw_script(category: Tensor, generator: Generator, *, with_events: bool = True) -> Script:
-    """Draw what is seen and heard when.
+    """Draw what is seen and heard in each second.
 
     Args:
-        category: int64 (N,), the category of every video.
-        generator: where all randomness comes from.
-        with_events: whether events have the lengths of AVE's, or no video has one.
+        category: int64 (N,), the category of each video.
+        generator: the source of all randomness.
+        with_events: True: events with the lengths of AVE; False: no events.
 
     Examples:
         >>> script = draw_script(torch.arange(28), Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def draw_script(category: Tensor, generator: Generator, *, with_events: bool = T
     weights = torch.tensor(EVENT_LENGTHS, dtype=torch.float32)
     length = torch.multinomial(weights, num * 2, replacement=True, generator=generator).view(num, 2)
     if not with_events:
-        length[:, 0] = 0  # the distractors come and go as in any other video
+        length[:, 0] = 0  # distractors are the same as in other videos
     seen, heard = _draw_presence(length, generator)
     event = seen[:, 0] & heard[:, 0]
     kept = torch.rand(2, num, 1, generator=generator) < DISTRACTOR_SHARE
@@ -97,18 +97,21 @@ def draw_script(category: Tensor, generator: Generator, *, with_events: bool = T
 
 
 def _draw_presence(length: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """When each is seen, and heard, bool (N, 2, T): together for ``length`` (N, 2) seconds in a row, not outside."""
+    """Draw when objects are seen and sounds are heard, bool (N, 2, T).
+
+    Both are present during ``length`` (N, 2) consecutive seconds, and never both in other seconds.
+    """
     start = (torch.rand(length.shape, generator=generator) * (SECONDS - length + 1)).long().unsqueeze(-1)
     stop = start + length.unsqueeze(-1)
     second = torch.arange(SECONDS)
     together = (second >= start) & (second < stop)
-    # Before, and after: 0 seen only, 1 heard only, 2 neither.
+    # Before and after: 0 only seen, 1 only heard, 2 neither.
     outside = torch.randint(3, (*length.shape, 2), generator=generator).gather(-1, (second >= stop).long())
     return together | (outside == 0), together | (outside == 1)
 
 
 def _draw_cells(seen: Tensor, generator: Generator) -> Tensor:
-    """Where each object is, bool (N, 2, T, H, W): one or two cells high and wide, it wanders and turns at the edges."""
+    """Draw the cells of each object, bool (N, 2, T, H, W). It is 1 or 2 cells high and wide, and moves in the grid."""
     num, objects, seconds = seen.shape
     size = torch.randint(1, 3, (num, objects, 1, 2), generator=generator)
     start = torch.randint(GRID, (num, objects, 1, 2), generator=generator)
@@ -121,18 +124,18 @@ def _draw_cells(seen: Tensor, generator: Generator) -> Tensor:
 
 
 def _draw_prototypes(num: int, dim: int, density: float, generator: Generator) -> Tensor:
-    """What looks or sounds excite: sparse (num, dim) in [0, 1)."""
+    """Draw the channels that looks or sounds activate: sparse (num, dim), in [0, 1)."""
     excited = torch.rand(num, dim, generator=generator) < density
     return excited * torch.rand(num, dim, generator=generator)
 
 
 def _vary(features: Tensor, generator: Generator) -> Tensor:
-    """The same object is not equally plain, nor the same sound equally loud, in all videos: (N, 2, channels)."""
+    """Vary the strength of objects or sounds (N, 2, channels) between videos."""
     return features * (1 + VARIATION * (2 * torch.rand(*features.shape[:2], 1, generator=generator) - 1))
 
 
 def _make_visual(script: Script, prototypes: Tensor, generator: Generator) -> Tensor:
-    """Objects on clutter: float16 (N, T, H, W, C)."""
+    """Make the visual features, objects on clutter: float16 (N, T, H, W, C)."""
     looks = LOOK_STRENGTH * _vary(prototypes[script.looks], generator)
     visual = torch.empty(len(looks), SECONDS, GRID, GRID, VIDEO_DIM, dtype=torch.float16)
     for rows in torch.arange(len(looks)).split(CHUNK):
@@ -143,7 +146,7 @@ def _make_visual(script: Script, prototypes: Tensor, generator: Generator) -> Te
 
 
 def _make_audio(script: Script, prototypes: Tensor, generator: Generator) -> Tensor:
-    """Sounds in noise, then a ReLU: float16 (N, T, A)."""
+    """Make the audio features, sounds in noise and a ReLU: float16 (N, T, A)."""
     sounds = SOUND_STRENGTH * _vary(prototypes[script.sounds], generator)
     audio = torch.einsum("not,noa->nta", script.heard.float(), sounds)
     noise = HISS * torch.randn(audio.shape, generator=generator)
@@ -153,22 +156,19 @@ def _make_audio(script: Script, prototypes: Tensor, generator: Generator) -> Ten
 def make_procedural_set(
     seed: int = 0, *, num_train: int = 448, num_val: int = 96, num_test: int = 192, num_background: int = 32
 ) -> AVEData:
-    """Make a set in the shape of the AVE release, in seconds.
+    """Make a procedural set in the shape of the AVE release, which takes seconds.
 
     Args:
-        seed: decides everything; another seed has other looks and sounds too.
-        num_train: videos to train on, at least 1; so the others.
-        num_val: videos to choose an epoch on.
-        num_test: videos to report on.
-        num_background: extra training videos of the weak setting, which show no event.
+        seed: the seed of all random numbers. Another seed also gives other looks and sounds.
+        num_train: number of videos for training. All numbers must be at least 1.
+        num_val: number of videos for choosing the epoch.
+        num_test: number of videos for the final results.
+        num_background: number of extra background videos for the weak setting, without events.
 
     Returns:
-        AVEData: visual (N, 10, 7, 7, 512) and audio (N, 10, 128), float16 and never negative; the 28 categories
-        equally often; ``object_cells`` also in seconds when the object is seen but silent; ``decoy_cells``, the
-        distractor's.
-
-    Raises:
-        ValueError: if a number of videos is not a positive integer.
+        AVEData: visual (N, 10, 7, 7, 512) and audio (N, 10, 128), float16 and never negative. The 28 categories are
+        equally frequent. ``object_cells`` also has the seconds when the object is seen but silent. ``decoy_cells`` are
+        the cells of the distractor.
 
     Examples:
         >>> data = make_procedural_set(num_train=4, num_val=2, num_test=2, num_background=1)
@@ -206,5 +206,5 @@ def make_procedural_set(
         background_labels=F.one_hot(background_label, NUM_CATEGORIES + 1).float(),
         object_cells=script.cells[:, 0],
         decoy_cells=script.cells[:, 1],
-        eventless_category=0,  # it stands in for AVE
+        eventless_category=0,  # as for AVE
     )

@@ -1,4 +1,4 @@
-"""The AVE release as it is downloaded, or an own dataset in its form: HDF5 or .npy files, checked and opened.
+"""Check and open the AVE release, or your own dataset in its layout: HDF5 or .npy files.
 
 Axes: N videos, T segments, H x W positions, C visual channels, A audio channels, L labels with background as the last,
 M extra background videos, R rows of a split.
@@ -38,49 +38,49 @@ AXES = {
     "R": "rows",
 }
 MOST = {"N": 10**7, "M": 10**7, "R": 10**7, "C": 2**14, "A": 2**14}
-"""The largest sizes of axes that are read; the network has matrices of channels x channels."""
+"""Size limits of axes. The network has matrices of channels x channels."""
 MOST_NUMBERS, MOST_OF_VIDEO = 2**27, 2**25
-"""The most numbers of a file that is read as a whole, and of the features of one video."""
+"""Limits for the number of values in a file that is read at once, and in the features of one video."""
 Verdict = Literal["wrong", "missing", "not opened"]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a file."""
+    """A problem with a file."""
 
     file: str
-    """The name of the file, of those in the table without its suffix."""
+    """The name of the file, without its suffix if it is in the table."""
     message: str
-    """What was expected, what came, and what to do, in one line."""
+    """What was expected, what was found, and what to do, in one line."""
     verdict: Verdict = "wrong"
 
 
 @dataclass
 class Found:
-    """The files of a dataset that a directory holds, and all problems with them."""
+    """The files of a dataset, and all problems with them."""
 
     paths: Mapping[str, Path]
-    """Where each file is or should be, by name."""
+    """The path of each file by name, even if it is missing."""
     categories: tuple[str, ...] | None = None
-    """The names that come with the dataset."""
+    """The names of the categories, if the dataset has them."""
     declared_ave: bool = False
-    """Whether a manifest says that it is AVE."""
+    """Whether a manifest says that the dataset is AVE."""
     arrays: dict[str, StoredArray] = field(default_factory=dict)
     """The arrays that could be opened."""
     sizes: dict[str, tuple[int, Path]] = field(default_factory=dict)
-    """The size of every axis, and the file that decided it."""
+    """The size of each axis, and the file where it was found."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """The labels, float32, and the rows of the splits and the lengths, int64, that have no problem."""
+    """The content of the files without a problem: labels, float32; rows of splits and lengths, int64."""
     names: tuple[str, ...] | None = None
-    """The YouTube id of every video."""
+    """The YouTube id of each video."""
     annotations: list[list[str]] | None = None
-    """Category, YouTube id, quality, start and end of every video."""
+    """Category, YouTube id, quality, start and end of each video."""
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     title: str = ""
 
     @property
     def is_ave(self) -> bool:
-        """Whether it is AVE: a manifest says so, or neither sizes nor names that are known differ from AVE's."""
+        """Whether the dataset is AVE: a manifest says so, or all known sizes and names are those of AVE."""
         known = {axis: self.sizes[axis][0] for axis in AVE_SIZES if axis in self.sizes}
         return self.declared_ave or (known.items() <= AVE_SIZES.items() and self.categories in (None, AVE_CATEGORIES))
 
@@ -90,39 +90,39 @@ class Found:
         return {split: self.tensors[f"{split}_order"] for split in SPLITS if f"{split}_order" in self.tensors}
 
     def lengths_of(self, file: ReleaseFile) -> Tensor | None:
-        """Return the seconds of each video in a file of features, if some are padded."""
+        """Return the lengths of the videos in a file of features in seconds, or None without padding."""
         return self.tensors.get("lengths_noisy" if file.is_extra else "lengths")
 
     def add(self, file: str, message: str, remedy: str = "", verdict: Verdict = "wrong") -> None:
-        """Add a problem; only for AVE a download is a remedy."""
+        """Add a problem. A download is suggested only for AVE."""
         if remedy and (self.is_ave or not remedy.startswith(DOWNLOAD)):
             message = f"{message}; {remedy}"
         self.problems.append(Problem(file, message, verdict))
 
     def raise_problems(self) -> None:
-        """Raise the first problem, if there is any, and name the files of the others.
+        """Raise the first problem, if there is one, and name the files of all others.
 
         Raises:
-            FileNotFoundError: if the first problem is that a file is missing.
-            ValueError: if it is another.
+            FileNotFoundError: if the first problem is a missing file.
+            ValueError: if it is any other problem.
         """
         if self.problems:
             first, *others = self.problems
             also = ", ".join(dict.fromkeys(problem.file for problem in others))
             kind = FileNotFoundError if first.verdict == "missing" else ValueError
-            raise kind(f"{first.message}; and more is wrong with {also}: see `check`" if also else first.message)
+            raise kind(f"{first.message}; there are also problems with {also}: see `check`" if also else first.message)
 
     def to_data(self) -> AVEData:
-        """Return the dataset, without labels if they were not looked for; features stay on disk.
+        """Return the dataset, without labels if they were not read. Features stay on disk.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if anything else is wrong.
+            ValueError: if there is any other problem.
         """
         self.raise_problems()
         unlabeled = torch.zeros(*self.arrays["audio_feature"].shape[:2], 0)
         labels, lengths = self.tensors.get("labels", unlabeled), self.tensors.get("lengths")
-        if lengths is not None:  # what stands in padding is no label
+        if lengths is not None:  # there are no labels at padding
             labels = labels.masked_fill(padding_mask(lengths, labels.shape[1]).unsqueeze(-1), 0)
         numbers = tuple(map(str, range(labels.shape[-1] - 1)))
         return AVEData(
@@ -144,15 +144,15 @@ class Found:
 
 
 def examine_release(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:
-    """Find the files of a release in a directory, and check that they are whole and fit each other.
+    """Find the files of a release in a directory, and check that they are not damaged and fit together.
 
     Args:
-        directory: of the release.
-        needed: the names of the files that must be there.
-        files: the files to look at.
+        directory: the directory of the release.
+        needed: the names of the required files.
+        files: the files to check.
 
     Raises:
-        FileNotFoundError: if there is no such directory.
+        FileNotFoundError: if ``directory`` is not a directory.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory: expected the one with the files of the AVE release")
@@ -163,7 +163,7 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
         there = [path for path in places if path.exists()]
         paths[file.name] = (there or places)[0]
         if len(twins := [path.name for path in there if path.stem == there[0].stem]) > 1:
-            message = f"{there[0]} and {twins[1]} must not both be there: remove the one that is not meant"
+            message = f"{there[0]} and {twins[1]} must not both exist: remove one of them"
             faults[file.name] = Problem(file.name, message)
         elif not there:
             faults[file.name] = Problem(file.name, f"{places[0]} is missing", "missing")
@@ -188,7 +188,7 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Read the lines of a text that are not blank."""
+    """Read the lines of a text file that are not blank."""
     try:
         return [line.strip() for line in read_text(path, "utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -196,7 +196,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_annotations(path: Path) -> list[list[str]]:
-    """Read the annotations, whose lines are in the order of the rows."""
+    """Read the annotations. Their lines are in the order of the rows."""
     fields = [line.split("&") for line in _read_lines(path)]
     if fields and fields[0][0] == "Category":
         del fields[0]
@@ -208,10 +208,10 @@ def _read_annotations(path: Path) -> list[list[str]]:
 
 
 def check_names(found: Found, names: Sequence[str], path: Path) -> None:
-    """Enter the names of all videos.
+    """Set the names of all videos.
 
     Raises:
-        ValueError: if they are fewer or more than the videos.
+        ValueError: if the number of names is not the number of videos.
     """
     videos, owner = found.sizes.get("N", (len(names), path))
     if len(names) != videos:
@@ -220,30 +220,30 @@ def check_names(found: Found, names: Sequence[str], path: Path) -> None:
 
 
 def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile], faults: Mapping[str, Problem]) -> None:
-    """Open the files of a dataset, read those that are no features, and check that all are right and fit each other.
+    """Open the files of a dataset, read all but the features, and check that they are valid and fit together.
 
     Args:
-        found: says where each file is; gets their arrays, sizes, tensors and problems.
-        needed: the names of the files that must be there; own datasets may lack val_order, and all extra videos.
-        files: the files to look at.
-        faults: what is already known to be missing or wrong, by name, without remedies.
+        found: has the path of each file. Arrays, sizes, tensors and problems are added to it.
+        needed: the names of the required files. A dataset other than AVE does not need val_order and background videos.
+        files: the files to check.
+        faults: problems that are already known, by the name of the file, without remedies.
     """
-    # ---- Open: the sizes of axes, which tell whether the dataset is AVE ----
+    # ---- Open the files. Their sizes tell whether the dataset is AVE ----
     faults = dict(faults)
     for file in files:
         if file.name not in faults:
             try:
                 array = StoredArray(found.paths[file.name], file.dataset)
-                if "HW" in file.axes and len(array.shape) == 3:  # vectors are maps of one position
+                if "HW" in file.axes and len(array.shape) == 3:  # a vector is a map with one position
                     array.shape = (*array.shape[:2], 1, 1, array.shape[2])
                 found.arrays[file.name] = array
                 _check_shape(found, file, array)
-            except OSError as error:  # a file that may be whole
+            except OSError as error:  # the file may be intact
                 faults[file.name] = Problem(file.name, str(error), "not opened")
             except ValueError as error:
                 faults[file.name] = Problem(file.name, str(error))
 
-    # ---- Decide what may be absent ----
+    # ---- Find which files may be missing ----
     absent = {file.name for file in files if not found.paths[file.name].exists()}
     if not found.is_ave:
         extra = {file.name for file in files if file.is_extra}
@@ -263,13 +263,13 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
             except (OSError, ValueError) as error:
                 found.add(file.name, str(error), file.remedy)
 
-    # ---- Compare them ----
+    # ---- Compare the files ----
     if found.categories is not None:
         expected = found.sizes["L"][0] - 1 if "L" in found.sizes else len(found.categories)
         distinct = len(set(found.categories) - {"background"})
         if not distinct == len(found.categories) == expected:
-            message = f"{CATEGORIES} must hold {expected} different names, one a line in the order of the labels, "
-            message += f"without background, got {len(found.categories)} lines, {distinct} such names among them"
+            message = f"{CATEGORIES} must hold {expected} different names, one per line in the order of the labels, "
+            message += f"without background, got {len(found.categories)} lines with {distinct} such names"
             found.add(CATEGORIES, message)
 
     for (split, own), (other, others) in combinations(found.splits.items(), 2):
@@ -285,32 +285,32 @@ def examine(found: Found, needed: Collection[str], files: Sequence[ReleaseFile],
 
 
 def _check_shape(found: Found, file: ReleaseFile, array: StoredArray) -> None:
-    """Check the shape of an array, and take note of the sizes of its axes.
+    """Check the shape of an array, and add the sizes of its axes.
 
     Raises:
-        ValueError: if it does not fit the files before it, or is beyond all bounds.
+        ValueError: if the shape does not fit the earlier files, or is too large.
     """
     sizes, own, must = found.sizes, dict(zip(file.axes, array.shape, strict=False)), f"{array.path} must"
     shape = f"have the shape ({', '.join(str(sizes[axis][0]) if axis in sizes else 'any' for axis in file.axes)})"
     if len(array.shape) != len(file.axes) or 0 in array.shape:
-        raise ValueError(f"{must} {shape}, none of it empty, got {array.shape}")
+        raise ValueError(f"{must} {shape}, with no size 0, got {array.shape}")
     if differing := [axis for axis in own if axis in sizes and own[axis] != sizes[axis][0]]:
         why = (f"{own[axis]} {AXES[axis]} where {sizes[axis][1].name} has {sizes[axis][0]}" for axis in differing)
         raise ValueError(f"{must} {shape}, got {array.shape}: {', '.join(why)}")
     if own.get("L") == 1:
-        raise ValueError(f"{must} have two labels or more, of which the last is background, got one")
-    # What a file declares is not yet there: memory is taken only for what can be right.
+        raise ValueError(f"{must} have at least two labels, where the last is background, got one")
+    # A file may declare any size, so check it before memory is allocated.
     for axis, size in own.items():
         if size > (most := MOST.get(axis, MOST_NUMBERS)):
             raise ValueError(f"{must} have at most {most} {AXES[axis]}, got {size}")
     numbers, most, what = prod(array.shape), MOST_NUMBERS, "numbers"
     if file.is_features:
-        numbers, most, what = prod(array.shape[1:]), MOST_OF_VIDEO, "numbers a video"
+        numbers, most, what = prod(array.shape[1:]), MOST_OF_VIDEO, "numbers per video"
     if numbers > most:
         raise ValueError(f"{must} have at most {most} {what}, got {numbers}, in the shape {array.shape}")
     videos, owner = sizes.get("N", (MOST["R"], array.path))
     if own.get("R", 0) > videos:
-        raise ValueError(f"{must} hold every row once, of the {videos} videos of {owner.name}, got {own['R']} rows")
+        raise ValueError(f"{must} hold at most the {videos} rows of {owner.name}, got {own['R']} rows")
     sizes.update({axis: (size, array.path) for axis, size in own.items() if axis not in sizes and axis != "R"})
     if "H" in own and own["H"] > own["C"]:
         read = f"{array.path.name} is read as {own['H']} x {own['W']} positions with {own['C']} channels"
@@ -319,11 +319,11 @@ def _check_shape(found: Found, file: ReleaseFile, array: StoredArray) -> None:
 
 
 def _read_values(found: Found, file: ReleaseFile) -> Tensor:
-    """Read labels, in float32, or the rows of a split or lengths, in int64, and check them.
+    """Read and check labels, float32, or rows of a split or lengths, int64.
 
     Raises:
-        OSError: if they cannot be read.
-        ValueError: if they are not labels, rows or lengths.
+        OSError: if the file cannot be read.
+        ValueError: if the values are not valid labels, rows or lengths.
     """
     array = found.arrays[file.name]
     values, must = array[:], f"{array.path} must hold"
@@ -334,7 +334,7 @@ def _read_values(found: Found, file: ReleaseFile) -> Tensor:
             first = tuple(torch.nonzero(~right)[0].tolist())
             came = f"values from {values[first].min():g} to {values[first].max():g} that sum to {total[first]:g}"
             place = f"row {', second '.join(map(str, first))} ({int((~right).sum())} of {right.numel()} are wrong)"
-            raise ValueError(f"{must} one-hot labels, a 1 among zeros, got {came} in {place}")
+            raise ValueError(f"{must} one-hot labels, one 1 and zeros, got {came} in {place}")
         return values.float()
     content = "the seconds of each video" if file.is_lengths else "row numbers"
     if array.dtype.kind == "f":
@@ -347,5 +347,5 @@ def _read_values(found: Found, file: ReleaseFile) -> Tensor:
         raise ValueError(f"{must} {content}, from {start} to {end}, got {least} to {most}")
     rows, counts = values.unique(return_counts=True)
     if not file.is_lengths and len(twice := rows[counts > 1]):
-        raise ValueError(f"{must} every row once, got {len(twice)} more often, for example row {int(twice[0])}")
+        raise ValueError(f"{must} each row once, got {len(twice)} more often, for example row {int(twice[0])}")
     return values

@@ -1,4 +1,4 @@
-"""Networks that localize events: their layers, losses and decisions, and how they are saved and loaded."""
+"""Networks that localize events: layers, losses and decisions, and how networks are saved and loaded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def load_network(
     """Load a trained network in evaluation mode, on the CPU.
 
     Args:
-        checkpoint: as :func:`ave.networks.pretrained.find_saved` takes it.
+        checkpoint: the network to load, as for :func:`ave.networks.pretrained.find_saved`.
         official: a checkpoint of the authors' code, ``.pth.tar``.
-        official_categories: the names of its categories.
+        official_categories: the names of the categories of ``official``.
 
     Raises:
-        OSError: if there is no such network.
-        ValueError: if not exactly one of both is given, or the network is damaged.
+        OSError: if the network is not found.
+        ValueError: if not exactly one of ``checkpoint`` and ``official`` is given, or the network is damaged.
     """
     model: Localizer
     if official is not None and checkpoint is None:
@@ -39,5 +39,5 @@ def load_network(
     else:
         raise ValueError(f"one of --checkpoint and --official must be given, got {checkpoint} and {official}")
     if names := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
-        raise ValueError(f"{source} must hold finite weights, got others in {len(names)} of them, the first {names[0]}")
+        raise ValueError(f"{source} must have finite weights, got NaN or Inf in {len(names)}, the first is {names[0]}")
     return model

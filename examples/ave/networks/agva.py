@@ -1,4 +1,4 @@
-"""Audio-guided visual attention (AGVA): the sound weighs the cells of the visual map.
+"""Audio-guided visual attention (AGVA): the audio weights the cells of the visual map.
 
 Axes: * any (batch, time), N cells, C visual channels, A audio channels, D hidden units.
 """
@@ -14,30 +14,27 @@ __all__ = ["AGVA"]
 
 
 class AGVA(nn.Module):
-    r"""Audio-guided visual attention of Tian et al., ECCV 2018: sums a visual map, weighted by what is heard.
+    r"""Audio-guided visual attention of Tian et al., ECCV 2018: the sum of a visual map, weighted by the audio.
 
     .. math::
         p_i = \operatorname{ReLU}(U_v v_i), \quad g = \operatorname{ReLU}(U_a a), \quad
         \alpha = \operatorname{softmax}_i\left(w \cdot \tanh(A p_i + B g)\right), \quad
         \textstyle\sum_i \alpha_i v_i
 
-    From "Audio-Visual Event Localization in Unconstrained Videos". The paper adds :math:`B g` to every cell, hidden
-    unit by hidden unit. The authors' code adds its i-th number to all units of cell i, which only maps of D cells
-    allow; with ``form="code"`` so does this layer. A, B and w have no bias. All weights are drawn as in the code,
-    Xavier uniform.
+    From "Audio-Visual Event Localization in Unconstrained Videos". The paper adds the vector :math:`B g` to the hidden
+    units of every cell. The authors' code instead adds element i of that vector to all hidden units of cell i, which
+    works only for maps of D cells; ``form="code"`` does the same. A, B and w have no bias. Weights are initialized as
+    in the code, Xavier uniform.
 
-    Each segment is on its own, so padded segments need no mask; but zero what may hold NaN.
+    Segments do not affect one another, so there is no padding mask. Set padding to zero if it may hold NaN.
 
-    Reading: the projections are C wide, as in the code, which has C = 512 alone.
+    Our reading: the projections have width C, as in the code, where C is always 512.
 
     Args:
         video_dim: C, channels of the visual map.
         audio_dim: A, width of the audio.
         hidden_dim: D; 49 in the code.
         form: "paper", for maps of any size, or "code", for maps of ``hidden_dim`` cells.
-
-    Raises:
-        ValueError: if ``form`` is another one.
 
     Examples:
         >>> import torch
@@ -63,7 +60,7 @@ class AGVA(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, video: Tensor, audio: Tensor, *, need_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Sum the visual map over its cells, weighted by what is heard.
+        """Sum the visual map over its cells, weighted by the audio.
 
         Args:
             video: the visual map (*, *spatial, C), channels last.
@@ -75,7 +72,7 @@ class AGVA(nn.Module):
             (*, *spatial), which sums to one over space.
 
         Raises:
-            ValueError: if the shapes do not fit, or ``form`` is "code" and the map has not ``hidden_dim`` cells.
+            ValueError: if the shapes do not fit, or ``form`` is "code" and the map does not have ``hidden_dim`` cells.
         """
         leading, spatial = audio.shape[:-1], video.shape[audio.dim() - 1 : -1]
         if video.shape[: len(leading)] != leading or not spatial:
@@ -89,7 +86,7 @@ class AGVA(nn.Module):
         if self.form == "code":
             if cells.shape[-2] != heard.shape[-1]:
                 raise ValueError(
-                    f'video must have {heard.shape[-1]} cells for form="code", which gives each a number of its own, '
+                    f'video must have {heard.shape[-1]} cells with form="code", which adds a different number to each, '
                     f'got {cells.shape[-2]}: use form="paper" for maps of other sizes'
                 )
             heard = heard.unsqueeze(-1)

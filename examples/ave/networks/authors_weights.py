@@ -1,8 +1,8 @@
-"""Weights of the authors' released code, in the layers of this library.
+"""Load weights of the authors' released code into CMRAN and the layers of this library.
 
-THEIRS leads from our names of parameters to theirs. What they build and never use (templates of deep copies, two
-guidance layers, the decoder's self-attention) is ignored by name; anything else that does not fit is an error, before
-anything is filled.
+THEIRS translates our parameter names into the authors'. Their code has parameters that it never uses (templates of deep
+copies, two guidance layers, the decoder's self-attention). These are ignored by name. Any other difference is an error,
+and then no weight is changed.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ THEIRS = {
     "^event_head": "localize_module.classifier",
     "^category_head": "localize_module.event_classifier",
 }
-"""What to replace, in this order, in the name of a parameter of CMRAN to get the name in the authors' code."""
+"""Regular expressions and replacements, in this order, from parameter names of CMRAN to those of the authors' code."""
 PLACES: dict[type[nn.Module], tuple[str, str]] = {
     CMRAN: ("", ""),
     AGSCA: ("spatial_channel_attention.", "spatial_channel_att."),
     AVInteraction: ("interaction.", "AVInter."),
     CrossModalRelation: ("video_relation.internal_relation.layers.0.", "audio_encoder.encoder.layers.0."),
 }
-"""Where in the network each kind of layer is, in our names and in theirs."""
+"""The place of each layer in the network: the prefix of its names in CMRAN, and in the authors' code."""
 DECODER_PLACE = "video_relation.cross_relation.", "video_decoder.decoder.layers.0."
 UNUSED = re.compile(
     r"spatial_channel_att\.affine_video_guided_[12]\.|(video|audio)_encoder\.encoder_layer\."
@@ -66,27 +66,28 @@ UNUSED = re.compile(
 CATEGORY_HEAD, VIDEO_PROJECTION = "localize_module.event_classifier.weight", "v_fc.weight"
 AUDIO_PROJECTION = "audio_encoder.affine_matrix.weight"
 SETTINGS: dict[int, Setting] = {28: "supervised", 29: "weak"}
-"""By the rows of the category head."""
+"""The setting by the number of rows of the category head."""
 
 
 def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
-    """Read a checkpoint that the authors' code saved, ``.pth.tar``, into a CMRAN in float32.
+    """Read a checkpoint of the authors' code, ``.pth.tar``, into a CMRAN in float32.
 
-    The category head decides the setting: 28 rows are supervised, 29, with background, are weak. Other numbers of rows
-    leave it open, and are refused. The widths follow from the shapes.
+    The category head tells the setting: it has 28 rows if supervised, or 29 rows, with background, if weak. Any other
+    number of rows is an error. The widths follow from the shapes.
 
     Args:
-        path: holds a state dict, or one as "state_dict" among other things.
-        categories: the 28 names, in the order of the labels.
+        path: a file with a state dict, or with a dict that has it under the key "state_dict".
+        categories: the 28 names of the categories, in the order of the labels.
 
     Raises:
-        OSError: if the file can't be read.
-        ValueError: if it is no checkpoint, holds anything but tensors, numbers and text, or does not fit.
+        OSError: if the file cannot be read.
+        ValueError: if the file is not a checkpoint, holds objects other than tensors, numbers and text, or does not fit
+            CMRAN.
     """
     content = _load_tensors(path)
     try:
         state_dict = _check(content.get("state_dict", content) if isinstance(content, Mapping) else content)
-        for name, value in state_dict.items():  # a few bytes can stand for a tensor of any size
+        for name, value in state_dict.items():  # a few bytes can declare a tensor of any size
             plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
             if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
                 raise ValueError(f"{name} of shape {tuple(value.shape)}, which is not stored in full")
@@ -95,7 +96,7 @@ def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
                 raise ValueError(f"no matrix {name}")
         if (rows := len(state_dict[CATEGORY_HEAD])) not in SETTINGS:
             raise ValueError(f"{CATEGORY_HEAD} with {rows} rows, neither 28 (supervised) nor 29 (weak)")
-        with torch.device("meta"):  # takes no memory until all shapes are known to fit
+        with torch.device("meta"):  # no memory is used before all shapes are checked
             model = CMRAN(
                 SETTINGS[rows],
                 video_dim=state_dict[VIDEO_PROJECTION].shape[1],
@@ -115,16 +116,16 @@ def _load_tensors(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > path.stat().st_size:  # torch never packs
+            if unpacked > path.stat().st_size:  # torch never compresses
                 raise zipfile.BadZipFile
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats that the errors below speak of
+            warnings.simplefilter("ignore")  # about formats that raise an error below
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise OSError(f"{path} can't be read: {error.strerror}") from error
+        raise OSError(f"{path} cannot be read: {error.strerror}") from error
     except MemoryError:
         raise
-    except Exception as error:  # on damaged files its unpickler raises whatever it runs into
+    except Exception as error:  # the unpickler raises many types of error at damaged bytes
         came = "something else"
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             came = f"{refused[1]}, refused because loading it could run code: save the network's state_dict() alone"
@@ -135,17 +136,18 @@ def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> 
     """Fill a network or a layer from the authors' weights.
 
     Args:
-        layer: what to fill: a :class:`CMRAN`, of the setting that the weights are of, from their ``supv_main_model`` or
-            ``weak_main_model``; an AGSCA from their ``spatial_channel_att``; a CrossModalRelation from their
-            ``EncoderLayer`` or ``DecoderLayer``; an AVInteraction from their ``AVInter``.
-        state_dict: theirs, with or without the ``module.`` prefix of ``DataParallel``.
+        layer: the module to fill: a :class:`CMRAN` from their ``supv_main_model`` or ``weak_main_model``, in the same
+            setting; an AGSCA from their ``spatial_channel_att``; a CrossModalRelation from their ``EncoderLayer`` or
+            ``DecoderLayer``; an AVInteraction from their ``AVInter``.
+        state_dict: the state dict of their module, with or without the ``module.`` prefix of ``DataParallel``.
 
     Returns:
-        nn.Module: the same ``layer``, filled; on the CPU if it was on the meta device.
+        nn.Module: the same ``layer``. If it was on the meta device, it is now on the CPU.
 
     Raises:
-        TypeError: if ``layer`` is another one, or ``state_dict`` does not map names to tensors.
-        ValueError: if names are missing, unexpected or misshapen; the message lists them, and nothing is filled.
+        TypeError: if ``layer`` has another type, or ``state_dict`` does not map names to tensors.
+        ValueError: if parameters are missing, unexpected or of another shape. The message lists them, and no weight is
+            changed.
     """
     state_dict = _check(state_dict)
     kind = next((kind for kind in PLACES if isinstance(layer, kind)), None)
@@ -181,9 +183,9 @@ def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> 
 
 
 def _check(state_dict: object) -> dict[str, Tensor]:
-    """Check that names are mapped to tensors, and drop ``DataParallel``'s prefix, which all names have or none.
+    """Check that a state dict maps names to tensors, and remove the prefix of ``DataParallel`` if all names have it.
 
-    The likeliest mistake is a checkpoint that holds more than a state dict.
+    The usual mistake is to pass a whole checkpoint, which holds more than the state dict.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}")
@@ -195,8 +197,8 @@ def _check(state_dict: object) -> dict[str, Tensor]:
 
 
 def _take(name: str, value: Tensor) -> Tensor:
-    """Take our part of their parameter: their packed projection is [q; k; v], ours are q and [k; v]."""
-    if value.dim() == 0:  # which fits nothing
+    """Return our part of an authors' parameter. They pack a projection as [q; k; v], we have q and [k; v]."""
+    if value.dim() == 0:  # fits no parameter
         return value
     if "q_proj." in name or "kv_proj." in name:
         third = len(value) // 3

@@ -1,4 +1,4 @@
-"""AVEL: Tian et al., "Audio-Visual Event Localization in Unconstrained Videos", ECCV 2018, in all its variants.
+"""AVEL: Tian et al., "Audio-Visual Event Localization in Unconstrained Videos", ECCV 2018, with all variants.
 
 Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories, D width.
 """
@@ -22,13 +22,13 @@ __all__ = ["AVEL", "DualResidual"]
 
 
 class DualResidual(nn.Module):
-    r"""The block of the dual multimodal residual network (DMRN), with the average that follows it.
+    r"""The block of the dual multimodal residual network (DMRN), followed by the average of its two outputs.
 
     .. math::
         m = \tfrac12 (U_v v + U_a a), \qquad \tfrac12 \left(\tanh(v + m) + \tanh(a + m)\right)
 
-    U_v and U_a are each a linear map, a tanh and a linear map. Code and paper differ in which residual goes to which
-    modality; in the average of one block that makes no difference.
+    U_v and U_a are each a linear layer, a tanh and a linear layer. Code and paper differ in which residual goes to
+    which modality. With one block and the average, the result is the same.
 
     Args:
         dim: D, width of both modalities.
@@ -47,34 +47,33 @@ class DualResidual(nn.Module):
 
 
 class AVEL(SegmentClassifier):
-    """The network of Tian et al., ECCV 2018: attention, an LSTM for each modality, late fusion, a class a segment.
+    """The network of Tian et al., ECCV 2018: audio-guided attention, an LSTM per modality, and late fusion.
 
-    From the authors' code: audio-visual with attention, supervised and weak, and DMRN, supervised. Readings, as there
-    is no code of them: one modality alone, and the mean over space in place of attention, are the same network with
-    parts left out; the LSTMs are bidirectional there too, where the paper does not say so; DMRN may be trained weakly.
+    It predicts one class for each segment. The authors' code has the audio-visual network with attention (supervised
+    and weak), and DMRN (supervised). Our readings of the paper, where there is no code: for a single modality, or for
+    the mean over space instead of attention, parts of the same network are left out, and the LSTMs are still
+    bidirectional; DMRN can also be trained weakly.
 
-    It learns by cross-entropy, as the paper says. With ``as_published`` it is what the code does, which is far less
-    sensitive: a multi-label soft margin loss of the probabilities; and attention in the code's form, for maps of
-    ``attention_dim`` cells. The code also leaves batches unshuffled and drops the last, incomplete one.
+    The loss is the cross-entropy, as in the paper. ``as_published`` follows the code instead: a multi-label soft margin
+    loss on probabilities, which is far less sensitive, and attention with ``form="code"``, for maps of
+    ``attention_dim`` cells. The code also does not shuffle, and drops the last, incomplete batch.
 
     Args:
         setting: "supervised" or "weak".
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
-        streams: the LSTMs that there are: of "both" modalities, or of "video" or "audio" alone. What is heard guides
-            the attention of video alone, too.
-        attention: whether audio guides a sum over space (:class:`AGVA`), or its mean is taken; not of audio alone.
-        fusion: of two modalities: "concat" as in the code, "add", or "dmrn".
-        pooling: of the segments' logits over time, weakly: "max" as in the code, or "mean" as in the paper.
-        hidden_dim: of the LSTMs, in each direction.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
+        streams: the modalities that have an LSTM: "both", "video" or "audio". With "video", audio still guides the
+            attention.
+        attention: whether to sum the visual map with audio-guided attention (:class:`AGVA`), or to take its mean. Must
+            be False with ``streams="audio"``.
+        fusion: how to fuse two modalities: "concat" as in the code, "add", or "dmrn".
+        pooling: how to pool the logits of segments over time in the weak setting: "max" as in the code, or "mean" as in
+            the paper.
+        hidden_dim: width of the LSTMs in each direction.
         attention_dim: hidden units of the attention.
-        as_published: whether loss and attention are those of the code.
-        categories: the K names, which are saved with the network.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range.
+        as_published: whether to use the loss and the attention of the code.
+        categories: the K names of the categories. They are saved with the network.
 
     Examples:
         >>> model = AVEL()
@@ -86,7 +85,7 @@ class AVEL(SegmentClassifier):
     """
 
     recipes: ClassVar[Mapping[Setting, Recipe]] = {
-        # A tenth of the learning rate after 15,000 steps: of 52 an epoch supervised, never reached weakly.
+        # A tenth of the learning rate after 15,000 steps: 288 epochs of 52 steps if supervised, never reached if weak.
         "supervised": Recipe(epochs=300, milestones=(288,), lr_decay=0.1),
         "weak": Recipe(epochs=250),
     }
@@ -134,7 +133,7 @@ class AVEL(SegmentClassifier):
             self.head = nn.Sequential(nn.Linear(width, labels))
             for layer in [] if self.attention is None else self.attention.children():
                 if isinstance(layer, nn.Linear):
-                    layer.reset_parameters()  # in this variant the code draws the head alone by another rule
+                    layer.reset_parameters()  # in this variant, the code uses Xavier only for the head
         else:
             width *= 1 + (streams == "both" and fusion == "concat")
             self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, labels))
@@ -152,10 +151,6 @@ class AVEL(SegmentClassifier):
 
         Returns:
             Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         self._check(video, audio, padding_mask)
         audio = zero_padding(audio, padding_mask)
@@ -176,7 +171,7 @@ class AVEL(SegmentClassifier):
         return logits
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Pool logits (B, T, K + 1) over time into those of the video (B, K + 1); zero if it is all padding."""
+        """Pool logits of segments (B, T, K + 1) over time to logits of the video (B, K + 1). All padding gives 0."""
         if self.pooling == "mean":
             return mean_over_time(logits, padding_mask)
         return super().pool(logits, padding_mask=padding_mask)

@@ -1,4 +1,4 @@
-"""AVSDN: Lin et al., "Dual-modality seq2seq network for audio-visual event localization", ICASSP 2019, in two forms.
+"""AVSDN: Lin et al., "Dual-modality seq2seq network for audio-visual event localization", ICASSP 2019, two variants.
 
 Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories, D hidden width.
 """
@@ -28,15 +28,15 @@ RECIPES: dict[Setting, Recipe] = {
 
 
 class SequenceToSequence(nn.Module):
-    """Encode each modality by an LSTM, fuse their last states, and decode both modalities from these.
+    """Encode each modality with an LSTM, fuse the last states, and start a decoder LSTM over both from them.
 
-    As in the code of CPSP (Zhou et al., 2022), and in summaries of the paper: all LSTMs are bidirectional; one
-    :class:`DualResidual` fuses hidden and cell states alike, direction by direction, each after a ReLU.
+    As in the code of CPSP (Zhou et al., 2022) and in summaries of the paper, all LSTMs are bidirectional. One
+    :class:`DualResidual` fuses the hidden states and the cell states of each direction, after a ReLU.
 
     Args:
         video_dim: C, width of the visual features.
         audio_dim: A, width of the audio features.
-        hidden_dim: D, of the LSTMs, in each direction.
+        hidden_dim: D, width of the LSTMs in each direction.
     """
 
     def __init__(self, video_dim: int, audio_dim: int, hidden_dim: int) -> None:
@@ -48,7 +48,7 @@ class SequenceToSequence(nn.Module):
         self.decoder = nn.LSTM(audio_dim + video_dim, hidden_dim, **lstm)
 
     def forward(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Return features (B, T, 2 D), not negative, of ``video`` (B, T, C) and ``audio`` (B, T, A)."""
+        """Return non-negative features (B, T, 2 D) from ``video`` (B, T, C) and ``audio`` (B, T, A)."""
         _, audio_states = run_lstm(self.audio_encoder, audio, padding_mask)
         _, video_states = run_lstm(self.video_encoder, video, padding_mask)
         hidden, cell = (
@@ -59,22 +59,18 @@ class SequenceToSequence(nn.Module):
 
 
 class AVSDN(SegmentClassifier):
-    """The network of Lin et al., ICASSP 2019: the mean over space, sequence to sequence, a class a segment.
+    """The network of Lin et al., ICASSP 2019: mean over space, sequence to sequence, and a class for each segment.
 
-    There is no code by its authors. Readings: the parts of :class:`SequenceToSequence`, their widths and the training
-    are those of the CPSP code; the head is one linear map, its loss cross-entropy; weakly, it pools by the maximum.
+    The authors released no code. Our readings: the parts of :class:`SequenceToSequence`, their widths and the training
+    follow the CPSP code; the head is one linear layer; the loss is the cross-entropy; max pooling if weak.
 
     Args:
         setting: "supervised" or "weak".
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
-        hidden_dim: of the LSTMs, in each direction.
-        categories: the K names, which are saved with the network.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
+        hidden_dim: width of the LSTMs in each direction.
+        categories: the K names of the categories. They are saved with the network.
 
     Examples:
         >>> AVSDN()(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128)).shape
@@ -109,10 +105,6 @@ class AVSDN(SegmentClassifier):
 
         Returns:
             Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         self._check(video, audio, padding_mask)
         video, audio = zero_padding(video.mean((2, 3)), padding_mask), zero_padding(audio, padding_mask)
@@ -121,24 +113,20 @@ class AVSDN(SegmentClassifier):
 
 
 class AVSDNTwoScores(TwoScores):
-    """AVSDN as the code of CPSP (Zhou et al., 2022) has it: attention in front, and an event and a category score.
+    """AVSDN as in the code of CPSP (Zhou et al., 2022): with audio-guided attention, and event and category scores.
 
-    The category is judged on the mean of the features over time. Weakly the scores have no background: that column of
-    the target is left out, and the code trains without background videos.
+    The category score is computed from the mean of the features over time. In the weak setting there is no score for
+    background: that column of the target is ignored, and the code trains without background videos.
 
     Args:
         setting: "supervised" or "weak".
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
-        hidden_dim: of the LSTMs, in each direction.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
+        hidden_dim: width of the LSTMs in each direction.
         attention_dim: hidden units of the attention.
-        as_published: whether the attention is that of the code, for maps of ``attention_dim`` cells.
-        categories: the K names, which are saved with the network.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range.
+        as_published: whether to use the attention of the code, for maps of ``attention_dim`` cells.
+        categories: the K names of the categories. They are saved with the network.
 
     Examples:
         >>> event_logits, category_logits = AVSDNTwoScores()(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128))
@@ -180,10 +168,6 @@ class AVSDNTwoScores(TwoScores):
 
         Returns:
             Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         self._check(video, audio, padding_mask)
         video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
@@ -199,7 +183,7 @@ class AVSDNTwoScores(TwoScores):
         padding_mask: Tensor | None = None,
         eventless_category: int | None = 0,
     ) -> Tensor:
-        """Return the loss of the network's setting, as :meth:`Localizer.loss` says; weakly without background."""
+        """Return the loss, as in :meth:`Localizer.loss`. The weak setting ignores background."""
         if self.setting == "weak":
             if target.shape[-1] != self.num_categories + 1:
                 raise ValueError(

@@ -31,35 +31,31 @@ Senses = Literal["both", "sight", "hearing"]
 
 
 class CMRAN(TwoScores):
-    """The whole network of Xu et al., ACM MM 2020, with the behavior of the authors' code where the paper is silent.
+    """The whole network of Xu et al., ACM MM 2020. Details that the paper leaves open follow the authors' code.
 
-    ``save_pretrained`` writes it with its arguments to a directory, ``from_pretrained`` reads it from there or from the
+    ``save_pretrained`` saves it with its arguments in a directory, ``from_pretrained`` loads it from a directory or the
     Hugging Face Hub, and ``push_to_hub`` uploads it. ``relation``, ``guidance``, ``interaction``, ``num_layers`` and
-    ``own_projections`` make the variants of the paper's ablation study.
+    ``own_projections`` select the variants of the paper's ablation study.
 
     Args:
-        setting: "supervised" trains on segment labels; "weak" on video labels, with background as a category of its
-            own and 2 heads in the interaction, as in the authors' code.
+        setting: "supervised" trains on labels of segments; "weak" trains on labels of videos. As in the authors' code,
+            "weak" has an additional category for background, and 2 heads in the interaction.
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
         embed_dim: width of the relation-aware modules, d_m.
         num_heads: attention heads of the relation-aware modules.
         num_layers: self-attention blocks of each relation-aware module; 0 leaves out M_self.
         dim_feedforward: hidden width of the feed-forward networks.
-        dropout: in attention, blocks and interaction.
-        input_dropout: after the projection of the visual map.
-        categories: the K names, which are saved with the network.
-        senses: the features that the network is given: "both", or only "sight" or "hearing", with the other zeroed.
-        relation: the relation-aware modules: "cmra", "self", "co", "cmra-f", "none", or other readings of two of these,
-            "self-stacked" and "none-feedforward"; see :func:`ave.networks.variants.make_relation`.
-        guidance: what sums the visual map over its cells: "agsca", "agva" or "mean".
-        interaction: what fuses the modalities: "av", self-attention over their product, "self", or the "product" alone.
-        own_projections: whether the two modalities in the memory of "cmra" have their own key and value projections.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range, or there are not as many names as categories.
+        dropout: dropout probability in attention, blocks and interaction.
+        input_dropout: dropout probability after the projection of the visual map.
+        categories: the K names of the categories. They are saved with the network.
+        senses: the input of the network: "both", or only "sight" (video) or "hearing" (audio). The other is zeroed.
+        relation: the relation-aware modules: "cmra", "self", "co", "cmra-f", "none", "self-stacked" or
+            "none-feedforward"; see :func:`ave.networks.variants.make_relation`.
+        guidance: how to sum the visual map over its cells: "agsca", "agva" or "mean".
+        interaction: how to fuse the modalities: "av", "self" (self-attention over their product) or "product".
+        own_projections: whether each modality in the memory of "cmra" has its own key and value projection.
 
     Examples:
         >>> model = CMRAN()
@@ -127,11 +123,8 @@ class CMRAN(TwoScores):
             padding_mask: bool (B, T), True = padding.
 
         Returns:
-            Logits: the logits, finite but meaningless at padding.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
+            Logits: event logits (B, T), and category logits (B, K), or (B, K + 1) if weak. They are finite but
+            meaningless at padding.
         """
         self._check(video, audio, padding_mask)
         if padding_mask is not None:

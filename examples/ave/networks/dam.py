@@ -23,16 +23,16 @@ __all__ = ["DAM", "matching_logit"]
 
 
 def matching_logit(first: Tensor, second: Tensor) -> Tensor:
-    r"""Return the logit of :math:`\tfrac12 (\sigma(x) + \sigma(y))`, without rounding to 0 or 1 on the way.
+    r"""Return the logit of :math:`\tfrac12 (\sigma(x) + \sigma(y))`, computed without rounding the sigmoids to 0 or 1.
 
     Args:
-        first: x, of any shape.
-        second: y, of the same shape.
+        first: x, any shape.
+        second: y, the same shape.
 
     Examples:
         >>> matching_logit(torch.tensor(3.0), torch.tensor(-3.0))  # (0.953 + 0.047) / 2 is a half
         tensor(0.)
-        >>> matching_logit(torch.tensor(-200.0), torch.tensor(-200.0))  # whose probability is 0 in float32
+        >>> matching_logit(torch.tensor(-200.0), torch.tensor(-200.0))  # the probability is 0 in float32
         tensor(-200.)
     """
     present = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
@@ -40,33 +40,29 @@ def matching_logit(first: Tensor, second: Tensor) -> Tensor:
 
 
 class DAM(TwoScores):
-    r"""The network of Wu et al., ICCV 2019: each modality as a whole is matched with every segment of the other.
+    r"""The network of Wu et al., ICCV 2019: match the global feature of each modality with all segments of the other.
 
     .. math::
         p_t = \tfrac12 \left(\sigma(g_v \cdot l_{a,t}) + \sigma(g_a \cdot l_{v,t})\right), \qquad
         \lambda L_\text{category} + (1 - \lambda) \operatorname{mean}_t \operatorname{BCE}(p_t, \text{event}_t)
 
-    From the paper: the local features l, of video after audio-guided attention; the global ones g, their self-attention
-    and its mean over time; the category, of both global features; the loss, with its best :math:`\lambda = 0.5`. The
-    event logits are those of p_t.
+    From the paper: l are local features, for video after audio-guided attention; g are global features, the mean over
+    time of the self-attention of the local ones; the category is predicted from both global features; the loss has
+    :math:`\lambda = 0.5`, the best value in the paper. The event logits are the logits of p_t.
 
-    Readings, as there is no usable code: each modality is projected to D = 256; the self-attention has one head and
-    projections with biases, one for each modality; the inner products are divided by the root of D, without which
-    sigmoids of them are 0 or 1 from the start; two linear maps with a ReLU between them give the category; what a video
-    counts as is what it does for CMRAN; the training.
+    Our readings, since there is no usable code: each modality is projected to D = 256; each has its own self-attention,
+    with one head and biases; the inner products are divided by the square root of D, because otherwise their sigmoids
+    are 0 or 1 from the start; the category head has two linear layers with a ReLU between them; the category of a video
+    is defined as for CMRAN; all hyperparameters of the training.
 
     Args:
         setting: "supervised", the only one that was published.
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
-        embed_dim: D.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
+        embed_dim: D, width of the projected modalities.
         attention_dim: hidden units of the audio-guided attention.
-        categories: the K names, which are saved with the network.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range.
+        categories: the K names of the categories. They are saved with the network.
 
     Examples:
         >>> event_logits, category_logits = DAM()(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128))
@@ -109,10 +105,6 @@ class DAM(TwoScores):
 
         Returns:
             Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         self._check(video, audio, padding_mask)
         video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
@@ -136,5 +128,5 @@ class DAM(TwoScores):
         padding_mask: Tensor | None = None,
         eventless_category: int | None = 0,
     ) -> Tensor:
-        """Return half the binary cross-entropy of the event, and half the cross-entropy of the category."""
+        """Return half the binary cross-entropy of the events plus half the cross-entropy of the category."""
         return super().loss(logits, target, padding_mask=padding_mask, eventless_category=eventless_category) / 2

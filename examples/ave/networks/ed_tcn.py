@@ -23,27 +23,23 @@ __all__ = ["EDTCN"]
 
 
 class EDTCN(SegmentClassifier):
-    """The encoder-decoder temporal convolutional network of Lea et al., CVPR 2017, over what is seen.
+    """The encoder-decoder temporal convolutional network of Lea et al., CVPR 2017, on visual features only.
 
-    An encoder layer convolves, normalizes and halves the time; a decoder layer doubles it and convolves. As in the
-    authors' code, a video is lengthened to a multiple of what the layers halve it by, with segments of -1.
+    An encoder layer convolves, normalizes and halves the length; a decoder layer doubles the length and convolves. As
+    in the authors' code, each video is padded with -1 to a multiple of 2 to the number of encoder layers.
 
-    Readings, as it is not known how it was run on AVE: the input is the mean of the visual features over space; there
-    are two layers of each kind, and kernels of 5.
+    Our readings, since nobody published how it was run on AVE: the input is the mean of the visual features over space;
+    there are two encoder and two decoder layers, with kernels of size 5.
 
     Args:
         setting: "supervised", the only one that was published.
         video_dim: C, channels of the visual features.
-        audio_dim: A, width of the audio features, which are not used.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
-        channels: of the encoder's layers; the decoder has the same in reverse.
-        kernel_size: segments in a convolution.
-        dropout: of whole channels after each convolution.
-        categories: the K names, which are saved with the network.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range.
+        audio_dim: A, width of the audio features, which are ignored.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
+        channels: output channels of the encoder layers; the decoder layers have the same in reverse.
+        kernel_size: size of the kernels, in segments.
+        dropout: probability of dropping a whole channel after each convolution.
+        categories: the K names of the categories. They are saved with the network.
 
     Examples:
         >>> EDTCN()(torch.rand(2, 10, 7, 7, 512), torch.rand(2, 10, 128)).shape
@@ -83,15 +79,11 @@ class EDTCN(SegmentClassifier):
 
         Args:
             video: visual features (B, T, H, W, C).
-            audio: (B, T, A), not used.
+            audio: (B, T, A), ignored.
             padding_mask: bool (B, T), True = padding.
 
         Returns:
             Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
-
-        Raises:
-            TypeError: if an argument has the wrong type or dtype.
-            ValueError: if an argument has the wrong shape.
         """
         self._check(video, audio, padding_mask)
         sequence = zero_padding(video.mean((2, 3)), padding_mask)
@@ -106,9 +98,9 @@ class EDTCN(SegmentClassifier):
             lengthened = (lengths + factor - 1) // factor * factor
             steps = torch.arange(time + added, device=video.device)
             sequence = sequence.masked_fill((steps >= lengths) & (steps < lengthened), -1)
-            keep = steps < lengthened  # what follows is zero throughout, as beyond the end of a video
+            keep = steps < lengthened  # later steps stay zero, like the zero padding of a convolution
         for layer in self.encoder:
-            sequence = F.max_pool2d(self._convolve(layer, sequence, keep), (1, 2))  # unlike max_pool1d, it is exported
+            sequence = F.max_pool2d(self._convolve(layer, sequence, keep), (1, 2))  # max_pool1d cannot be exported
             keep = None if keep is None else keep[..., ::2]
         for layer in self.decoder:
             keep = None if keep is None else keep.repeat_interleave(2, -1)
@@ -118,12 +110,12 @@ class EDTCN(SegmentClassifier):
         return logits
 
     def _convolve(self, layer: nn.Module, sequence: Tensor, keep: Tensor | None) -> Tensor:
-        """Convolve (B, channels, time), and divide every step by its largest channel; zero where not to ``keep``."""
+        """Convolve (B, channels, time), divide each step by its largest channel, and zero the steps not in ``keep``."""
         sequence = F.relu(F.dropout1d(layer(sequence), self.dropout, self.training))
         sequence = sequence / (sequence.amax(1, keepdim=True) + 1e-5)
         return sequence if keep is None else sequence * keep
 
 
 def _convolutions(widths: Sequence[int], kernel_size: int) -> nn.ModuleList:
-    """Make convolutions over time, each from one width to the next, that keep the length."""
+    """Make convolutions over time that keep the length, each from one width to the next."""
     return nn.ModuleList(nn.Conv1d(before, after, kernel_size, padding="same") for before, after in pairwise(widths))

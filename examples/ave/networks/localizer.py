@@ -1,4 +1,4 @@
-"""The interface of every network that localizes events, and the loss and decision of those that label each segment.
+"""The interface of all networks, and the loss and decision of networks that classify each segment.
 
 Axes: B videos, T segments, H x W positions, C visual channels, A audio channels, K categories; label K is background.
 """
@@ -21,7 +21,7 @@ __all__ = ["Decision", "Localizer", "Recipe", "SegmentClassifier", "full_precisi
 
 
 class Decision(NamedTuple):
-    """The decision for every segment of a batch of videos; at padding it means nothing."""
+    """The decision for each segment of a batch of videos, meaningless at padding."""
 
     labels: Tensor
     """int64 (B, T), in 0 ... K."""
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How a network was trained by those who published it."""
+    """The published hyperparameters of a training."""
 
     epochs: int
     batch_size: int = 64
@@ -41,30 +41,31 @@ class Recipe(NamedTuple):
     """The epochs after which the learning rate decays."""
     lr_decay: float = 0.5
     clip_norm: float | None = None
-    """The largest total norm of the gradient; None does not clip."""
+    """The maximum norm of the gradient of all parameters; None: no clipping."""
     optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, fused=True)
 
 
 class Localizer(Pretrained):
-    """The base of every network: its arguments in common, a loss and a decision.
+    """The base class of all networks: common arguments, a loss and a decision.
 
-    A network is called as ``network(video, audio, padding_mask=mask)`` and returns logits, of its own form, which its
-    own ``loss`` and ``decide`` take. Its constructor takes ``setting`` first and the rest by keyword.
+    A network is called as ``network(video, audio, padding_mask=mask)``. It returns logits in a format of its own, which
+    its ``loss`` and ``decide`` accept. The constructor takes ``setting`` first, and all other arguments by keyword.
 
     Args:
-        setting: "supervised" trains on segment labels, "weak" on video labels.
+        setting: "supervised" trains on labels of segments, "weak" on labels of videos.
         video_dim: C, channels of the visual features.
         audio_dim: A, width of the audio features.
-        num_categories: K, without background; by default as many as ``categories``, or 28 without these.
-        categories: the K names, which are saved with the network.
+        num_categories: K, without background. Default: the number of ``categories``, or 28.
+        categories: the K names of the categories. They are saved with the network.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if one is out of range, the network has no such setting, or names and categories differ in number.
+        ValueError: if an argument is out of range, the network does not have the setting, or the number of names is not
+            ``num_categories``.
     """
 
     recipes: ClassVar[Mapping[Setting, Recipe]]
-    """The published training of each setting that the network has."""
+    """The published hyperparameters for each setting that the network has."""
 
     def __init__(
         self,
@@ -101,35 +102,32 @@ class Localizer(Pretrained):
     def loss(
         self, logits: Any, target: Tensor, *, padding_mask: Tensor | None = None, eventless_category: int | None = 0
     ) -> Tensor:
-        """Return the loss of the network's setting.
+        """Return the loss for the setting of the network.
 
         Args:
-            logits: what the network returned.
-            target: one-hot labels, background last: supervised (B, T, K + 1), all zero where a segment has no label;
-                weak (B, K + 1).
-            padding_mask: bool (B, T), True = padding, whose labels are ignored.
-            eventless_category: the category that a video of nothing but background counts as, if the network judges
-                videos; with None it weighs nothing there.
-
-        Raises:
-            ValueError: if ``target`` has another shape.
+            logits: the output of the network.
+            target: one-hot labels, background last. Supervised: (B, T, K + 1), all zero for a segment without a label.
+                Weak: (B, K + 1).
+            padding_mask: bool (B, T), True = padding. Labels at padding are ignored.
+            eventless_category: the category of a video that is all background, if the network classifies whole videos.
+                None leaves such a video out of that part of the loss.
         """
         raise NotImplementedError
 
     def decide(self, logits: Any) -> Decision:
-        """Return the label of every segment, and its scores.
+        """Return the label of each segment, and its scores.
 
         Args:
-            logits: what the network returned.
+            logits: the output of the network.
         """
         raise NotImplementedError
 
     def name_logits(self, logits: Any) -> dict[str, Tensor]:
-        """Return the logits by the names that they have in ``predictions.npz``."""
+        """Return the logits as a dict, by their names in ``predictions.npz``."""
         raise NotImplementedError
 
     def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
-        """Check the input of the network."""
+        """Check the input of the network: types, dtypes and shapes."""
         weight = next(self.parameters())
         for name, features, axes, width in (
             ("video", video, "batch, time, height, width", self.video_dim),
@@ -143,7 +141,7 @@ class Localizer(Pretrained):
             dimensions = axes.count(",") + 2
             if features.dim() != dimensions or features.shape[-1] != width or 0 in features.shape[1:]:
                 raise ValueError(
-                    f"{name} must have shape ({axes}, {width}), none of them empty but the batch, "
+                    f"{name} must have shape ({axes}, {width}), where only the batch may be empty, "
                     f"got {tuple(features.shape)}"
                 )
         if audio.shape[:2] != video.shape[:2]:
@@ -158,10 +156,10 @@ class Localizer(Pretrained):
 
 
 class SegmentClassifier(Localizer):
-    """A network whose logits are (B, T, K + 1): a class for every segment by itself, background last.
+    """A network with logits (B, T, K + 1): a class for each segment, background last.
 
-    Supervised it learns by cross-entropy, the mean over the segments that have a label; weakly by that of the video's
-    logits, the maximum of the segments' over time. The best class is the decision.
+    The supervised loss is the cross-entropy, averaged over the segments that have a label. The weak loss is the
+    cross-entropy of the logits of the video, the maximum over time. The decision is the class with the largest logit.
     """
 
     def loss(
@@ -170,9 +168,9 @@ class SegmentClassifier(Localizer):
         target: Tensor,
         *,
         padding_mask: Tensor | None = None,
-        eventless_category: int | None = 0,  # noqa: ARG002  supervised, no video is judged as a whole
+        eventless_category: int | None = 0,  # noqa: ARG002  whole videos are not classified
     ) -> Tensor:
-        """Return the loss of the network's setting, as :meth:`Localizer.loss` says."""
+        """Return the loss, as in :meth:`Localizer.loss`."""
         expected = logits.shape if self.setting == "supervised" else (logits.shape[0], logits.shape[-1])
         if target.shape != expected:
             raise ValueError(f"target must have shape {tuple(expected)}, background last, got {tuple(target.shape)}")
@@ -185,23 +183,23 @@ class SegmentClassifier(Localizer):
         return (losses * labeled).sum() / labeled.sum().clamp(min=1)
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Pool logits (B, T, K + 1) over time into those of the video (B, K + 1); zero if it is all padding."""
+        """Pool logits of segments (B, T, K + 1) over time to logits of the video (B, K + 1). All padding gives 0."""
         return max_over_time(logits, padding_mask)
 
     def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss (N,) of each row of logits (N, K + 1) against a distribution of that shape."""
+        """Return the loss (N,) of each row of logits (N, K + 1) against a target distribution (N, K + 1)."""
         return F.cross_entropy(logits, target, reduction="none")
 
     def decide(self, logits: Tensor) -> Decision:
-        """Return the best class of every segment; its event score is the probability of all but background."""
+        """Return the best class of each segment. The event score is the probability of all classes but background."""
         logits = full_precision(logits)
         return Decision(logits.argmax(-1), 1 - logits.softmax(-1)[..., -1], logits[..., :-1].softmax(-1).amax(-1))
 
     def name_logits(self, logits: Tensor) -> dict[str, Tensor]:
-        """Return the logits by their name in ``predictions.npz``."""
+        """Return the logits as a dict, by their name in ``predictions.npz``."""
         return {"segment_logits": logits}
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Return logits in float32 or, if they are, in float64."""
+    """Convert logits to float32; float64 stays float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

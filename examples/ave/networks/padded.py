@@ -1,6 +1,6 @@
-"""Operations over time that leave padding out: a video in a padded batch gives what it gives alone.
+"""Operations over time that ignore padding: a video gives the same result in a padded batch as alone.
 
-Axes: B videos, T segments, D width, H hidden width. Masks are bool (B, T), True = padding, which may stand anywhere.
+Axes: B videos, T segments, D width, H hidden width. Masks are bool (B, T), True = padding, at any position.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def lengths_of(padding_mask: Tensor) -> Tensor:
 
 
 def max_over_time(sequence: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Return the maximum (B, D) of (B, T, D) over valid segments; zero where there are none."""
+    """Return the maximum (B, D) of (B, T, D) over valid segments, or zero if there are none."""
     if padding_mask is None:
         return sequence.amax(1)
     pooled = sequence.masked_fill(padding_mask.unsqueeze(-1), -torch.inf).amax(1)
@@ -26,7 +26,7 @@ def max_over_time(sequence: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def mean_over_time(sequence: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Return the mean (B, D) of (B, T, D) over valid segments; zero where there are none."""
+    """Return the mean (B, D) of (B, T, D) over valid segments, or zero if there are none."""
     if padding_mask is None:
         return sequence.mean(1)
     total = sequence.masked_fill(padding_mask.unsqueeze(-1), 0).sum(1)
@@ -34,12 +34,12 @@ def mean_over_time(sequence: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def order_valid_first(padding_mask: Tensor) -> Tensor:
-    """Return the order, int64 (B, T), that brings valid segments to the front, as they follow one another."""
+    """Return the order, int64 (B, T), that moves valid segments to the front and keeps their sequence."""
     return padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def reorder(sequence: Tensor, order: Tensor) -> Tensor:
-    """Return (B, T, D) with its segments in an order (B, T); ``order.argsort(1)`` brings them back.
+    """Reorder the segments of (B, T, D) by the indices ``order`` (B, T). ``order.argsort(1)`` restores them.
 
     Examples:
         >>> sequence, mask = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[True, False, False]])
@@ -59,21 +59,19 @@ def run_lstm(
     padding_mask: Tensor | None,
     state: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Run an LSTM over the valid segments of each video, backward from its last one.
+    """Run a bidirectional LSTM over the valid segments of each video. The backward direction starts at the last one.
 
-    ``torch.compile`` runs it eagerly, between two graphs, as it does every LSTM of PyTorch. ``torch.export`` takes it
-    without a mask and at one length T: with a mask the sequences are packed, whose lengths are read on the host.
+    ``torch.compile`` runs it eagerly, between two graphs, like every LSTM of PyTorch. ``torch.export`` supports it
+    without a mask and with a fixed length T. With a mask, the lengths are read on the host to pack the sequences.
 
     Args:
         lstm: one bidirectional layer, batch first.
         sequence: (B, T, D), finite at padding too.
-        padding_mask: bool (B, T), True = padding, or None. A video of nothing but padding is run over its first
-            segment.
-        state: the hidden and cell state to begin with, each (2, B, H), forward and backward; zeros without it.
+        padding_mask: bool (B, T), True = padding, or None. If a video is all padding, its first segment is used.
+        state: the initial hidden and cell states, each (2, B, H), forward and backward. Default: zeros.
 
     Returns:
-        tuple: the output (B, T, 2 H), zero at padding, and the states after the last segment that each direction
-        sees, each (2, B, H).
+        tuple: the output (B, T, 2 H), zero at padding; and the final hidden and cell states, each (2, B, H).
     """
     if padding_mask is None:
         output, state = lstm(sequence, state)

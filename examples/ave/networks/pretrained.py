@@ -1,6 +1,7 @@
-"""Networks that are saved to a directory, and loaded from there, from a run, or from the Hugging Face Hub.
+"""Save networks to a directory, and load them from a directory, a run or the Hugging Face Hub.
 
-A saved network is ``config.json``, its arguments; ``model.safetensors``, its weights; and ``README.md``, its card.
+A saved network has three files: ``config.json`` (arguments), ``model.safetensors`` (weights) and ``README.md`` (model
+card).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 HUB = "hf:"
-"""How a name on the Hugging Face Hub begins on the command line."""
+"""The prefix of names on the Hugging Face Hub on the command line."""
 
 
 class Pretrained(
@@ -39,16 +40,16 @@ class Pretrained(
     tags=["audio-visual", "audio-visual-event-localization", "cross-modal-attention", "pytorch"],
     model_card_template=MODEL_CARD.read_text(encoding="utf-8"),
 ):
-    """A module with ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``, by the mixin of huggingface_hub.
+    """A module with ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``, from the mixin of huggingface_hub.
 
-    Nothing is ever unpickled, and weights that do not fit are an error. ``save_pretrained`` takes
-    ``model_card_kwargs``: ``data`` says in words what the network was trained on, and ``metrics`` maps names to numbers
-    or text (lists and mappings in it are left out).
+    Nothing is ever unpickled, and weights that do not fit are an error. ``save_pretrained`` takes a dict
+    ``model_card_kwargs``: ``data`` describes the training dataset, and ``metrics`` maps names to numbers or text (lists
+    and dicts in it are left out).
     """
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, strict: bool = True, **options: Any) -> Self:
-        """Build the network in evaluation mode, on the CPU and in float32; the mixin has read ``config.json``."""
+        """Load a network from a directory or the Hub, in evaluation mode, on the CPU and in float32."""
         hub = {name: options.pop(name) for name in HUB_OPTIONS}
         directory = Path(model_id)
         if not directory.is_dir():
@@ -57,11 +58,11 @@ class Pretrained(
 
     @classmethod
     def read(cls, name: str, directory: Path, *, strict: bool = True, **options: Any) -> Self:
-        """Build the network of a directory, in evaluation mode; ``options`` overrule its config.
+        """Load the network in a directory, in evaluation mode. ``options`` override the arguments in its config.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if one is damaged, or of another network.
+            ValueError: if a file is damaged, or belongs to another network.
         """
         arguments = {**read_config(name, directory), **options}
         config, weights = (directory / file for file in FILES)
@@ -73,7 +74,7 @@ class Pretrained(
             raise ValueError(f"{config} must hold the arguments of the network, got unknown ones: {came}")
         with expecting(f"{weights} must be a complete safetensors file"), safe_open(weights, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        # No memory is taken for what a config asks for until the shapes of the weights say the same.
+        # No memory is used before the shapes of the weights agree with the config.
         most = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
         large = {name: value for name, value in arguments.items() if isinstance(value, int) and value > most}
         if large and strict:
@@ -91,9 +92,9 @@ class Pretrained(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Load a network from a directory or the Hub; options and errors are those of the mixin of huggingface_hub."""
+        """Load a network from a directory or the Hub. Options and errors are those of the mixin of huggingface_hub."""
         config = Path(pretrained_model_name_or_path) / CONFIG_NAME
-        if config.exists() and not config.is_file():  # the mixin would wait for a pipe without end
+        if config.exists() and not config.is_file():  # the mixin would wait for a pipe forever
             raise ValueError(f"{config} must be a regular file, got something else")
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
@@ -102,12 +103,12 @@ class Pretrained(
             temporary.write_bytes(save({name: value.contiguous() for name, value in self.state_dict().items()}))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Fill in the template with the arguments of this network, and ``data`` and ``metrics`` if they are given."""
+        """Fill in the model card with the arguments of this network, and ``data`` and ``metrics`` if given."""
         return super().generate_model_card(*args, model=self, **kwargs)
 
 
 def read_config(name: str, directory: Path) -> dict[str, Any]:
-    """Read the arguments of the network in a directory, whose files must be there."""
+    """Read the arguments of the network in a directory, and check that its files are there."""
     for file in FILES:
         if not (directory / file).is_file():
             raise FileNotFoundError(
@@ -123,15 +124,15 @@ def find_saved(checkpoint: str) -> tuple[str, Path]:
     """Find the network of ``--checkpoint``, and download it if it is on the Hub.
 
     Args:
-        checkpoint: a directory that ``save_pretrained`` wrote; the directory of a training, or of one of its seeds; or
-            "hf:owner/name", which is on the Hugging Face Hub.
+        checkpoint: the directory that ``save_pretrained`` wrote, of a run, or of one seed of a run; or "hf:owner/name"
+            on the Hugging Face Hub.
 
     Returns:
-        tuple: its name, and the directory that it is in.
+        tuple: the name of the network, and its directory.
 
     Raises:
-        OSError: if there is no such network, or the Hub cannot be reached.
-        ValueError: if it is a file, or a training left several networks.
+        OSError: if the network is not found, or the Hub cannot be reached.
+        ValueError: if ``checkpoint`` is a file, or a run with several networks.
     """
     expected = f"a directory that save_pretrained wrote, or {HUB}owner/name on the Hugging Face Hub"
     path, name = Path(checkpoint), checkpoint.removeprefix(HUB)
@@ -146,17 +147,17 @@ def find_saved(checkpoint: str) -> tuple[str, Path]:
             raise ValueError(
                 f"--checkpoint must be one network, got {path}, which holds several: name one of {several}"
             )
-        if not found[0].is_dir():  # a misspelled directory is never asked for on the network
-            raise FileNotFoundError(f"--checkpoint must be {expected}, got {path}, which is no directory")
+        if not found[0].is_dir():  # a misspelled directory is never looked up on the Hub
+            raise FileNotFoundError(f"--checkpoint must be {expected}, got {path}, which is not a directory")
         return str(found[0]), found[0]
     if Path(name).is_dir() or name.count("/") != 1:
         raise ValueError(f"--checkpoint must be {expected}, got {checkpoint}")
     try:
         return name, Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except Exception as error:  # the errors of the Hub have no common base class in all versions
+    except Exception as error:  # in some versions, the errors of the Hub have no common base class
         raise OSError(f"{checkpoint} must be on the Hugging Face Hub, got: {_line(error)}") from error
 
 
 def _line(error: object) -> str:
-    """Shorten a message to one line; torch would list every single weight."""
+    """Shorten a message to one line, since torch lists every weight."""
     return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")

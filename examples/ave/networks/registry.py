@@ -1,4 +1,4 @@
-"""The networks, by the name of their row in the tables, and their classes, by the name that a saved network carries."""
+"""All networks: by their names on the command line, and by the class names in saved networks."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,32 +41,32 @@ NETWORKS: Mapping[Network, Callable[..., Localizer]] = {
     "avsdn-cpsp": AVSDNTwoScores,
     "dam": DAM,
 }
-"""Each takes the setting, then the arguments of :class:`Localizer` by keyword, and is its default otherwise."""
+"""Functions that build the networks. Each takes the setting, and the arguments of :class:`Localizer` by keyword."""
 
 CLASSES: Mapping[str, type[Localizer]] = {
     kind.__name__: kind for kind in (CMRAN, EDTCN, AVEL, AVSDN, AVSDNTwoScores, DAM)
 }
-"""The classes, by the name that `config.json` of a saved network has."""
+"""The classes, by their names in `config.json` of a saved network."""
 
 PUBLISHED: tuple[Network, ...] = tuple(
     name for name, kind in NETWORKS.items() if "as_published" in inspect.signature(kind).parameters
 )
-"""The networks that have the form of their public code beside the default."""
+"""The networks that have the argument ``as_published``."""
 PUBLISHED_CELLS = 49
-"""The positions of the visual map for which that form is defined."""
+"""The number of positions of the visual map that these networks need with ``as_published``."""
 
 
 def find_recipes(network: Network) -> Mapping[Setting, Recipe]:
-    """Return the published training of a network in each setting that it has."""
+    """Return the published hyperparameters of a network, for each setting that it has."""
     kind = NETWORKS[network]
     return CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
 
 
 def find_recipe(network: Network, setting: Setting) -> Recipe:
-    """Return the published training of a network in a setting.
+    """Return the published hyperparameters of a network in a setting.
 
     Raises:
-        ValueError: if the network has no such setting.
+        ValueError: if the network does not have the setting.
     """
     recipes = find_recipes(network)
     if setting not in recipes:

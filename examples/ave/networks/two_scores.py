@@ -1,4 +1,4 @@
-"""Scores of events by segment and of categories by video: their logits, losses and decision, as in CMRAN.
+"""Networks with an event score per segment and a category score per video, such as CMRAN: losses and decision.
 
 Axes: B videos, T segments, K categories; label K is background.
 """
@@ -26,13 +26,13 @@ class Logits(NamedTuple):
     """(B, K) supervised, (B, K + 1) weak, background last: which event the video shows."""
 
 
-# Named, so that torch.export.save and AOTInductor can write what returns it; import this module before loading.
+# Registered by name, so that torch.export.save and AOTInductor can save it. Import this module before loading.
 if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
     _register(Logits, serialized_type_name="ave.Logits")
 
 
 class TwoScores(Localizer):
-    """A network whose logits are :class:`Logits`, with the losses and the decision of CMRAN."""
+    """A network that returns :class:`Logits`, with the losses and the decision of CMRAN."""
 
     def loss(
         self,
@@ -42,7 +42,7 @@ class TwoScores(Localizer):
         padding_mask: Tensor | None = None,
         eventless_category: int | None = 0,
     ) -> Tensor:
-        """Return the loss of the network's setting, as :meth:`Localizer.loss` says."""
+        """Return the loss, as in :meth:`Localizer.loss`."""
         if self.setting == "weak":
             return weak_loss(logits, target, padding_mask=padding_mask)
         return supervised_loss(logits, target, padding_mask=padding_mask, eventless_category=eventless_category)
@@ -52,16 +52,16 @@ class TwoScores(Localizer):
         return decide(logits, background=self.num_categories)
 
     def name_logits(self, logits: Logits) -> dict[str, Tensor]:
-        """Return the logits by the names that they have in ``predictions.npz``."""
+        """Return the logits as a dict, by their names in ``predictions.npz``."""
         return {"event_logits": logits.event, "category_logits": logits.category}
 
 
 def decide(logits: Logits, *, background: int = 28) -> Decision:
-    """Decide every segment: the video's best category where the event score is at least 0.5, else background.
+    """Label each segment: the video's best category where the event score is at least 0.5, else background.
 
     Args:
         logits: the logits of either setting.
-        background: the index of background, which is the number of categories.
+        background: the label of background, which is the number of categories.
 
     Examples:
         >>> logits = Logits(torch.tensor([[-5.0, 5.0, 0.0]]), torch.tensor([[0.0, 9.0]]))
@@ -82,18 +82,15 @@ def supervised_loss(
 ) -> Tensor:
     """Return the binary cross-entropy of the event per segment, plus the cross-entropy of the category per video.
 
-    The category of a video is the highest foreground index in its labels, as in the authors' code. A segment without a
-    label, and a video without a labeled segment, weigh nothing.
+    The category of a video is the highest category index in its labels, as in the authors' code. Segments without a
+    label, and videos without a labeled segment, are left out.
 
     Args:
-        logits: of the supervised setting.
-        labels: one-hot (B, T, K + 1), background last; all zero where a segment has no label.
-        padding_mask: bool (B, T), True = padding, whose labels are ignored.
-        eventless_category: what a video that is all background counts as: category 0 in the authors' code; with None it
-            weighs nothing in the cross-entropy of the category.
-
-    Raises:
-        ValueError: if ``labels`` has another shape.
+        logits: logits of the supervised setting.
+        labels: one-hot (B, T, K + 1), background last; all zero for a segment without a label.
+        padding_mask: bool (B, T), True = padding. Labels at padding are ignored.
+        eventless_category: the category of a video that is all background: 0 in the authors' code. None leaves such a
+            video out of the cross-entropy of the category.
     """
     _check_labels("labels", labels, (*logits.event.shape, logits.category.shape[-1] + 1))
     if padding_mask is not None:
@@ -114,8 +111,8 @@ def video_scores(logits: Logits, *, padding_mask: Tensor | None = None) -> Tenso
     """Return video-level scores of the weak setting: event score times category logits, max over time, softmax.
 
     Args:
-        logits: of the weak setting.
-        padding_mask: bool (B, T), True = padding, left out of the maximum.
+        logits: logits of the weak setting.
+        padding_mask: bool (B, T), True = padding, which the maximum ignores.
 
     Returns:
         Tensor: (B, K + 1), each row sums to one.
@@ -128,12 +125,9 @@ def weak_loss(logits: Logits, video_labels: Tensor, *, padding_mask: Tensor | No
     """Return the multi-label soft margin loss of the video scores against the video-level label.
 
     Args:
-        logits: of the weak setting.
+        logits: logits of the weak setting.
         video_labels: (B, K + 1), background last; each row sums to one.
         padding_mask: bool (B, T), True = padding.
-
-    Raises:
-        ValueError: if ``video_labels`` has another shape.
     """
     _check_labels("video_labels", video_labels, tuple(logits.category.shape))
     scores = video_scores(logits, padding_mask=padding_mask)

@@ -1,6 +1,6 @@
-"""Parts that the ablation study of CMRAN puts in place of its own (Xu et al., ACM MM 2020, Tables 3 and 4).
+"""Modules that replace parts of CMRAN in its ablation study (Xu et al., ACM MM 2020, Tables 3 and 4).
 
-The paper describes each in a sentence, and no code of them was released: these are readings of the text.
+The paper describes each in one sentence, and no code was released, so these are our readings of the text.
 Axes: B batch, T segments, C visual channels.
 """
 
@@ -55,18 +55,18 @@ def make_relation(
     *,
     own_projections: bool = False,
 ) -> nn.Module:
-    """Return the relation-aware module of a row of Table 3, described here with video as the query.
+    """Return the relation-aware module of a row in Table 3. The list below has video as the query.
 
     - "cmra": v_o = M_cmra(F_v, F_a^s), where F_a^s = M_self(F_a). The memory of M_cmra is [F_a^s, F_v].
     - "co": the memory of M_cmra is F_a^s alone.
-    - "self": it is F_v alone. Then nothing uses F_a^s, so the module has no M_self.
+    - "self": the memory of M_cmra is F_v alone. F_a^s is not used, so there is no M_self.
     - "cmra-f": the memory is F_a^s and F_v concatenated by feature instead of by time.
-    - "none": without M_cmra, v_o = M_self(F_v).
+    - "none": there is no M_cmra, and v_o = M_self(F_v).
     - "self-stacked": another reading of "self", in which M_self(F_v) is both the query and the memory of M_cmra.
-    - "none-feedforward": another reading of "none", in which only the attention is taken out of M_cmra.
+    - "none-feedforward": another reading of "none", in which only the attention is removed from M_cmra.
 
     Args:
-        relation: the row.
+        relation: the name of the row.
         query_dim: width of the query modality.
         context_dim: width of the context modality.
         embed_dim: d_m, the width of the output.
@@ -80,7 +80,7 @@ def make_relation(
         nn.Module: a module with the arguments of :meth:`RelationAware.forward`.
 
     Raises:
-        ValueError: if there is no such row, or it has no two modalities for ``own_projections``.
+        ValueError: if ``relation`` is unknown, or other than "cmra" with ``own_projections``.
     """
     if own_projections and relation != "cmra":
         raise ValueError(f'own_projections=True needs relation="cmra", got {relation!r}')
@@ -101,11 +101,7 @@ def make_relation(
 
 
 def make_guidance(guidance: Guidance, video_dim: int, audio_dim: int) -> nn.Module:
-    """Return the spatial attention of a row of Table 4: "agsca", "agva" or, without any, "mean".
-
-    Raises:
-        ValueError: if there is no such row.
-    """
+    """Return the spatial attention of a row in Table 4: "agsca", "agva", or "mean" for no attention."""
     if guidance == "agsca":
         return AGSCA(video_dim, audio_dim)
     if guidance == "agva":
@@ -116,11 +112,7 @@ def make_guidance(guidance: Guidance, video_dim: int, audio_dim: int) -> nn.Modu
 
 
 def make_interaction(interaction: Interaction, embed_dim: int, num_heads: int, dropout: float) -> nn.Module:
-    """Return the interaction of a row of Table 4: "av", "self" or, without any, "product".
-
-    Raises:
-        ValueError: if there is no such row.
-    """
+    """Return the interaction of a row in Table 4: "av", "self", or "product" for no attention."""
     if interaction == "av":
         return AVInteraction(embed_dim, num_heads, dropout)
     if interaction == "self":
@@ -131,7 +123,7 @@ def make_interaction(interaction: Interaction, embed_dim: int, num_heads: int, d
 
 
 class OwnRelation(nn.Module):
-    """Project a modality, and relate its segments to one another alone: the context has no say."""
+    """Project the query modality, and apply M_self. The context is ignored."""
 
     def __init__(
         self, query_dim: int, embed_dim: int, num_heads: int, num_layers: int, dim_feedforward: int, dropout: float
@@ -148,14 +140,14 @@ class OwnRelation(nn.Module):
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
-        """Return (B, T, embed_dim) of the query (B, T, query_dim)."""
+        """Return (B, T, embed_dim) for a query (B, T, query_dim)."""
         projected = self.query_proj(zero_padding(query, query_padding_mask))
         related: Tensor = self.internal_relation(projected, padding_mask=query_padding_mask)
         return related
 
 
 class FeedForwardRelation(nn.Module):
-    r"""Project a modality, and apply M_cmra without its attention: each segment is on its own.
+    r"""Project the query modality, and apply M_cmra without its attention. The context is ignored.
 
     .. math::
         H_r = \operatorname{LayerNorm}(F_v), \qquad
@@ -180,16 +172,16 @@ class FeedForwardRelation(nn.Module):
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
-        """Return (B, T, embed_dim) of the query (B, T, query_dim)."""
+        """Return (B, T, embed_dim) for a query (B, T, query_dim)."""
         hidden = self.norm1(self.query_proj(zero_padding(query, query_padding_mask)))
         output: Tensor = self.norm2(hidden + self.dropout(self.linear2(self.activation(self.linear1(hidden)))))
         return output
 
 
 class SideBySideRelation(nn.Module):
-    """CMRA-F: the relation-aware module with a memory of T segments that hold the features of both modalities.
+    """CMRA-F: the relation-aware module with both modalities concatenated by feature instead of by time.
 
-    The memory is concatenated by feature, (B, T, 2 * embed_dim), context first, so both have the same segments.
+    The memory is (B, T, 2 * embed_dim), context first, so both modalities must have the same length.
     """
 
     def __init__(
@@ -218,10 +210,10 @@ class SideBySideRelation(nn.Module):
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return (B, T, embed_dim) of the query (B, T, query_dim) and the context (B, T, context_dim).
+        """Return (B, T, embed_dim) for a query (B, T, query_dim) and a context (B, T, context_dim).
 
         Raises:
-            ValueError: if the two have different lengths.
+            ValueError: if query and context have different lengths.
         """
         if query.shape[:2] != context.shape[:2]:
             raise ValueError(
@@ -242,15 +234,15 @@ class SideBySideRelation(nn.Module):
 
 
 class MeanOverCells(nn.Module):
-    """Average a visual map over its cells; the audio has no say."""
+    """Average a visual map over its cells. The audio is ignored."""
 
     def forward(self, video: Tensor, audio: Tensor) -> Tensor:
-        """Return (*, C) of the map (*, *spatial, C), whose leading dimensions are those of the audio (*, A)."""
+        """Return (*, C) for a map (*, *spatial, C) and audio (*, A)."""
         return video.flatten(audio.dim() - 1, -2).mean(-2)
 
 
 class SelfInteraction(nn.Module):
-    r"""Fuse audio and video by their product and self-attention over it, with 4 heads supervised and 2 weak in CMRAN.
+    r"""Fuse audio and video by self-attention over their product. CMRAN uses 4 heads if supervised, 2 if weak.
 
     .. math::
         f = a_o \odot v_o, \qquad O_{av} = \operatorname{LayerNorm}(f + \operatorname{CMRA}(f))
@@ -263,15 +255,15 @@ class SelfInteraction(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Return (B, T, embed_dim) of video and audio of that shape."""
+        """Return (B, T, embed_dim) for video and audio of that shape."""
         fused = zero_padding(video, padding_mask) * zero_padding(audio, padding_mask)
         output: Tensor = self.norm(fused + self.dropout(self.attention(fused, query_padding_mask=padding_mask)))
         return output
 
 
 class Product(nn.Module):
-    """Fuse audio and video by their product alone: no attention, no residual connection, no layer norm."""
+    """Fuse audio and video by their product alone, without attention, residual connection and layer norm."""
 
     def forward(self, video: Tensor, audio: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Return (B, T, embed_dim) of video and audio of that shape."""
+        """Return (B, T, embed_dim) for video and audio of that shape."""
         return zero_padding(video, padding_mask) * zero_padding(audio, padding_mask)

@@ -1,4 +1,4 @@
-"""Figures: learning curves, confusion matrix, timelines of videos, and attention in space and time.
+"""Draw figures: learning curves, confusion matrix, timelines of videos, and attention in space and time.
 
 Axes: B videos, T segments of a second, H x W positions, K categories.
 """
@@ -42,26 +42,26 @@ __all__ = [
 ]
 
 SHOWN_VIDEOS = 6
-# Colors that are told apart with any color vision (Okabe and Ito).
+# Colors that are safe for color-blind readers (Okabe and Ito).
 LOSS_COLOR, VAL_COLOR, TEST_COLOR = "#555555", "#0072b2", "#d55e00"
 NO_TRUTH_COLOR = "#dddddd"
 LEAST_PRINTED = 0.05
-"""Shares below this are not printed in their cells."""
+"""The smallest share that is printed in its cell."""
 CELL = 0.36
-"""Inches of a cell in which a share can be read."""
+"""Size of a cell in inches, large enough to read a share."""
 COLUMNS = 5
-"""Seconds in a row of spatial maps."""
+"""Number of spatial maps in a row."""
 LONGEST_NAME, LONGEST_TITLE = 40, 200
-"""Characters; of longer text the middle is left out."""
+"""Maximum length in characters. The middle of longer text is left out."""
 TITLE_DENSITY = 9
-"""Characters of a title that an inch has room for."""
+"""Number of characters of a title per inch."""
 
 
 def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -> Figure:
-    """Draw the loss, and the accuracy on val and test, epoch by epoch.
+    """Draw the training loss and the accuracy on val and test over the epochs.
 
-    Every run is a thin line, with a dot at the epoch chosen on val. A bold line is the mean of several runs, over the
-    epochs that all of them have. A caption names the seeds of the runs that still climb at their last epoch.
+    Each run is a thin line, with a dot at the epoch chosen on val. The mean of several runs is a bold line, over the
+    epochs that all runs have. A caption names the seeds whose last epoch is the best on val.
     """
     runs = list(histories.values())
     validated = all(epoch.val_accuracy is not None for epoch in chain(*runs))
@@ -79,7 +79,7 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    dot = "epoch chosen on val" if validated else "last epoch, kept as there is no val split"
+    dot = "epoch chosen on val" if validated else "last epoch, as there is no val split"
     handles = [
         Line2D([], [], color=TEST_COLOR, label="test"),
         Line2D([], [], color="white", marker="o", markeredgecolor="black", linestyle="", label=dot),
@@ -89,13 +89,13 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
     if len(runs) > 1:
         handles.append(Line2D([], [], color="black", linewidth=2.5, label=f"mean of {len(runs)} seeds"))
     climbing = ", ".join(str(seed) for seed, run in histories.items() if len(run) > 1 and chosen(run) is run[-1])
-    caption = f"seed {climbing}: best on val at the last epoch, so more epochs may give more" if climbing else None
+    caption = f"seed {climbing}: best on val at the last epoch, so more epochs may help" if climbing else None
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, title=caption)
     return figure
 
 
 def _draw_curves(axes: Axes, runs: Sequence[Sequence[Epoch]], name: str, color: str) -> None:
-    """Draw a thin line for each run with a dot at the epoch chosen on val, and a bold line for their mean."""
+    """Draw a thin line with a dot at the chosen epoch for each run, and a bold line for the mean of several."""
     width, alpha = (1.6, 1) if len(runs) == 1 else (0.8, 0.45)
     for run in runs:
         best = chosen(run)
@@ -109,9 +109,9 @@ def _draw_curves(axes: Axes, runs: Sequence[Sequence[Epoch]], name: str, color: 
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], categories: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix, K + 1 rows of K + 1 counts of seconds, background last.
+    """Draw a confusion matrix of (K + 1) x (K + 1) counts of seconds, background last.
 
-    Rows are true, columns are predicted; the color is the share of the row.
+    Rows are true labels, columns are predicted ones. The color is the share of the row.
     """
     names, counts = _label_names(categories), np.array(confusion)
     totals = counts.sum(1, keepdims=True)
@@ -148,15 +148,16 @@ def draw_timelines(
     truth: Tensor | Sequence[Tensor] | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw prediction and event score of some videos, one above the other, and the truth if it is known.
+    """Draw the predicted labels and event scores of several videos, one above the other, with the true labels if known.
 
     Args:
-        prediction: int64 (B, T), or one (T,) for each video if their lengths differ; background is the last label.
-        event_score: in [0, 1], likewise.
-        categories: the names; background follows them.
-        title: stands above all.
-        truth: the true labels, likewise.
-        names: stand above each of the videos.
+        prediction: int64 (B, T), or a sequence with (T,) for each video if their lengths differ; background is the last
+            label.
+        event_score: the event scores, in [0, 1], of the same shape.
+        categories: the names, without background.
+        title: the title of the figure.
+        truth: the true labels, of the same shape.
+        names: the titles of the videos.
     """
     row_height = 0.9 + (0 if truth is None else 0.45) + (0 if names is None else 0.25)
     layout = ConstrainedLayoutEngine(hspace=0.12)  # space between videos
@@ -185,10 +186,10 @@ def draw_attention(
     object_cells: Tensor | None = None,
     decoy_cells: Tensor | None = None,
 ) -> Figure:
-    """Draw the spatial attention of AGSCA in every second of a video, and the relations of its segments.
+    """Draw the spatial attention of AGSCA in each second of a video, and the relations of its segments.
 
-    A network that lacks one of them has only the other. The cells of the true object, bool (T, H, W), are outlined in
-    the seconds of an event, and those of an object that does not count are crossed.
+    If the network lacks one of them, only the other is drawn. ``object_cells``, bool (T, H, W), are outlined in the
+    seconds of an event: the cells of the true object. ``decoy_cells`` are crossed: an object that makes no sound.
     """
     length = int(outcomes.lengths[video])
     truth = outcomes.truth[video, :length]
@@ -198,7 +199,7 @@ def draw_attention(
     parts = [part for part in (outcomes.spatial_map, outcomes.relations) if part is not None]
     panels = figure.subfigures(1, len(parts), squeeze=False)[0].tolist()
     if outcomes.spatial_map is not None:
-        names = [*_label_names(categories), "no label"]  # which is label -1
+        names = [*_label_names(categories), "no label"]  # for label -1
         titles = [f"{second} s: {names[label]}" for second, label in enumerate(truth.tolist())]
         outlined = None if object_cells is None else object_cells[:length] & event[:, None, None]
         _draw_maps(panels.pop(0), outcomes.spatial_map[video, :length], titles, outlined, decoy_cells)
@@ -211,7 +212,7 @@ def draw_attention(
 def _draw_maps(
     figure: SubFigure, maps: Tensor, titles: Sequence[str], outlined: Tensor | None, crossed: Tensor | None
 ) -> None:
-    """Draw the spatial attention of a video, (T, H, W), on one scale, with marks on some cells."""
+    """Draw the spatial attention of a video (T, H, W) with one color scale, and mark the given cells."""
     marks = [] if outlined is None else ["outlined: the true object, during the event"]
     marks += [] if crossed is None else ["crossed: the decoy"]
     heading = "Spatial attention of AGSCA, second by second"
@@ -228,14 +229,14 @@ def _draw_maps(
         if crossed is not None:
             rows, columns = crossed[second].numpy().nonzero()
             axes.plot(columns, rows, "x", color="cyan", markersize=6, scalex=False, scaley=False)
-    ticks = MaxNLocator(5)  # of many the labels would touch
-    label = "attention, times uniform (1: as if all cells had the same)"
+    ticks = MaxNLocator(5)  # labels of more ticks would overlap
+    label = "attention relative to uniform (1: the same for all cells)"
     figure.colorbar(grid[0, 0].images[0], ax=grid, location="bottom", shrink=0.6, ticks=ticks, label=label)
 
 
 def _outline(axes: Axes, cells: np.ndarray) -> None:
-    """Draw the border of a set of cells: every side that has no cell beyond it."""
-    padded = np.pad(cells, 1).astype(int)  # cell (0, 0), which lies between -0.5 and 0.5, is at (1, 1)
+    """Draw the border of a set of cells: each side between a cell of the set and one outside."""
+    padded = np.pad(cells, 1).astype(int)  # cell (0, 0), drawn from -0.5 to 0.5, is at index (1, 1)
     for row, column in np.argwhere(np.diff(padded, axis=0)):
         axes.plot([column - 1.5, column - 0.5], [row - 0.5, row - 0.5], color="cyan", linewidth=2)
     for row, column in np.argwhere(np.diff(padded, axis=1)):
@@ -243,14 +244,14 @@ def _outline(axes: Axes, cells: np.ndarray) -> None:
 
 
 def _draw_relations(figure: SubFigure, relations: Tensor, event: Tensor) -> None:
-    """Draw the relations of a video, (T, 2 T), with what to see in them; ``event`` is bool (T,)."""
+    """Draw the relations of a video (T, 2 T), with a caption that explains them. ``event`` is bool (T,)."""
     length = len(event)
     figure.suptitle("Relations: which seconds every video segment attends to", fontsize="medium")
     axes = plot_relations(relations, (length, length), ("to audio", "to video"), ax=figure.subplots())
     axes.set(xlabel="attended second (memory)", ylabel="second of the video segment (query)")
     figure.colorbar(axes.images[0], ax=axes, location="right", label="attention, mean over heads")
     audio = relations[:, :length].sum(1).mean()
-    text = "Each row sums to 1; a bright column is a second that many look to.\n"
+    text = "Each row sums to 1; a bright column is a second that many seconds attend to.\n"
     text += f"Here {audio:.0%} of the attention goes to audio (uniform: 50%)"
     if event.any():
         within, uniform = relations[event][:, event.repeat(2)].sum(1).mean(), event.float().mean()
@@ -261,9 +262,9 @@ def _draw_relations(figure: SubFigure, relations: Tensor, event: Tensor) -> None
 def choose_videos(
     labels: Sequence[Tensor], background: int, count: int, wrong: Sequence[bool] | None = None, seed: int = 0
 ) -> list[int]:
-    """Choose up to ``count`` videos at random by their labels, int64 (T,), of as many categories as there are.
+    """Choose up to ``count`` random videos of as many different categories as possible, by their labels, int64 (T,).
 
-    If there is any, the first has an event and background, and one is among those whose prediction went wrong.
+    If possible, the first video has both an event and background, and one video has a wrong prediction.
 
     Examples:
         >>> labels = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 3, 3], [1, 1, 1], [2, 2, 2], [3, 3, 3]])
@@ -287,12 +288,12 @@ def choose_videos(
 
 
 def name_video(names: Sequence[str] | None, row: int) -> str:
-    """Name a video by its id, if it has one, and its row."""
+    """Return the id of a video, if it has one, and its row as text."""
     return f"row {row}" if names is None else f"{printable(names[row], LONGEST_NAME)} (row {row})"
 
 
 def draw_examples(outcomes: Outcomes, data: AVEData, split: Split, title: str) -> dict[str, Figure]:
-    """Draw timelines of some videos of different categories, and the attention of the first; by file name."""
+    """Draw timelines of some videos, and the attention of the first one. Return the figures by file name."""
     lengths = outcomes.lengths.tolist()
     truth, prediction, event_score = (
         [values[:length] for values, length in zip(tensor, lengths, strict=True)]
@@ -323,7 +324,7 @@ def draw_examples(outcomes: Outcomes, data: AVEData, split: Split, title: str) -
 
 
 def _label_names(categories: Sequence[str]) -> list[str]:
-    """Return the names of all labels as they are drawn."""
+    """Return the names of all labels, background last, escaped and shortened."""
     return [*(printable(name, LONGEST_NAME) for name in categories), "background"]
 
 
@@ -333,7 +334,7 @@ def _set_title(figure: Figure, title: str) -> None:
 
 
 def save_figures(output: Path, figures: Mapping[str, Figure]) -> None:
-    """Write figures by file name. Text in them is plain: $ begins no formula, and a box stands for an unknown glyph."""
+    """Write figures by file name. Text is not parsed for formulas, and missing glyphs are drawn as boxes."""
     for name, figure in figures.items():
         for text in figure.findobj(Text):
             text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""Write results as JSON, CSV or arrays, each file whole or not at all."""
+"""Write results as JSON, CSV or arrays. A failed write leaves no file, and keeps the old one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 LOCK = ".lock"
-"""The file in a directory that is locked while a process writes there."""
+"""The lock file in a directory, which is locked while a process writes there."""
 
 if TYPE_CHECKING:
     from ave.data.dataset import AVEData, Split
@@ -40,38 +40,38 @@ if TYPE_CHECKING:
 
 
 def new_output(output: Path | None, name: str) -> Path:
-    """Return the directory that was asked for, or one below runs/ that is named after the time."""
+    """Return ``output``, or by default a directory in runs/ with the date and time in its name."""
     return output or Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name}"
 
 
 def check_output(directory: Path) -> None:
-    """Refuse a directory that holds files, so that no run overwrites another.
+    """Reject a directory that holds files, so that no run overwrites another.
 
     Raises:
-        ValueError: if ``directory`` is a file, or holds anything.
+        ValueError: if ``directory`` is a file, or is not empty.
     """
     if directory.exists() and not (directory.is_dir() and all(map(is_leftover, directory.iterdir()))):
         raise ValueError(f"--output must be a new or empty directory, got {directory}, which is not")
 
 
 def is_leftover(path: Path) -> bool:
-    """Tell whether a killed process left this: what it was writing, or its lock."""
+    """Return whether a path is a lock, or a partial file that a killed process left."""
     return path.name == LOCK or (path.name.startswith(".") and ".partial" in path.name)
 
 
 @contextmanager
 def clearing(directory: Path, *, new: bool = True, main: bool = True) -> Iterator[None]:
-    """Create a directory, keep other processes out of it, and leave nothing half-written in it.
+    """Create a directory, lock it against other processes, and remove partial files from it at the end.
 
-    If the code inside fails before it has written anything, what was created is removed again, parents too.
+    If the code inside fails before it has written a file, the directory and all parents that were created are removed.
 
     Args:
-        directory: the directory.
-        new: whether it must hold no files yet.
-        main: whether this process writes; the other processes of a launcher do nothing here.
+        directory: the directory to write to.
+        new: whether the directory must be empty.
+        main: whether this process writes. The other processes of a launcher do nothing here.
 
     Raises:
-        InputError: if another process writes to the directory, or ``new`` and it holds files.
+        InputError: if another process writes to the directory, or if ``new`` and it holds files.
     """
     if not main:
         yield
@@ -84,7 +84,7 @@ def clearing(directory: Path, *, new: bool = True, main: bool = True) -> Iterato
     try:
         with _locking(directory):
             with checking_input():
-                if new:  # what another process wrote before the lock was free counts
+                if new:  # another process may have written files before the lock was free
                     check_output(directory)
             yield
             for path in list(directory.rglob(".*.partial*")):
@@ -98,7 +98,7 @@ def clearing(directory: Path, *, new: bool = True, main: bool = True) -> Iterato
 
 @contextmanager
 def _locking(directory: Path) -> Iterator[None]:
-    """Lock a directory against other processes. The lock ends with this process, however that ends."""
+    """Lock a directory against other processes. The lock is released even if this process is killed."""
     lock = FileLock(directory / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -108,28 +108,28 @@ def _locking(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows refuses it while the file is open, and removes it with the lock
+        with suppress(OSError):  # fails on Windows, where releasing the lock removes the file
             os.unlink(directory / LOCK)
         lock.release()
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it becomes ``path`` if all went well, and else is removed.
+    """Yield a temporary path to write to. It is renamed to ``path`` on success, and removed on failure.
 
-    A process that is killed meanwhile leaves ``path`` as it was, and at most the hidden ``.NAME.partial.SUFFIX``,
-    which the next writing of ``path`` replaces.
+    If the process is killed, ``path`` is unchanged. It may leave the hidden file ``.NAME.partial.SUFFIX``, which the
+    next write of ``path`` replaces.
 
     Raises:
         FileNotFoundError: if the directory is gone.
     """
-    # It has the suffix of path, because some writers choose the format by it.
+    # Some writers choose the format by the suffix, so keep it.
     temporary = path.with_name(f".{path.name}.partial{path.suffix}")
     with _expecting(path.parent):
         try:
             _remove(temporary)
             yield temporary
-            # A full disk may show only when the bytes reach it, and a rename may reach it before the bytes do.
+            # Only fsync reports some errors, such as a full disk. It also ensures that data precede the rename.
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -139,14 +139,14 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory to write files to, which replaces the directory ``path`` as :func:`writing` does."""
+    """Yield a temporary directory to write files to. On success it replaces the directory ``path``."""
     temporary, old = (path.with_name(f".{path.name}.partial{suffix}") for suffix in ("", ".old"))
     try:
         _remove(temporary)
         make_directory(temporary)
         yield temporary
         _remove(old)
-        with suppress(FileNotFoundError):  # a directory that holds files cannot be replaced
+        with suppress(FileNotFoundError):  # os.replace cannot replace a directory with files
             os.replace(path, old)
         with _expecting(path.parent):
             os.replace(temporary, path)
@@ -167,7 +167,7 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def _expecting(directory: Path) -> Iterator[None]:
-    """Name the directory that is gone, if that is why a file is not found."""
+    """If a file is not found because a directory is gone, name the directory."""
     try:
         yield
     except FileNotFoundError as error:
@@ -178,7 +178,7 @@ def _expecting(directory: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a directory with all in it, or a link, which is not followed; it need not exist."""
+    """Remove a file, a link (without following it) or a directory with its files, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -186,25 +186,25 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write ``value`` as indented JSON; paths become text."""
+    """Write ``value`` as indented JSON. Paths become text."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, default=os.fspath) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[str] | None = None) -> None:
-    """Write rows as CSV in UTF-8; None becomes an empty cell.
+    """Write rows as CSV in UTF-8. None becomes an empty cell.
 
     Args:
-        path: the file.
-        rows: all with the same keys.
-        header: these keys in the order of the columns, by default that of the first row.
+        path: the file to write.
+        rows: the rows, all with the same keys.
+        header: the keys in the order of the columns. Default: the order in the first row.
 
     Raises:
-        ValueError: if there is neither a row nor a header, or a row has other keys.
+        ValueError: if there is neither a row nor a header, or the keys of a row differ from the header.
     """
     if header is None:
         if not rows:
-            raise ValueError(f"rows must hold at least one row to take the header of {path} from, got none")
+            raise ValueError(f"rows must not be empty without a header, to write {path}")
         header = list(rows[0])
     for number, row in enumerate(rows, 1):
         if row.keys() != set(header):
@@ -221,10 +221,10 @@ def write_scores(
     """Write ``metrics.json``, ``metrics.csv``, ``categories.csv`` and ``confusion.csv``.
 
     Args:
-        output: the directory.
+        output: the directory of the results.
         runs: the metrics of each network.
-        summary: their mean and standard deviation.
-        categories: the names, without background.
+        summary: mean and standard deviation of the metrics.
+        categories: the names of the categories, without background.
     """
     write_json(output / "metrics.json", {"summary": summary, "runs": list(runs)})
     scalars = [{key: value for key, value in run.items() if not isinstance(value, (list, dict))} for run in runs]
@@ -237,11 +237,11 @@ def write_scores(
 
 
 def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Split) -> None:
-    """Write ``predictions.npz``, video by video what a network returned on a split, for the analysis of its errors.
+    """Write ``predictions.npz``: labels, predictions and logits for each video of a split, for error analysis.
 
-    It holds ``names`` (B,), the YouTube ids or else the rows of the dataset, ``rows`` (B,), ``labels`` and
-    ``predictions`` (B, T), the logits as :attr:`~ave.results.metrics.Outcomes.logits` names them, and ``categories``
-    (K,); label K is background, -1 is none.
+    The arrays are ``names`` (B,), the YouTube ids or else the rows of the dataset; ``rows`` (B,); ``labels`` and
+    ``predictions`` (B, T); the logits by their names in :attr:`~ave.results.metrics.Outcomes.logits`; and
+    ``categories`` (K,). Label K is background, -1 is no label.
     """
     rows = data.splits[split].tolist()
     arrays: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Metrics: running a network over a split, scoring its decisions, and mean and spread over several runs.
+"""Run a network on a split, compute metrics, and summarize several runs by mean and standard deviation.
 
-To add a metric, compute it in :func:`measure`, and give its label for the tables in METRICS. A ratio with a zero
-denominator, such as the precision of a run that predicts no event, is None.
+To add a metric, compute it in :func:`measure`, and add its label for the tables to METRICS. A ratio with a zero
+denominator is None, such as the precision of a run that predicts no event.
 
 Axes: B videos, T segments of a second, H x W positions, K categories; label K is background.
 """
@@ -33,68 +33,69 @@ METRICS = {
     "best_test_accuracy": ("best test epoch (optimistic; the convention in papers)", "%"),
     "best_test_epoch": ("  that epoch", ""),
     "accuracy_without_seen": ("accuracy without the {seen_videos} test videos seen in train", "%"),
-    "event_precision": ("event or not, by second: precision", "%"),
-    "event_recall": ("event or not, by second: recall", "%"),
-    "event_f1": ("event or not, by second: F1", "%"),
+    "event_precision": ("event vs. background: precision", "%"),
+    "event_recall": ("event vs. background: recall", "%"),
+    "event_f1": ("event vs. background: F1", "%"),
     "background_accuracy": ("baseline: predict background everywhere", "%"),
     "object_attention": ("AGSCA's attention on the true object in event seconds", "%"),
     "object_attention_if_uniform": ("the same if attention were uniform", "%"),
 }
-"""The metrics that tables show after the accuracy: by name, label and unit."""
+"""Label and unit of the metrics that tables show below the accuracy."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a run's history; accuracies are shares of segments, in [0, 1]."""
+    """The results of one epoch. Accuracies are shares of segments, in [0, 1]."""
 
     epoch: int
     learning_rate: float
     loss: float
-    """Mean over the training steps."""
+    """The mean loss over the training steps."""
     val_accuracy: float | None
     """None without a val split."""
     test_accuracy: float
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
-    """How long each part took: "data", "forward and backward", "optimizer", "evaluation", and "checkpoint", that of
-    the epoch before."""
+    """Seconds of each part: "data", "forward and backward", "optimizer", "evaluation", and "checkpoint", which is the
+    checkpoint of the previous epoch."""
 
 
 def chosen(history: Sequence[Epoch]) -> Epoch:
-    """Return the epoch that is best on val, the first of equals; without a val split the last."""
+    """Return the epoch with the best val accuracy, the first of equals. Without a val split: the last epoch."""
     return max(history, key=lambda epoch: epoch.epoch if epoch.val_accuracy is None else epoch.val_accuracy)
 
 
 def best_test(history: Sequence[Epoch]) -> Epoch:
-    """Return the epoch that is best on test. Published figures are chosen so; it is optimistic."""
+    """Return the epoch with the best test accuracy. This is optimistic, but the convention in papers."""
     return max(history, key=lambda epoch: epoch.test_accuracy)
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Logits, decisions and attention of a network on a split, video by video, on the CPU."""
+    """Logits, decisions and attention of a network for each video of a split, on the CPU."""
 
     truth: Tensor
-    """int64 (B, T), -1 for a second without a label, or in padding."""
+    """int64 (B, T): the true labels; -1 for a second without a label, and at padding."""
     prediction: Tensor
-    """int64 (B, T)"""
+    """int64 (B, T): the predicted labels."""
     event_score: Tensor
     """(B, T), in [0, 1]: the probability of an event."""
     lengths: Tensor
-    """int64 (B,): the seconds of each video; what follows is padding."""
+    """int64 (B,): the length of each video in seconds; the rest is padding."""
     spatial_map: Tensor | None = None
-    """AGSCA's attention over space (B, T, H, W); None in a network without it."""
+    """The spatial attention of AGSCA (B, T, H, W), or None for a network without AGSCA."""
     relations: Tensor | None = None
-    """Attention of the video segments over [audio, video], mean over heads (B, T, 2 T); None likewise."""
+    """(B, T, 2 T): the attention of video segments to [audio, video], averaged over heads, or None."""
     logits: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the network returned, by name: ``event_logits`` (B, T) and ``category_logits`` (B, K), or weak (B, K + 1);
-    or ``segment_logits`` (B, T, K + 1)."""
+    """The logits by name: ``event_logits`` (B, T) and ``category_logits`` (B, K), or (B, K + 1) if weak; or
+    ``segment_logits`` (B, T, K + 1)."""
 
 
 @torch.no_grad()
 def segment_accuracy(model: Localizer, batches: Iterable[Batch]) -> float:
-    """Return the paper's metric: the share of segments with the right label, background included.
+    """Return the metric of the paper: the share of segments with the right label, background included.
 
-    Segments without a label are left out. Each of several processes brings its own videos; their counts are added up.
+    Segments without a label are left out. With several processes, each evaluates its own videos, and the counts are
+    added.
     """
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
@@ -108,7 +109,7 @@ def segment_accuracy(model: Localizer, batches: Iterable[Batch]) -> float:
 
 @torch.no_grad()
 def observe(model: Localizer, batches: Loader, accelerator: Accelerator) -> Outcomes:
-    """Run a network over the videos of this process, and return the outcomes of all videos of all processes.
+    """Run a network on the videos of this process, and return the outcomes for the videos of all processes.
 
     Raises:
         FloatingPointError: if a score is not finite.
@@ -139,13 +140,13 @@ def observe(model: Localizer, batches: Loader, accelerator: Accelerator) -> Outc
     outcomes = Outcomes(**gathered, logits=named)
     if not all(logits.isfinite().all() for logits in named.values()):
         raise FloatingPointError(
-            "the scores are not finite: see with `check` whether the features are, or try --precision fp32"
+            "the scores are not finite: run `check` to see whether the features are finite, or try --precision fp32"
         )
     return outcomes
 
 
 def _gather(own: Tensor, videos: int, accelerator: Accelerator) -> Tensor:
-    """Return all rows, in order, of which process p of P holds p, p + P, p + 2 P, ..."""
+    """Gather the rows of all processes, in order. Process p of P has the rows p, p + P, p + 2 P, ..."""
     processes = accelerator.num_processes
     if processes > 1:
         rows = -(-videos // processes)
@@ -156,13 +157,13 @@ def _gather(own: Tensor, videos: int, accelerator: Accelerator) -> Tensor:
 
 
 def measure(outcomes: Outcomes, data: AVEData, split: Split) -> dict[str, Any]:
-    """Return all metrics of a network on a split; accuracies and shares are in [0, 1]."""
+    """Compute all metrics of a network on a split. Accuracies and shares are in [0, 1]."""
     seen = seen_in_training(data, split) if split != "train" else None
     metrics = score(outcomes.truth, outcomes.prediction, data.categories, seen)
     metrics["background_accuracy"] = background_accuracy(data, split)
     event = (outcomes.truth >= 0) & (outcomes.truth < len(data.categories))
     if data.object_cells is not None and outcomes.spatial_map is not None and event.any():
-        # The share of spatial attention on the cells of the true object, in seconds in which it is seen and heard.
+        # The share of the spatial attention on the cells of the true object, in the seconds of events.
         cells = data.object_cells[data.splits[split]]
         metrics["object_attention"] = (outcomes.spatial_map * cells).sum((-2, -1))[event].mean().item()
         metrics["object_attention_if_uniform"] = cells.float().mean((-2, -1))[event].mean().item()
@@ -179,19 +180,16 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
     """Compare the predicted label of every second with the true one.
 
     Args:
-        truth: int64 (B, T), from 0 to K; -1 for a second without a label, which counts for nothing.
+        truth: int64 (B, T), from 0 to K; -1 for a second without a label, which is left out.
         prediction: int64 (B, T), from 0 to K.
-        categories: the K names; "background" follows them.
-        seen: bool (B,), the videos whose YouTube id is in train, too, if that is known.
+        categories: the K names, without "background".
+        seen: bool (B,), True = the YouTube id of the video is also in train. Default: not known.
 
     Returns:
-        Values that JSON can hold. ``accuracy`` is the paper's metric, the share of seconds with the right label,
-        background included; ``event_precision``, ``event_recall`` and ``event_f1`` are of event against background,
-        whatever the category. The rows of ``confusion`` are true, its columns predicted. All shares are in [0, 1], or
-        None if their denominator is zero.
-
-    Raises:
-        ValueError: if the shapes differ.
+        dict: the metrics, as JSON can hold them. ``accuracy`` is the metric of the paper, the share of seconds with the
+        right label, background included. ``event_precision``, ``event_recall`` and ``event_f1`` are for events against
+        background, regardless of the category. The rows of ``confusion`` are true labels, its columns predicted ones.
+        Shares are in [0, 1], or None if their denominator is zero.
 
     Examples:
         >>> truth = torch.tensor([[0, 0, 2], [2, 1, 1]])
@@ -230,9 +228,9 @@ def _share(part: Tensor, whole: Tensor) -> float | None:
 
 
 def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
-    """Tell which videos of a split have a YouTube id that is also in train: bool (B,), or None if there are no ids.
+    """Return which videos of a split have a YouTube id that is also in train, bool (B,), or None without ids.
 
-    A few ids of AVE name several videos.
+    In AVE, a few ids belong to several videos.
     """
     if (names := data.names) is None:
         return None
@@ -241,11 +239,11 @@ def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and standard deviation over runs, at least one, that differ in their seed.
+    """Compute mean and standard deviation over one or more runs with different seeds.
 
-    Every number that all runs have but ``seed``, and every share of ``category_accuracy``, becomes ``{"mean": ...,
-    "std": ...}``: ``std`` is that of a sample (n - 1 in the denominator), None for a single run. If the number is None
-    in any run, both are None. ``confusion`` is the sum.
+    Each number that all runs have, except ``seed``, and each share in ``category_accuracy`` becomes ``{"mean": ...,
+    "std": ...}``. ``std`` is the sample standard deviation (n - 1 in the denominator), or None for a single run. If a
+    number is None in any run, both are None. ``confusion`` is the sum over the runs.
     """
     numbers = (int, float, type(None))  # but not bool, which is a subclass of int
     summary: dict[str, Any] = {
@@ -263,6 +261,6 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return {"mean": None, "std": None}
-    # statistics.mean is exact, so that the mean of equal values is that value.
+    # statistics.mean is exact: the mean of equal values is that value.
     mean = float(statistics.mean(numbers))
     return {"mean": mean, "std": statistics.stdev(numbers) if len(numbers) > 1 else None}

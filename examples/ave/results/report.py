@@ -1,4 +1,4 @@
-"""Report the results of one network, or of several that differ in their seed: files, figures and tables."""
+"""Report the results of one network, or of several with different seeds: files, figures and tables."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def report(
     """Write the metrics and the figures, and print the tables.
 
     Args:
-        output: the directory.
-        title: what was evaluated, and on what.
+        output: the directory of the results.
+        title: names the network and the dataset.
         runs: the metrics of each network.
-        summary: their mean and standard deviation.
-        examples: the outcomes of the first network, some of which are drawn.
+        summary: mean and standard deviation of the metrics, from :func:`ave.results.metrics.summarize`.
+        examples: the outcomes of the first network, from which example videos are drawn.
         data: the dataset.
         split: the split of ``examples``.
-        figures: further figures by file name; with None nothing is drawn.
+        figures: additional figures by file name. None draws no figures at all.
     """
     write_scores(output, runs, summary, data.categories)
     if figures is not None:

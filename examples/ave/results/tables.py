@@ -1,4 +1,4 @@
-"""Tables in the terminal: the files of a dataset, and the metrics of runs, together and by category."""
+"""Format tables for the terminal: the files of a dataset, and the metrics of runs, overall and by category."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ave.results.metrics import METRICS
 __all__ = ["category_table", "files_table", "format_table", "results_table"]
 
 MOST_COLUMNS = 4
-"""The most runs that have a column each; of more, the table shows the least and the greatest."""
+"""Up to this many runs have a column each. For more runs, the table shows minimum and maximum."""
 LONGEST_NAME, LONGEST_CELL = 40, 300
-"""Characters; of longer text the middle is left out."""
+"""Maximum length in characters. The middle of longer text is left out."""
 
 
 def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
-    """Format rows under a title, the first column aligned to the left, the others to the right.
+    """Format rows as a table with a title. The first column is aligned left, all others right.
 
     Examples:
         >>> rows = [("Bark", "81.0%", "79.5%"), ("Clock", "9.1%", "10.0%")]
@@ -46,7 +46,7 @@ def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Pad the cells of each column to one width, and join each row to a line."""
+    """Pad the cells of each column to the same width, and join each row to one line."""
     columns = [[printable(cell, LONGEST_CELL) for cell in column] for column in zip(*rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     return [
@@ -58,7 +58,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def files_table(found: Found) -> str:
-    """List the files of a dataset, with a line below for every problem and every remark."""
+    """Format a table of the files of a dataset, followed by a line for each problem and each remark."""
     splits = found.splits
     wrong = {problem.file: problem.verdict for problem in found.problems}
     rows = []
@@ -72,7 +72,7 @@ def files_table(found: Found) -> str:
             facts = (place, "x".join(map(str, array.shape)), str(array.dtype))
             if file.axes[0] == "N":
                 counts |= {split: str(len(rows)) for split, rows in splits.items()}
-            else:  # the extra videos are all for training; an order belongs to one split
+            else:  # all background videos are in train; an order file belongs to one split
                 counts["train" if file.axes[0] == "M" else file.name.partition("_")[0]] = str(len(array))
         verdict = wrong.get(file.name, "ok" if path.exists() else "not there")
         rows.append((path.name, *facts, file.content, *counts.values(), verdict))
@@ -101,7 +101,7 @@ def files_table(found: Found) -> str:
 
 
 def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
-    """Format the metrics of one run, or of several with their seeds, and their summary; those of METRICS are shown."""
+    """Format a table of the accuracy and METRICS of one run, or of several runs and their summary."""
     several, few = len(runs) > 1, len(runs) <= MOST_COLUMNS
     rows = []
     for label, name, unit in _lines(runs[0]):
@@ -117,7 +117,7 @@ def results_table(title: str, runs: Sequence[Mapping[str, Any]], summary: Mappin
 
 
 def _lines(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the label, name and unit of each metric that runs like this one have."""
+    """Return the label, name and unit of each metric that a run has."""
     headline = "accuracy"
     if "chosen_epoch" in run:
         validated = all(epoch["val_accuracy"] is not None for epoch in run.get("history", ()))
@@ -130,7 +130,7 @@ def _lines(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def category_table(summary: Mapping[str, Any]) -> str:
-    """Format the accuracy of every category in a summary, in the order of the labels, in two blocks side by side."""
+    """Format a table of the accuracy of each category, in two blocks side by side."""
     shares = summary["category_accuracy"].items()
     rows = [(printable(name, LONGEST_NAME), _show(share, "%")) for name, share in shares]
     half = -(-len(rows) // 2)
@@ -141,7 +141,7 @@ def category_table(summary: Mapping[str, Any]) -> str:
 
 
 def _show(value: float | Mapping[str, float | None] | None, unit: str) -> str:
-    """Format a value, or a mean with its standard deviation if there is one."""
+    """Format a number, or a mean with its standard deviation."""
     mean, std = (value["mean"], value["std"]) if isinstance(value, Mapping) else (value, None)
     if mean is None:
         return "-"
