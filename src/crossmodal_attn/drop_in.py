@@ -67,8 +67,8 @@ def replace_multihead_attention(model: nn.Module) -> "ReplacementReport":
             layer, if the key is not the value. The message names the layer.
 
     Examples:
-        >>> model = torch.nn.Transformer(64, nhead=4, num_encoder_layers=1, num_decoder_layers=1, dropout=0.0)
-        >>> source, target = torch.randn(12, 2, 64), torch.randn(10, 2, 64)
+        >>> model = torch.nn.Transformer(64, 4, 1, 1, dropout=0.0, batch_first=True)
+        >>> source, target = torch.randn(2, 12, 64), torch.randn(2, 10, 64)
         >>> before = model(source, target)
         >>> report = replace_multihead_attention(model)
         >>> report.replaced
@@ -122,7 +122,7 @@ class ReplacementReport:
     replaced: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     _places: list[tuple[str, nn.Module, str, nn.MultiheadAttention, "MultiheadCMRA"]] = field(
-        default_factory=list, repr=False
+        default_factory=list, init=False, repr=False
     )
 
     def restore(self) -> None:
@@ -223,6 +223,8 @@ class MultiheadCMRA(CMRA):
             ``average_attn_weights=False`` (B, H, T, M), without B if the query has no batch.
         """
         self._check_call(query, key, value, attn_mask, is_causal)
+        if key_padding_mask is not None:
+            check_tensor("key_padding_mask", key_padding_mask)
         batched = query.dim() == 3
         if not batched:
             query, key = query.unsqueeze(0), key.unsqueeze(0)
