@@ -246,7 +246,8 @@ class MultiheadCMRA(CMRA):
             weights = weights.mean(1)
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
-        return output if self.batch_first else output.transpose(0, 1), weights
+        # Contiguous as torch's, which its users may view in other shapes.
+        return output if self.batch_first else output.transpose(0, 1).contiguous(), weights
 
     def _check_call(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
         """Check what CMRA would not, or would under another name."""
@@ -291,13 +292,12 @@ class MultiheadCMRA(CMRA):
     def _write_to(self, attention: nn.MultiheadAttention) -> None:
         """Write weights, device, dtype and mode into the layer that this one was copied from."""
         attention.train(self.training).to(self.q_proj.weight)
-        key, value = self.kv_proj.weight.chunk(2)
         if attention.in_proj_weight is not None:
             _write(attention.in_proj_weight, self.q_proj.weight, self.kv_proj.weight)
         else:
             _write(attention.q_proj_weight, self.q_proj.weight)
-            _write(attention.k_proj_weight, key)
-            _write(attention.v_proj_weight, value)
+            _write(attention.k_proj_weight, self.kv_proj.weight, rows=slice(self.embed_dim))
+            _write(attention.v_proj_weight, self.kv_proj.weight, rows=slice(self.embed_dim, None))
         _write(attention.out_proj.weight, self.out_proj.weight)
         if attention.in_proj_bias is not None:
             _write(attention.in_proj_bias, self.q_proj.bias, self.kv_proj.bias)
@@ -323,7 +323,12 @@ def _count_uses(model: nn.Module) -> Counter[int]:
 
 
 def _check_weights(attention: nn.MultiheadAttention, uses: Counter[int]) -> None:
-    """Check that a copy of the weights would train as the layer does."""
+    """Check that a copy of the weights would compute and train as the layer does."""
+    # Not only that of a subclass: libraries also set a forward on the object, to move weights between devices.
+    if getattr(attention.forward, "__func__", None) is not nn.MultiheadAttention.forward:
+        raise TypeError(
+            f"forward must be that of nn.MultiheadAttention, but this {type(attention).__name__} has another"
+        )
     projection: nn.Module = attention.out_proj
     if type(projection) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise TypeError(f"out_proj must be a plain linear layer, got {type(projection).__name__}")
@@ -362,8 +367,8 @@ def _move_hooks(old: nn.Module, new: nn.Module) -> None:
         setattr(new, name, getattr(old, name))
 
 
-def _write(target: Tensor, *sources: Tensor) -> None:
-    """Write tensors into one parameter, which is frozen if all of them are."""
+def _write(target: Tensor, *sources: Tensor, rows: slice = slice(None)) -> None:
+    """Write rows of parameters into one parameter, which is frozen if all of them are."""
     with torch.no_grad():
-        target.copy_(torch.cat(sources))
+        target.copy_(torch.cat([source[rows] for source in sources]))
     target.requires_grad_(any(source.requires_grad for source in sources))
