@@ -4,16 +4,42 @@ Replace nn.MultiheadAttention by CMRA
 
 If :class:`~crossmodal_attn.CMRA` replaces :class:`torch.nn.MultiheadAttention` in a model, weights and outputs stay the
 same. The model gains several contexts, a memory that includes the query, zero attention for fully masked queries,
-padding that never affects valid steps, and projections that hooks and adapters can wrap.
+padding that never affects valid steps, and projections that hooks and adapters can wrap. One line replaces the layers
+of a whole model, without a change to its code.
 """
 
 # sphinx_gallery_thumbnail_path = "images/guides/swap_multihead_attention.svg"
 import torch
 from torch import Tensor, nn
 
-from crossmodal_attn import CMRA, padding_mask
+from crossmodal_attn import CMRA, padding_mask, record_attention, replace_multihead_attention
 
 torch.manual_seed(0)
+
+# %%
+# One line for a whole model
+# --------------------------
+# :func:`~crossmodal_attn.replace_multihead_attention` exchanges every layer behind the same call, so the code of the
+# model stays as it is.
+
+transformer = nn.Transformer(64, 4, num_encoder_layers=2, num_decoder_layers=2, batch_first=True).eval()
+source, target = torch.randn(2, 12, 64), torch.randn(2, 10, 64)
+original = transformer(source, target)
+report = replace_multihead_attention(transformer)
+print(report)
+with record_attention(transformer) as maps:
+    exchanged = transformer(source, target)
+print("largest difference:", (exchanged - original).abs().max().item())
+print({path: tuple(weights.shape) for path, weights in maps.items()})
+assert torch.allclose(exchanged, original, atol=1e-5)
+
+# %%
+# In evaluation without gradients, torch's encoder has a fast path that never calls its attention layers. The exchange
+# keeps the encoder off it. ``report.skipped`` gives the layers that CMRA cannot stand for, each with the reason, and a
+# call whose key is not its value is an error. The report also undoes the exchange, and keeps what was learned since.
+
+report.restore()
+print(type(transformer.encoder.layers[0].self_attn))
 
 # %%
 # The original model

@@ -3,6 +3,7 @@
 from crossmodal_attn.agsca import AGSCA, channel_attention, spatial_attention
 from crossmodal_attn.av_interaction import AVInteraction
 from crossmodal_attn.cmra import CMRA, relation_attention, relation_weights
+from crossmodal_attn.drop_in import replace_multihead_attention
 from crossmodal_attn.masks import padding_mask, zero_padding
 from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
@@ -22,6 +23,7 @@ __all__ = [
     "relation_attention",
     "relation_mask",
     "relation_weights",
+    "replace_multihead_attention",
     "spatial_attention",
     "summarize_relations",
     "zero_padding",
