@@ -338,6 +338,16 @@ def test_hooks_stay(draw, assert_close):
     assert calls == ["backward"]
 
 
+def test_hooks_of_a_replacement_stay_after_restore(draw):
+    """Also full backward hooks, which a module tells from others by a flag."""
+    model, calls = fill_parameters(Holder(batch_first=True)), []
+    report = replace_multihead_attention(model)
+    model.attention.register_full_backward_hook(lambda _, inputs, __: calls.append(len(inputs)))
+    report.restore()
+    run(model, [draw(2, 5, 39), draw(2, 7, 39)])
+    assert calls == [3]
+
+
 class Scaled(nn.Module):
     def forward(self, weight):
         return 2 * weight
@@ -467,14 +477,18 @@ def test_restore_is_refused_whole():
     model = nn.Sequential(*(nn.MultiheadAttention(39, 3) for _ in range(2)))
     report = replace_multihead_attention(model)
     layers = list(model)
-    layers[1].q_proj = nn.Sequential(layers[1].q_proj)
-    with pytest.raises(ValueError, match=r"1\.q_proj must be a plain torch.nn.Linear .*got Sequential"):
+
+    class Adapted(nn.Linear):
+        """Stand for a layer with more weights than restore() knows of."""
+
+    plain, layers[1].q_proj = layers[1].q_proj, Adapted(39, 39)
+    with pytest.raises(ValueError, match=r"1\.q_proj must be a plain torch.nn.Linear .*got Adapted"):
         report.restore()
     model[1] = nn.Identity()
     with pytest.raises(ValueError, match=r"1 must still be the layer .*got Identity"):
         report.restore()
     assert model[0] is layers[0]
-    layers[1].q_proj = layers[1].q_proj[0]
+    layers[1].q_proj = plain
     model[1] = layers[1]
     report.restore()
     assert all(type(layer) is nn.MultiheadAttention for layer in model)

@@ -352,7 +352,7 @@ def _is_same(key: Tensor, value: Tensor) -> bool:
     """
     if key is value:
         return True
-    if torch.compiler.is_compiling() or key.grad_fn is not value.grad_fn:
+    if key.grad_fn is not value.grad_fn:
         return False
     if key.grad_fn is None and (key.requires_grad or value.requires_grad):
         return False
