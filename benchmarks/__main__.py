@@ -15,12 +15,19 @@ from typing import Any
 import torch
 
 from ave.results.files import write_json
-from benchmarks import agsca, cmra, epoch, growth, network
+from benchmarks import agsca, cmra, epoch, growth, network, rival_networks
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import SEED, Session
 from benchmarks.report import write_report
 
-ROWS = {"cmra": cmra, "agsca": agsca, "network": network, "growth": growth, "epoch": epoch}
+ROWS = {
+    "cmra": cmra,
+    "agsca": agsca,
+    "network": network,
+    "rival_networks": rival_networks,
+    "growth": growth,
+    "epoch": epoch,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 __all__ = ["draw_epochs", "draw_growth", "draw_ratios"]
 
@@ -93,7 +93,12 @@ def _label_above(axes: Axes, places: Sequence[float], names: Sequence[str]) -> N
 
 
 def _plain_ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    """Label the logarithmic x axis with plain numbers."""
+    lower, upper = axes.get_xlim()
+    narrow = upper < 2 * lower  # the marks of a logarithmic axis would be too few
+    axes.xaxis.set_major_locator(
+        MaxNLocator(8, steps=[1, 2, 5, 10]) if narrow else LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+    )
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

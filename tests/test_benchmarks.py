@@ -15,12 +15,15 @@ from torch import nn
 
 from ave.networks.authors_weights import load_official_state_dict
 from ave.networks.cmran import CMRAN
+from ave.networks.registry import NETWORKS
 from ave.networks.two_scores import supervised_loss
 from benchmarks import __main__ as command
-from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report
+from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report, rival_networks
+from benchmarks.literal_networks import LITERAL_NETWORKS, copy_weights
 from benchmarks.measuring import Form, Session, compare
 from benchmarks.memory import measure_peak_bytes
 from benchmarks.passes import TASKS, make_pass
+from benchmarks.pictures import draw_ratios
 from benchmarks.products import count_operations, make_replay, record_products
 from benchmarks.published import PublishedCMRAN
 from benchmarks.rivals import ATTENTION_RIVALS, FLEX_ATTENTION, X_TRANSFORMERS, DecoderLayer, LiteralAGSCA
@@ -130,6 +133,38 @@ def test_published_network_gives_the_authors_figures_and_ours():
     torch.testing.assert_close(*norms, rtol=0, atol=1e-8)
     expected = torch.from_numpy(FIGURES["case1/cmran_supervised/grad_norm"])
     torch.testing.assert_close(norms[0], expected, rtol=0, atol=1e-8)
+
+
+def test_every_rival_is_measured():
+    assert set(rival_networks.RIVALS) == set(LITERAL_NETWORKS) == set(NETWORKS) - {"cmran"}
+
+
+@pytest.mark.parametrize("name", LITERAL_NETWORKS)
+def test_literal_rivals_are_the_example_s(name, draw, assert_close):
+    """With the same weights, the logits, the loss and the gradients of the inputs are the same."""
+    network = fill_parameters(NETWORKS[name]().double().eval())
+    literal = copy_weights(LITERAL_NETWORKS[name]().double().eval(), network)
+    counts = [sum(weight.numel() for weight in module.parameters()) for module in (network, literal)]
+    assert counts[0] == counts[1]
+    video, audio = draw(2, 7, 3, 5, 512).requires_grad_(), draw(2, 7, 128).requires_grad_()
+    labels = nn.functional.one_hot(torch.tensor([[28, 5, 5, 28, 5, 5, 5], [28] * 7]), 29).double()
+    found = []
+    for module in (network, literal):
+        logits = module(video, audio)
+        loss = module.loss(logits, labels)
+        gradients = torch.autograd.grad(loss, (video, audio), materialize_grads=True)
+        if name == "dam" and module is network:
+            logits = (logits.event.sigmoid(), logits.category)  # the literal form gives the probability
+        found.append([*([logits] if isinstance(logits, torch.Tensor) else logits), loss, *gradients])
+    assert_close(*found)
+
+
+def test_passes_of_the_rivals_keep_no_gradients():
+    torch.manual_seed(3)
+    network = NETWORKS["avel-a"]()
+    call = rival_networks.make_call(network, *rival_networks.draw_batch(2))
+    torch.testing.assert_close(call(), call())
+    assert all(weight.grad is None for weight in network.parameters())
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -364,6 +399,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(agsca, name, value)
     for name, value in {"QUICK_BATCHES": (1,), "LENGTH": 2, "GRID": 1}.items():
         monkeypatch.setattr(network, name, value)
+    for name, value in {"RIVALS": ("avel-a", "dam"), "LENGTH": 2, "GRID": 1}.items():
+        monkeypatch.setattr(rival_networks, name, value)
     monkeypatch.setattr(published, "FEEDFORWARD", 17)
     for row in (network, epoch):
         monkeypatch.setattr(row, "CMRAN", SmallCMRAN)
@@ -411,6 +448,22 @@ def test_command_measures_and_reports_every_row(tiny, tmp_path, monkeypatch, cap
     report.main([str(tmp_path)])
     assert (tmp_path / "report.md").read_text() == text
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".md", ".png")} == set(made)
+
+
+@pytest.mark.parametrize("ratios", [(0.96, 1.09), (0.8, 30.0)])
+def test_charts_of_ratios_have_marks(ratios):
+    """The axis has at least three labels, also if all ratios are near 1."""
+    cases = [
+        {
+            "case": {"size": size},
+            "ratios": [{"of": "a", "to": "b", "time": {"median": ratio, "quartiles": [ratio] * 2}}],
+        }
+        for size, ratio in enumerate(ratios)
+    ]
+    figure = draw_ratios({"title": "layers", "cases": cases})
+    axes = figure.axes[0]
+    lower, upper = axes.get_xlim()
+    assert sum(lower <= place <= upper for place in axes.get_xticks()) >= 3
 
 
 def test_bad_input_is_named(tmp_path, capsys):
@@ -463,3 +516,15 @@ def test_readme_quotes_what_was_measured():
         )
         assert f"| {time:#.2g} times" in line
         assert f"| {memory:#.2g} times less |".replace(". ", " ") in line
+
+
+def test_docs_quote_what_was_measured_of_the_rivals():
+    """The range of the ratios is that of the committed results, and no rival is slower by more than the spread."""
+    results = json.loads((RESULTS.parent / "cpu-avx512" / "rival_networks.json").read_text())
+    assert not results["quick"]
+    assert [case["case"]["network"] for case in results["cases"]] == list(rival_networks.RIVALS)
+    times = [case["ratios"][0]["time"] for case in results["cases"]]
+    medians = [time["median"] for time in times]
+    page = (RESULTS.parents[2] / "docs" / "benchmarks.md").read_text()
+    assert f"from {min(medians):.2f} to {max(medians):.2f} times as long" in page
+    assert all(time["quartiles"][1] >= 1 for time in times)

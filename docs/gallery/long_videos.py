@@ -56,9 +56,9 @@ print(f"largest change: first half {change[:, :HALF].max():.1e}, second half {ch
 assert change[:, :HALF].max() < 1e-5
 
 # %%
-# This also holds for several layers if each of them is causal, in the audio at its own rate. In
-# :class:`~crossmodal_attn.RelationAware` audio relates to itself under ``context_attn_mask``, and video to both under
-# ``attn_mask``.
+# This also holds for several layers if each is causal. Self-attention within the audio then needs a causal mask at the
+# audio rate. :class:`~crossmodal_attn.RelationAware` uses ``context_attn_mask`` for the self-attention of the audio,
+# and ``attn_mask`` for the attention of the video to both.
 
 relate = RelationAware(query_dim=128, context_dim=64, embed_dim=128, dim_feedforward=256).eval()
 masks = {"attn_mask": causal, "context_attn_mask": relation_mask(S, causal=True)}
@@ -111,11 +111,11 @@ print(f"the mask of an hour: {hour / 1e6:.0f} MB in bool, {4 * hour / 1e6:.0f} M
 # %%
 # Chunks
 # ------
-# With a window, the video can be processed in chunks. A chunk gets additional segments before and after it, as many as
-# the window is wide. It then gives the same outputs as the whole video, and needs only a small mask. So time and memory
-# of attention grow with the length of the video, and not with its square. A stream can be processed with a delay of one
-# chunk and one window. Cut where both modalities have a boundary, here at whole seconds. For several layers, each side
-# needs the sum of their windows.
+# With a window, the video can be processed in chunks. A chunk gets ``window`` additional segments on each side. It then
+# gives the same outputs as the whole video, and needs only a small mask. So time and memory of attention grow with the
+# length of the video, and not with its square. A stream can be processed with a delay of one chunk and one window. Cut
+# where both modalities have a boundary, here at whole seconds. For several layers, each side needs as many segments as
+# the sum of their windows.
 
 
 def in_chunks(video: Tensor, audio: Tensor, window: int = 4, step: int = 80) -> Tensor:

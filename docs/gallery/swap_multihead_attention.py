@@ -3,8 +3,8 @@ Replace nn.MultiheadAttention by CMRA
 =====================================
 
 If :class:`~crossmodal_attn.CMRA` replaces :class:`torch.nn.MultiheadAttention` in a model, weights and outputs stay the
-same. The model gains several contexts, a memory that includes the query, zero attention for queries that may attend to
-nothing, padding that never affects valid steps, and projections that hooks and adapters can wrap.
+same. The model gains several contexts, a memory that includes the query, zero attention for fully masked queries,
+padding that never affects valid steps, and projections that hooks and adapters can wrap.
 """
 
 # sphinx_gallery_thumbnail_path = "images/guides/swap_multihead_attention.svg"
@@ -109,10 +109,11 @@ to_audio, to_video = (part.sum(-1).mean().item() for part in weights.split([12, 
 print(f"weight on audio {to_audio:.2f}, on video itself {to_video:.2f}")
 
 # %%
-# A query that may attend to nothing
-# ----------------------------------
-# If all audio of a video is padding, ``nn.MultiheadAttention`` returns NaN if it also returns the weights, which is the
-# default. CMRA always gives zero attention, so the block passes its input on.
+# Fully masked queries
+# --------------------
+# If all audio of a video is padding, every memory position is masked. ``nn.MultiheadAttention`` then returns NaN if it
+# also returns the weights, which is the default. CMRA gives zero attention, so the block's output depends only on the
+# video.
 
 silent = padding_mask([12, 0], max_length=12)
 theirs, _ = model.attention(video, audio, audio, key_padding_mask=silent)

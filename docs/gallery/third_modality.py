@@ -46,8 +46,8 @@ relation(video, [audio, text], context_padding_mask=[None, text_padding]).sum().
 assert all(parameter.grad.isfinite().all() for parameter in relation.parameters())
 
 # %%
-# A layer of your own in front needs care: a linear map sums its gradients over all steps, padding too, where zero times
-# NaN is NaN. So :func:`~crossmodal_attn.zero_padding` comes before it.
+# A layer of your own before CMRA needs care: its weight gradients are sums over all steps, including padding, and zero
+# times NaN is NaN. So use :func:`~crossmodal_attn.zero_padding` on its input.
 
 project = nn.Linear(300, 300)
 projected = project(zero_padding(text, text_padding))
@@ -55,8 +55,8 @@ relation(video, [audio, projected], context_padding_mask=[None, text_padding]).s
 assert project.weight.grad.isfinite().all()
 
 # %%
-# Where each second of video gets its information from, as a sum over each part of the memory. The weights are
-# untrained, so each part gets about its share of the places.
+# The figure shows how much attention each second of video gives to each modality. The layer is untrained, so each share
+# is about proportional to the modality's length.
 
 shares = torch.stack([part.sum(-1).mean(1)[0] for part in (to_audio, to_text, to_video)]).detach()
 figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
@@ -71,7 +71,7 @@ axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 # A missing modality
 # ------------------
 # For a sample without text, all words are padding. For a batch without text, pass None. The output is the same; None
-# takes no place in the memory.
+# adds nothing to the memory.
 
 masked = relation(video, [audio, text], context_padding_mask=[None, padding_mask([0, 0], max_length=7)])
 left_out, weights = relation(video, [audio, None], need_weights=True)

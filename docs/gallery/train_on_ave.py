@@ -67,9 +67,9 @@ print(f"loss before training: {model.loss(logits, labels).item():.2f}")
 # %%
 # A few epochs
 # ------------
-# As in the authors' code, Adam has a learning rate of 5e-4, and gradients are clipped at a norm of 0.1. Each epoch has
-# another order. These are only a few epochs on few videos. ``make demo`` trains for eleven epochs on 448 videos, and
-# its accuracy is twice as high.
+# As in the authors' code, Adam has a learning rate of 5e-4, and gradients are clipped at a norm of 0.1. Each epoch
+# shuffles the videos in a different order. These are only a few epochs on few videos. ``make demo`` trains for eleven
+# epochs on 448 videos, and its accuracy is twice as high.
 
 recipe = CMRAN.recipes["supervised"]
 optimizer = recipe.optimizer(model.parameters(), lr=recipe.lr)
@@ -124,7 +124,7 @@ for event in find_events(decision, background=background)[shown]:
 #
 # .. code-block:: sh
 #
-#    python examples/ave_cmran.py train --data path/to/AVE --seeds 0 1 2     # mean and deviation of three trainings
+#    python examples/ave_cmran.py train --data path/to/AVE --seeds 0 1 2     # mean and std of three trainings
 #    python examples/ave_cmran.py train --data path/to/AVE --setting weak    # labels of whole videos only
 #    python examples/ave_cmran.py train --resume runs/...                    # continue an interrupted training
 #    python examples/ave_cmran.py evaluate --data path/to/AVE --checkpoint runs/...

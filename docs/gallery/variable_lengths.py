@@ -75,7 +75,8 @@ print(mean.shape, maximum.shape, f"loss {loss.item():.3f}")
 # A causal mask in a padded batch
 # -------------------------------
 # An attention mask covers the whole memory, ``[context, query]``. Here the audio has two and a half frames per second
-# of video. Second ``t`` may attend to the audio until its end, and to the video until itself.
+# of video. Second ``t`` may attend to audio frames that start before the end of second ``t``, and to video seconds up
+# to ``t``.
 
 attention = CMRA(512, num_heads=4, context_dim=128).eval()
 second, frame = torch.arange(10)[:, None], torch.arange(25)

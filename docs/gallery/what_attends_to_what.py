@@ -3,7 +3,7 @@ Visualize the attention of a model
 ==================================
 
 :func:`~crossmodal_attn.record_attention` records the attention maps of every layer in a model. No call has to change.
-In this guide, a small network learns in seconds to match sounds with objects, and the maps show how it does it.
+In this guide, a small network learns in seconds to match sounds with objects, and the maps show how.
 """
 
 import matplotlib.pyplot as plt
@@ -73,7 +73,8 @@ for step in range(301):
 # %%
 # Recording
 # ---------
-# Inside the context, the maps of every layer are recorded under its path in the model. The outputs do not change.
+# Inside the ``with`` block, the maps of every layer are recorded under its path in the model. The outputs do not
+# change.
 
 maps, audio, answer, seen, cell, heard = make_batch(256)
 model.eval()
@@ -95,8 +96,8 @@ axes.set_yticks(range(SECONDS), [names[item] for item in seen[0]])
 axes.set(xlabel="audible or visible object", ylabel="visible object")
 
 # %%
-# Over all videos, this is the attention to the one second in which the visible object is audible, and that of uniform
-# attention.
+# The mean attention, over all videos, to the second in which the visible object is audible, compared with uniform
+# attention:
 
 matches = seen[:, :, None] == heard[:, None]
 on_match = (recorded["relation"].mean(1)[..., :SECONDS] * matches).sum(-1).mean().item()

@@ -176,7 +176,8 @@ class AVEL(SegmentClassifier):
             return mean_over_time(logits, padding_mask)
         return super().pool(logits, padding_mask=padding_mask)
 
-    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _sum_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.as_published:
-            return F.multilabel_soft_margin_loss(logits.softmax(-1), target, reduction="none")
-        return super()._losses(logits, target)
+            losses = F.multilabel_soft_margin_loss(logits.softmax(-1), target, reduction="none")
+            return (losses * target.any(-1)).sum()
+        return super()._sum_losses(logits, target)

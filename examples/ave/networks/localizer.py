@@ -175,20 +175,21 @@ class SegmentClassifier(Localizer):
         if target.shape != expected:
             raise ValueError(f"target must have shape {tuple(expected)}, background last, got {tuple(target.shape)}")
         if self.setting == "weak":
-            return self._losses(self.pool(logits, padding_mask=padding_mask), target.to(logits.dtype)).mean()
+            logits = self.pool(logits, padding_mask=padding_mask)
+            return self._sum_losses(logits, target.to(logits.dtype)) / target.shape[0]
         if padding_mask is not None:
             target = target.masked_fill(padding_mask.unsqueeze(-1), 0)
-        labeled = target.any(-1).flatten()
-        losses = self._losses(logits.flatten(0, 1), target.flatten(0, 1).to(logits.dtype))
-        return (losses * labeled).sum() / labeled.sum().clamp(min=1)
+        labeled = target.sum(dtype=torch.float32)  # each of them has a single 1
+        total = self._sum_losses(logits.flatten(0, 1), target.flatten(0, 1).to(logits.dtype))
+        return total / labeled.clamp(min=1)
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Pool logits of segments (B, T, K + 1) over time to logits of the video (B, K + 1). All padding gives 0."""
         return max_over_time(logits, padding_mask)
 
-    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss (N,) of each row of logits (N, K + 1) against a target distribution (N, K + 1)."""
-        return F.cross_entropy(logits, target, reduction="none")
+    def _sum_losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the sum of the losses of logits (N, K + 1) against target distributions; zero rows add nothing."""
+        return F.cross_entropy(logits, target, reduction="sum")
 
     def decide(self, logits: Tensor) -> Decision:
         """Return the best class of each segment. The event score is the probability of all classes but background."""
