@@ -181,7 +181,7 @@ def test_a_padded_video_is_measured_as_if_alone(own, arrays, assert_close):
             alone = observe(model, evaluation_loader(short, "test", accelerator), accelerator)
             assert torch.equal(together.truth[row, :length], alone.truth[0])
             assert torch.equal(together.prediction[row, :length], alone.prediction[0])
-            assert_close(together.event_logits[row, :length], alone.event_logits[0])
+            assert_close(together.logits["event_logits"][row, :length], alone.logits["event_logits"][0])
             relations = torch.cat([part[:length, :length] for part in together.relations[row].chunk(2, 1)], 1)
             assert_close(relations, alone.relations[0])
             right += int((alone.prediction == alone.truth).sum())

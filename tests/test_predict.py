@@ -412,7 +412,7 @@ def full_output(directory):
 REFUSED = [
     (
         lambda place: ["--features", place / "none"],
-        "--data must be a directory or an .npz, got .*none, which is not",
+        "--data must be a directory or an .npz file, got .*none, which does not",
     ),
     (lambda place: ["--features", place], "visual_feature"),
     (lambda _: ["--features", __file__], "--data must be a directory or an .npz file, got .*, which is another"),
