@@ -17,7 +17,7 @@ def report() -> str:
 
 def _versions() -> Iterator[tuple[str, str]]:
     for name in ("crossmodal-attn", "torch", "einops", "typing-extensions"):
-        yield name, torch.__version__ if name == "torch" else version(name)  # PyPI's metadata lacks "+cpu"
+        yield name, torch.__version__ if name == "torch" else version(name)  # a PyPI build's metadata lacks "+cpu"
     yield "python", f"{platform.python_implementation()} {platform.python_version()}"
     yield "system", platform.platform()
 

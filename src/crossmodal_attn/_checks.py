@@ -204,8 +204,8 @@ def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any
 
     Args:
         context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
-        masks: the mask arguments by name. Each is a mask if ``context`` is a tensor, a list or tuple of masks if
-            ``context`` is one of tensors, or None.
+        masks: the mask arguments by name. Each is None, or a mask if ``context`` is a tensor, or a list or tuple of
+            masks if ``context`` is a list or tuple.
 
     Returns:
         tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as

@@ -35,7 +35,8 @@ class Recorder:
         """Start recording, in all threads, and make compiled code run eagerly."""
         global _opened, _eager
         with _registry_lock:
-            if not _eager:  # this imports torch._dynamo, which must be told before torch.compile is used inside
+            if not _eager:
+                # This imports torch._dynamo, since the first torch.compile of the process may follow.
                 _eager = torch.compiler.set_stance("force_eager")
             _opened = (*_opened, self)
 

@@ -331,7 +331,7 @@ class _Attend(_InTiles):
         d_logits = torch.empty_like(scores)
         buffers = _buffer(video, len(weight)), _buffer(video, video.shape[-1]), _buffer(video, video.shape[-1])
         for tile in _tiles(video):
-            seen, opened, weights = video[tile], gate[tile].unsqueeze(1), spatial_map[tile]
+            seen, gate_tile, weights = video[tile], gate[tile].unsqueeze(1), spatial_map[tile]
             projected = projected_map[tile]
             d_weights = torch.bmm(seen, d_summed[tile].unsqueeze(-1)).squeeze(-1) + d_map[tile]
             d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True))
@@ -343,12 +343,12 @@ class _Attend(_InTiles):
             d_projected = d_projected.flatten(0, 1)
             d_bias += d_projected.sum(0)
             if d_weight is not None:
-                _add_product(d_weight, d_projected.T, torch.mul(opened, seen, out=scratch).flatten(0, 1))
+                _add_product(d_weight, d_projected.T, torch.mul(gate_tile, seen, out=scratch).flatten(0, 1))
             torch.mm(d_projected, weight, out=d_gated.flatten(0, 1))
             d_gate[tile] += torch.mul(d_gated, seen, out=scratch).sum(1)
             if d_video is not None:
                 torch.mul(weights.to(video.dtype).unsqueeze(-1), d_summed[tile].unsqueeze(1), out=d_video[tile])
-                d_video[tile].addcmul_(d_gated, opened)
+                d_video[tile].addcmul_(d_gated, gate_tile)
         d_offset = d_logits.sum().view(1).to(offset.dtype)
         return d_video, None, d_gate, d_scorer, _as(weight, d_weight), _as(bias, d_bias), d_offset, None
 

@@ -284,7 +284,7 @@ class RelationAware(nn.Module):
     """
 
     context_proj: nn.Linear  # or None if context_dim is a list
-    internal_relation: InternalTemporalRelation  # likewise
+    internal_relation: InternalTemporalRelation  # or None if context_dim is a list
 
     def __init__(
         self,
