@@ -181,12 +181,12 @@ CMRA_CALLS = {
     "no context of another width": (
         lambda: OTHER(X),
         V,
-        r"context must be given.*context_dim=6, got None: \[None\] stands for a modality that this batch lacks",
+        r"context must be given.*context_dim=6, got None: pass \[None\] if the modality is missing from this",
     ),
     "no modality for co-attention": (
         lambda: CO(X, [None, None]),
         V,
-        r"include_query=False, got \[None, None\]: None in a list .* this batch lacks, but one must be there",
+        r"include_query=False, got \[None, None\]: a list may .* but needs at least one tensor",
     ),
     "no modality of the widths for co-attention": (
         lambda: OWN_CO(X, [None, None]),
@@ -196,10 +196,10 @@ CMRA_CALLS = {
     "no contexts of the widths": (
         lambda: OWN(X),
         V,
-        r"context must hold 2 in all, one for each width of context_dim=\[8, 6\] of this CMRA, or None in its place "
-        "for a modality that this batch lacks, got 0",
+        r"context must have 2 entries, one for each width in context_dim=\[8, 6\] of this CMRA, got 0: use None for a "
+        "missing modality",
     ),
-    "one context of two widths": (lambda: OWN(X, Y), V, r"context must hold 2 in all, .* got 1"),
+    "one context of two widths": (lambda: OWN(X, Y), V, r"context must have 2 entries, .* got 1"),
     "contexts in another order than their widths": (
         lambda: OWN(X, [ones(3, 7, 6), Y]),
         V,
@@ -248,14 +248,14 @@ CMRA_CALLS = {
     "query mask of integers": (
         lambda: SELF(X, query_padding_mask=mask(3, 5, dtype=torch.long)),
         T,
-        r"query_padding_mask must be bool \(True = padding\), got torch.int64: use mask.bool\(\) if 1 marks padding, "
-        r"mask == 0 if 1 marks valid steps, as in Hugging Face's attention_mask$",
+        r"query_padding_mask must be bool \(True = padding\), got torch.int64: use mask.bool\(\) if 1 marks padding; "
+        r"mask == 0 if 1 marks valid steps \(Hugging Face's attention_mask\)$",
     ),
     "query mask of floats": (
         lambda: SELF(X, query_padding_mask=mask(3, 5, dtype=torch.float32)),
         T,
-        r"query_padding_mask must be bool \(True = padding\), got torch.float32: use .*mask.bool\(\) .*mask == 0 .*, "
-        r"mask < 0 if it is added to scores \(0 and -inf\)$",
+        r"query_padding_mask must be bool \(True = padding\), got torch.float32: use .*mask.bool\(\) .*mask == 0 .*; "
+        r"or mask < 0 for an additive mask of 0 and -inf$",
     ),
     "query mask of the context": (
         lambda: SELF(X, Y, query_padding_mask=mask(3, 7)),
@@ -289,7 +289,7 @@ CMRA_CALLS = {
         lambda: SELF(X, attn_mask=mask(5, 5, dtype=torch.uint8)),
         T,
         r"attn_mask must be bool \(True = may not attend\) or floating point \(added\), got torch.uint8: "
-        r"use mask.bool\(\) if 1 means may not attend, mask == 0 if 1 means may attend, as in Hugging Face's",
+        r"use mask.bool\(\) if 1 means may not attend; mask == 0 if 1 means may attend \(Hugging Face's",
     ),
     "attention mask of the heads alone": (
         lambda: SELF(X, attn_mask=mask(2, 5, 5)),
@@ -381,10 +381,14 @@ LAYER_CALLS = {
     "relation-aware two": (
         lambda: AWARE(ones(3, 5, 16), [SOUND, SOUND]),
         V,
-        r"context must hold 1 in all, one for each width of context_dim=\[4\] of this RelationAware, .* got 2",
+        "context must have 1 entry, of the width context_dim=4 of this RelationAware, got 2: use None for a missing",
     ),
-    "relation-aware one of two": (lambda: AWARE_OF_TWO(ones(3, 5, 16), SOUND), V, r"context must hold 2 .* got 1"),
-    "relation-aware none": (lambda: AWARE(ones(3, 5, 16), None), V, "or None in its place for a modality .* got 0"),
+    "relation-aware one of two": (lambda: AWARE_OF_TWO(ones(3, 5, 16), SOUND), V, r"context must have 2 .* got 1"),
+    "relation-aware none": (
+        lambda: AWARE(ones(3, 5, 16), None),
+        V,
+        "of this RelationAware, got 0: use None for a missing",
+    ),
     "relation-aware dict": (lambda: AWARE(ones(3, 5, 16), {}), T, "context must be a torch.Tensor, .* got dict"),
     "relation-aware second": (
         lambda: AWARE_OF_TWO(ones(3, 5, 16), [None, SOUND]),
@@ -513,7 +517,7 @@ FUNCTION_CALLS = {
     "channel shapes": (
         lambda: channel_attention(PLACES, HEARD[:2], IDENTITY, IDENTITY),
         V,
-        r"video must have the shape of audio .* got video \(3, 7, 8\) and audio \(2, 8\)",
+        r"video must have the shape \(\*, N, channels\) for audio of .* got video \(3, 7, 8\) and audio \(2, 8\)",
     ),
     "channel array": (
         lambda: channel_attention(PLACES, HEARD.numpy(), IDENTITY, IDENTITY),
@@ -533,7 +537,7 @@ FUNCTION_CALLS = {
     "channel without positions": (
         lambda: channel_attention(ones(3, 0, 8), HEARD, IDENTITY, IDENTITY),
         V,
-        r"one or more positions before the channels, \(\*, N, channels\), got video \(3, 0, 8\)",
+        r"with N at least 1, got video \(3, 0, 8\)",
     ),
     "channel of a number": (
         lambda: channel_attention(ones(8), torch.tensor(1.0), IDENTITY, IDENTITY),

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, Event
@@ -218,6 +220,20 @@ def test_compiled_model_records_and_stays_compiled(draw, compile_):
     torch.testing.assert_close(output, expected[0])
     compiled(*features)
     assert set(ran) == {"ran"}
+
+
+def test_first_compilation_of_a_process_may_lie_inside_the_recording():
+    """The compiler is imported by then, so that it runs code eagerly, even code compiled there."""
+    script = """
+import sys, torch
+from crossmodal_attn import CMRA, record_attention
+layer, query = CMRA(6, 2), torch.ones(2, 3, 6)
+assert "torch._dynamo" not in sys.modules
+with record_attention(layer) as maps:
+    torch.compile(layer, backend="eager")(query)
+assert maps[""].shape == (2, 2, 3, 3)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603
 
 
 def test_shared_layer_is_recorded_once(draw):

@@ -17,7 +17,7 @@ def report() -> str:
 
 def _versions() -> Iterator[tuple[str, str]]:
     for name in ("crossmodal-attn", "torch", "einops", "typing-extensions"):
-        yield name, torch.__version__ if name == "torch" else version(name)  # its metadata lacks "+cpu"
+        yield name, torch.__version__ if name == "torch" else version(name)  # a PyPI build's metadata lacks "+cpu"
     yield "python", f"{platform.python_implementation()} {platform.python_version()}"
     yield "system", platform.platform()
 
@@ -40,8 +40,8 @@ def _describe_cuda(index: int) -> str:
 
 
 def _backends() -> Iterator[tuple[str, str]]:
-    """Name the backends of scaled dot-product attention that torch may choose from, where the device has them."""
-    cuda = torch.backends.cuda  # they apply to every device
+    """List the enabled backends of scaled dot-product attention. A device may support only some of them."""
+    cuda = torch.backends.cuda  # these flags apply to all devices, not only CUDA
     enabled = {
         "flash": cuda.flash_sdp_enabled(),
         "efficient": cuda.mem_efficient_sdp_enabled(),

@@ -34,7 +34,7 @@ def check_size(name: str, value: int, minimum: int = 1) -> None:
 
 
 def check_widths(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]:
-    """Check a width, or a list or tuple of at least one width, and return it, a list as a tuple."""
+    """Check a width, or a non-empty list or tuple of widths. Return the width, or a tuple of widths."""
     if not isinstance(value, (list, tuple)):
         if not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{name} must be an int, or a list or tuple of them, got {type(value).__name__}")
@@ -156,10 +156,10 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
     """Check that a padding mask is bool, has ``shape``, and is on the device of the features ``like``."""
     check_tensor(name, mask)
     if mask.dtype != torch.bool:
-        added = ", mask < 0 if it is added to scores (0 and -inf)" if mask.is_floating_point() else ""
+        additive = "; or mask < 0 for an additive mask of 0 and -inf" if mask.is_floating_point() else ""
         raise TypeError(
-            f"{name} must be bool (True = padding), got {mask.dtype}: use mask.bool() if 1 marks padding, "
-            f"mask == 0 if 1 marks valid steps, as in Hugging Face's attention_mask{added}"
+            f"{name} must be bool (True = padding), got {mask.dtype}: use mask.bool() if 1 marks padding; "
+            f"mask == 0 if 1 marks valid steps (Hugging Face's attention_mask){additive}"
         )
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
@@ -181,7 +181,7 @@ def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Te
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(
             f"{name} must be bool (True = may not attend) or floating point (added), got {mask.dtype}: use mask.bool() "
-            "if 1 means may not attend, mask == 0 if 1 means may attend, as in Hugging Face's attention_mask"
+            "if 1 means may not attend; mask == 0 if 1 means may attend (Hugging Face's attention_mask)"
         )
     came = tuple(mask.shape)
     batch, heads, length, memory = shape
@@ -199,30 +199,31 @@ def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Te
     check_device(name, mask, "its features", like)
 
 
-def list_contexts(context: object, **beside: object) -> tuple[list[str], list[Any], list[list[Any]]]:
-    """Return the contexts of a layer, and the masks of each, as lists of equal lengths.
+def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any], list[list[Any]]]:
+    """Return the contexts and, for each mask argument, one mask (or None) per context.
 
     Args:
         context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
-        beside: masks by argument name: one for a tensor, a list or tuple for a list of contexts, or None.
+        masks: the mask arguments by name. Each is None, or a mask if ``context`` is a tensor, or a list or tuple of
+            masks if ``context`` is a list or tuple.
 
     Returns:
         tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as
-        "[0]"; the contexts; and for each argument in ``beside`` its masks.
+        "[0]"; the contexts; and for each argument in ``masks`` its list of masks.
     """
     if context is None:
-        for name, value in beside.items():
+        for name, value in masks.items():
             if value is not None:
                 raise ValueError(f"{name} must be None where no context is given, got {type(value).__name__}")
-        return [], [], [[] for _ in beside]
+        return [], [], [[] for _ in masks]
     if isinstance(context, Tensor):
-        return [""], [context], [[value] for value in beside.values()]
+        return [""], [context], [[value] for value in masks.values()]
     if not isinstance(context, (list, tuple)):
         raise TypeError(
             f"context must be a torch.Tensor, a list or tuple of them, or None, got {type(context).__name__}"
         )
     listed: list[list[Any]] = []
-    for name, value in beside.items():
+    for name, value in masks.items():
         expected = f"a list with a mask or None for each context, {len(context)} in all"
         if value is not None and not isinstance(value, (list, tuple)):
             raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
@@ -238,10 +239,14 @@ def list_contexts(context: object, **beside: object) -> tuple[list[str], list[An
     return [f"[{index}]" for index in range(len(context))], list(context), listed
 
 
-def check_contexts(contexts: Sequence[object], widths: Sequence[int], layer: nn.Module) -> None:
+def check_contexts(contexts: Sequence[object], context_dim: int | tuple[int, ...], layer: nn.Module) -> None:
     """Check that ``layer`` is given as many contexts, tensors or None, as it was built for."""
-    if len(contexts) != len(widths):
+    count, expected = 1, f"1 entry, of the width context_dim={context_dim}"
+    if isinstance(context_dim, tuple):
+        count, entries = len(context_dim), "entry" if len(context_dim) == 1 else "entries"
+        expected = f"{count} {entries}, one for each width in context_dim={list(context_dim)}"
+    if len(contexts) != count:
         raise ValueError(
-            f"context must hold {len(widths)} in all, one for each width of context_dim={list(widths)} of this "
-            f"{type(layer).__name__}, or None in its place for a modality that this batch lacks, got {len(contexts)}"
+            f"context must have {expected} of this {type(layer).__name__}, got {len(contexts)}: "
+            "use None for a missing modality"
         )

@@ -1,9 +1,9 @@
 """Pass the attention maps of each forward pass to the recorders that are open.
 
-Recorders are in a registry of this module. Hooks would be part of the layer, and so of its copies and saved files.
+Open recorders are listed in this module. Forward hooks are not used, since they would be copied and saved with the
+layer.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -35,12 +35,13 @@ class Recorder:
         """Start recording, in all threads, and make compiled code run eagerly."""
         global _opened, _eager
         with _registry_lock:
-            if not _eager and "torch._dynamo" in sys.modules:  # importing it takes seconds
+            if not _eager:
+                # This imports torch._dynamo, since the first torch.compile of the process may follow.
                 _eager = torch.compiler.set_stance("force_eager")
             _opened = (*_opened, self)
 
     def close(self) -> None:
-        """Stop recording. What was recorded does not change any more."""
+        """Stop recording. After this, the recorded maps never change."""
         global _opened, _eager
         with _registry_lock:
             _opened = tuple(other for other in _opened if other is not self)
@@ -112,9 +113,9 @@ def _record(layer: nn.Module, make: Callable[[], dict[str, Tensor]], recorders: 
 
 
 class _Bare(torch.autograd.Function):
-    """Pass on a plain tensor from inside function transforms, whose wrapped tensors are useless outside of them.
+    """Unwrap a tensor inside function transforms (vmap, grad), and give the plain tensor to ``receive``.
 
-    Mapped dimensions come first, the outermost at the very front.
+    Wrapped tensors are invalid after the transform. Mapped dimensions come first, the outermost at the very front.
     """
 
     @staticmethod

@@ -22,7 +22,7 @@ from crossmodal_attn._eager import runs_eagerly
 __all__ = ["attend_map", "tiles_apply"]
 
 ROWS = 1024
-"""The number of positions in a tile: large enough for fast matrix products, small enough for the cache."""
+"""The approximate number of positions in a tile: large enough for fast matrix products, small enough for the cache."""
 
 LINEAR_FORWARD = nn.Linear.forward
 
@@ -32,7 +32,7 @@ def attend_map(
     channel_projection: nn.Module,
     excite: Callable[[Tensor], Tensor],
     spatial_projection: nn.Module,
-    compared: Tensor,
+    scorer: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Weight the channels and then the positions of a visual map, and sum it over the positions.
@@ -47,7 +47,7 @@ def attend_map(
         channel_projection: U, which maps C to C'.
         excite: maps the pooled map (*, C') to the channel map M_c (*, C).
         spatial_projection: U', which maps C to D.
-        compared: w, the vector that is multiplied with each position, (*, D).
+        scorer: w, the vector whose dot product with each projected position gives its logit, (*, D).
         bias: b, (1,).
 
     Returns:
@@ -55,18 +55,18 @@ def attend_map(
     """
     if not tiles_apply(video, channel_projection, spatial_projection):
         channel_map = excite(_pool(video, channel_projection))
-        attended, spatial_map = _attend(video, channel_map + 1, compared, spatial_projection, bias)
+        attended, spatial_map = _attend(video, channel_map + 1, scorer, spatial_projection, bias)
         return attended, channel_map, spatial_map
     dtype = _compute_dtype(video)
     flat = _flatten(video, 2).to(dtype)
-    pooled, again, _ = _apply(_Pool, flat, *_parameters(channel_projection, dtype))
+    pooled, route, _ = _apply(_Pool, flat, *_parameters(channel_projection, dtype))
     channel_map = excite(pooled.view(*video.shape[:-2], pooled.shape[-1]))
     attended, spatial_map, *_ = _apply(
         _Attend,
-        again if flat.requires_grad else flat,
+        route if flat.requires_grad else flat,
         flat,
         _flatten(channel_map + 1, 1).to(dtype),
-        _flatten(compared, 1).to(dtype),
+        _flatten(scorer, 1).to(dtype),
         *_parameters(spatial_projection, dtype),
         bias,
     )
@@ -117,9 +117,9 @@ def _pool(video: Tensor, projection: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _attend(
-    video: Tensor, gate: Tensor, compared: Tensor, projection: Callable[[Tensor], Tensor], bias: Tensor
+    video: Tensor, gate: Tensor, scorer: Tensor, projection: Callable[[Tensor], Tensor], bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    logits = (F.relu(projection(gate.unsqueeze(-2) * video)) @ compared.unsqueeze(-1)).squeeze(-1) + bias
+    logits = (F.relu(projection(gate.unsqueeze(-2) * video)) @ scorer.unsqueeze(-1)).squeeze(-1) + bias
     spatial_map = logits.tanh().softmax(-1)
     return gate * (spatial_map.unsqueeze(-2) @ video).squeeze(-2), spatial_map
 
@@ -136,7 +136,10 @@ def _apply(function: type[Function], *inputs: Any) -> Any:
 
 
 def _must_be_plain(*gradients: Tensor | None) -> bool:
-    """Return whether gradients will be differentiated again, or are batched, as with ``is_grads_batched``."""
+    """Return whether the backward pass must use differentiable torch operations.
+
+    It must if the gradients will be differentiated again (``create_graph``), or are batched (``is_grads_batched``).
+    """
     try:
         for gradient in gradients:
             if gradient is not None:
@@ -179,9 +182,10 @@ class _InTiles(Function):
     """Base of both passes. Outputs: two results, then the tensors that are kept for the backward pass.
 
     Inputs: ``routes`` tensors, then the tensors of ``plain``, then whether a backward pass may follow. The first tensor
-    of ``plain`` is the video (S, N, C). A route is the video again, as the first pass returns it. It only carries a
-    gradient: the second pass gives the video's gradient to the route, and the first pass adds its own to that in place.
-    The video is also an input of its own, since higher-order gradients reach it in other ways and must not be modified.
+    of ``plain`` is the video (S, N, C). The first pass also returns a view of the video (the route), which the second
+    pass takes as an input. Its only purpose is that the second pass's gradient of the video reaches the first pass,
+    which adds to it in place. The second pass also takes the video itself, since higher-order gradients flow through
+    it, and those must not be modified in place.
     """
 
     routes: int
@@ -228,7 +232,7 @@ class _InTiles(Function):
 
 
 class _Pool(_InTiles):
-    """Return the average of the projected map, and the video again, as the route of the second pass."""
+    """Return the average of the projected map, and a view of the video, the route of the second pass."""
 
     routes, kept = 0, 1
 
@@ -250,14 +254,14 @@ class _Pool(_InTiles):
         return pooled, video.view_as(video), is_on
 
     @staticmethod
-    def backward(ctx: Any, d_pooled: Tensor | None, d_again: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_pooled: Tensor | None, d_route: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         video, weight, bias, *kept = ctx.saved_tensors
         d_pooled = video.new_zeros(len(video), len(weight)) if d_pooled is None else d_pooled
-        if _must_be_plain(d_pooled, d_again):
-            return _Pool.plain_backward(ctx, d_pooled, torch.zeros_like(video) if d_again is None else d_again)
+        if _must_be_plain(d_pooled, d_route):
+            return _Pool.plain_backward(ctx, d_pooled, torch.zeros_like(video) if d_route is None else d_route)
         needs_video, needs_weight, needs_bias, _keep = ctx.needs_input_grad
         # _Attend made this gradient for this function only, so it can be modified in place.
-        d_video = video.new_zeros(video.shape) if needs_video and d_again is None else d_again
+        d_video = video.new_zeros(video.shape) if needs_video and d_route is None else d_route
         d_weight = _zeros(weight) if needs_weight else None
         d_bias = _zeros(bias) if needs_bias else None
         d_mean = d_pooled / video.shape[1]
@@ -280,16 +284,16 @@ class _Attend(_InTiles):
 
     @staticmethod
     def plain(
-        video: Tensor, gate: Tensor, compared: Tensor, weight: Tensor, bias: Tensor, offset: Tensor
+        video: Tensor, gate: Tensor, scorer: Tensor, weight: Tensor, bias: Tensor, offset: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return _attend(video, gate, compared, partial(F.linear, weight=weight, bias=bias), offset)
+        return _attend(video, gate, scorer, partial(F.linear, weight=weight, bias=bias), offset)
 
     @staticmethod
     def forward(
-        _again: Tensor,
+        _route: Tensor,
         video: Tensor,
         gate: Tensor,
-        compared: Tensor,
+        scorer: Tensor,
         weight: Tensor,
         bias: Tensor,
         offset: Tensor,
@@ -305,14 +309,14 @@ class _Attend(_InTiles):
                 projected = projected_map[tile]
             gated = torch.mul(gate[tile].unsqueeze(1), video[tile], out=gated_map[: len(video[tile])])
             projected = _project(gated, weight, bias, projected).relu_()
-            logits = torch.bmm(projected, compared[tile].unsqueeze(-1)).squeeze(-1) + offset
+            logits = torch.bmm(projected, scorer[tile].unsqueeze(-1)).squeeze(-1) + offset
             spatial_map = torch.tanh(logits, out=scores[tile]).softmax(-1).to(video.dtype)
             torch.bmm(spatial_map.unsqueeze(1), video[tile], out=summed[tile].unsqueeze(1))
         return gate * summed, scores.softmax(-1), *((summed, scores, projected_map) if keep else (None, None, None))
 
     @staticmethod
     def backward(ctx: Any, d_attended: Tensor | None, d_map: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        video, gate, compared, weight, bias, offset, *kept = ctx.saved_tensors
+        video, gate, scorer, weight, bias, offset, *kept = ctx.saved_tensors
         d_attended = torch.zeros_like(gate) if d_attended is None else d_attended
         d_map = offset.new_zeros(video.shape[:2]) if d_map is None else d_map
         if _must_be_plain(d_attended, d_map):
@@ -322,31 +326,31 @@ class _Attend(_InTiles):
         spatial_map = scores.softmax(-1)
         d_video = video.new_empty(video.shape) if needs_video else None
         d_weight = _zeros(weight) if needs_weight else None
-        d_bias, d_compared = _zeros(bias), torch.empty_like(compared)
+        d_bias, d_scorer = _zeros(bias), torch.empty_like(scorer)
         d_gate, d_summed = d_attended * summed, d_attended * gate
         d_logits = torch.empty_like(scores)
         buffers = _buffer(video, len(weight)), _buffer(video, video.shape[-1]), _buffer(video, video.shape[-1])
         for tile in _tiles(video):
-            seen, opened, weights = video[tile], gate[tile].unsqueeze(1), spatial_map[tile]
+            seen, gate_tile, weights = video[tile], gate[tile].unsqueeze(1), spatial_map[tile]
             projected = projected_map[tile]
             d_weights = torch.bmm(seen, d_summed[tile].unsqueeze(-1)).squeeze(-1) + d_map[tile]
             d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True))
             d_logit = torch.mul(d_scores, 1 - scores[tile] ** 2, out=d_logits[tile]).to(video.dtype)
-            torch.bmm(d_logit.unsqueeze(1), projected, out=d_compared[tile].unsqueeze(1))
+            torch.bmm(d_logit.unsqueeze(1), projected, out=d_scorer[tile].unsqueeze(1))
             d_projected, scratch, d_gated = (buffer[: len(seen)] for buffer in buffers)
-            torch.mul(d_logit.unsqueeze(-1), compared[tile].unsqueeze(1), out=d_projected)
+            torch.mul(d_logit.unsqueeze(-1), scorer[tile].unsqueeze(1), out=d_projected)
             torch.ops.aten.threshold_backward.grad_input(d_projected, projected, 0, grad_input=d_projected)
             d_projected = d_projected.flatten(0, 1)
             d_bias += d_projected.sum(0)
             if d_weight is not None:
-                _add_product(d_weight, d_projected.T, torch.mul(opened, seen, out=scratch).flatten(0, 1))
+                _add_product(d_weight, d_projected.T, torch.mul(gate_tile, seen, out=scratch).flatten(0, 1))
             torch.mm(d_projected, weight, out=d_gated.flatten(0, 1))
             d_gate[tile] += torch.mul(d_gated, seen, out=scratch).sum(1)
             if d_video is not None:
                 torch.mul(weights.to(video.dtype).unsqueeze(-1), d_summed[tile].unsqueeze(1), out=d_video[tile])
-                d_video[tile].addcmul_(d_gated, opened)
+                d_video[tile].addcmul_(d_gated, gate_tile)
         d_offset = d_logits.sum().view(1).to(offset.dtype)
-        return d_video, None, d_gate, d_compared, _as(weight, d_weight), _as(bias, d_bias), d_offset, None
+        return d_video, None, d_gate, d_scorer, _as(weight, d_weight), _as(bias, d_bias), d_offset, None
 
 
 def _as(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:

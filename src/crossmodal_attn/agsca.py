@@ -1,7 +1,7 @@
 """Audio-guided spatial-channel attention (AGSCA): audio weights the channels and the positions of a visual map.
 
-The products of maps in Eq. 1-3 are never built. Gating by audio commutes with pooling, the channel map commutes with
-the spatial sum, and the spatial logits are one contraction.
+The products of the audio and the visual map in Eq. 1-3 are never materialized. The audio is multiplied after pooling,
+the channel map after the spatial sum, and the spatial logits are computed in one contraction.
 Axes: * any (batch, time), N positions, C channels, D hidden.
 """
 
@@ -31,7 +31,7 @@ def channel_attention(
 
     Eq. 1-2 of Xu et al., ACM MM 2020, where :math:`a` and :math:`v` stand for the projected :math:`U_a a` and
     :math:`U_v v`. The paper pools the product of both. The audio is the same at every position, so it can be multiplied
-    after pooling: the result is equal, and no product of N positions is built.
+    after pooling. The result is equal, and the product with N positions is never materialized.
 
     Args:
         video: the projected visual map, (*, N, C).
@@ -70,7 +70,7 @@ def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor
 
     Eq. 3 of Xu et al., ACM MM 2020, where :math:`a` and :math:`v` stand for the projected :math:`U_a' a` and
     :math:`U_v' v_c`, and :math:`W_2` maps their product to one logit. The weight is multiplied with the audio first, so
-    that the product of the maps is never built.
+    that the product of audio and video is never materialized.
 
     Args:
         video: the projected visual map, (*, N, D).
@@ -104,7 +104,7 @@ def _check_fit(video: Tensor, audio: Tensor) -> None:
     expected = (*audio.shape[:-1], *video.shape[-2:-1], *audio.shape[-1:])
     if audio.dim() == 0 or tuple(video.shape) != expected or video.shape[-2] == 0:
         raise ValueError(
-            "video must have the shape of audio with one or more positions before the channels, (*, N, channels), "
+            "video must have the shape (*, N, channels) for audio of shape (*, channels), with N at least 1, "
             f"got video {tuple(video.shape)} and audio {tuple(audio.shape)}"
         )
     check_dtype("audio", audio, "audio has", audio.dtype)

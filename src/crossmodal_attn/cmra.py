@@ -49,7 +49,8 @@ def relation_attention(
         key: (B, H, M, D).
         value: (B, H, M, D).
         attn_mask: bool, True = may not attend, or floating point, added to the scores. It must broadcast to
-            (B, H, T, M): three dimensions mean (H, T, M), unlike in :meth:`CMRA.forward`, where they mean (B, T, M).
+            (B, H, T, M): three dimensions mean (H, T, M), unlike in :meth:`CMRA.forward`, where they mean (B, T, M)
+            or (B * H, T, M).
         dropout_p: probability of dropping an attention weight, in [0, 1].
 
     Returns:
@@ -64,7 +65,7 @@ def relation_attention(
     check_probability("dropout_p", dropout_p)
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
-    mask, empty = _open_empty_rows(attn_mask, query)
+    mask, empty = _unmask_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
     return zero_where(empty, output)
 
@@ -93,8 +94,8 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
     if attn_mask is None:
         return scores.softmax(-1).to(query.dtype)
-    mask, empty = _open_empty_rows(attn_mask, query)
-    # In half precision, adding a mask of its smallest number would overflow.
+    mask, empty = _unmask_empty_rows(attn_mask, query)
+    # The scores are in float32 here: in half precision, adding a mask of finfo.min would overflow to -inf.
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return zero_where(empty, scores.softmax(-1)).to(query.dtype)
 
@@ -106,14 +107,14 @@ def _autocasts(query: Tensor) -> bool:
     return enabled and query.dtype != torch.float64
 
 
-def _open_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert a mask to SDPA's convention, and open the rows that may attend to nothing.
+def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert a mask to SDPA's convention, and unmask the rows that are fully masked.
 
-    The softmax of such a row is zero on some backends and NaN on others. An open row is safe on all of them, and the
+    The softmax of such a row is zero on some backends and NaN on others. An unmasked row is safe on all backends; the
     caller sets its result to zero. In SDPA's bool masks, True means that a query *may* attend.
 
     Returns:
-        tuple[Tensor, Tensor]: the mask for SDPA, and which rows were opened, bool, broadcastable to (B, H, T, 1).
+        tuple[Tensor, Tensor]: the mask for SDPA, and which rows were fully masked, bool, broadcastable to (B, H, T, 1).
     """
     attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     if attn_mask.dtype == torch.bool:
@@ -164,9 +165,9 @@ class CMRA(nn.Module):
         num_heads: number of heads H; must divide ``embed_dim``.
         dropout: probability of dropping an attention weight in training, in [0, 1].
         bias: whether the projections have biases.
-        context_dim: width of the contexts. If it differs from ``embed_dim``, contexts have their own key and value
-            projection. A list gives the width of each context, and each has its own projection, even where widths are
-            equal. Default: ``embed_dim``.
+        context_dim: width of the contexts. If it differs from ``embed_dim``, all contexts share one key and value
+            projection, separate from the query's. A list gives the width of each context; then each has its own
+            projection, even if widths are equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
         device: device of the parameters.
         dtype: dtype of the parameters.
@@ -184,7 +185,7 @@ class CMRA(nn.Module):
         torch.Size([2, 10, 256])
     """
 
-    kv_proj: nn.Linear  # or None, where each context has a projection of its own and the query is no memory
+    kv_proj: nn.Linear  # None if context_dim is a list and include_query=False
 
     def __init__(
         self,
@@ -228,8 +229,8 @@ class CMRA(nn.Module):
     def reset_parameters(self) -> None:
         """Initialize as :class:`torch.nn.MultiheadAttention` does: Xavier-uniform q, k and v weights, zero biases.
 
-        If you call ``reset_parameters`` of every module, as after the meta device, call it of the children before their
-        parents, as :meth:`torch.nn.Module.apply` does.
+        If you call ``reset_parameters`` on every module, for example after creating the model on the meta device, call
+        it on children before their parents, as :meth:`torch.nn.Module.apply` does.
         """
         # With equal widths, torch initializes q, k and v as one packed weight, whose bound is smaller.
         widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
@@ -237,7 +238,8 @@ class CMRA(nn.Module):
         self.out_proj.reset_parameters()
         for projection in (self.q_proj, self.kv_proj, self.context_kv_proj, *(self.context_kv_projs or ())):
             if projection is not None:
-                # The bound of separate k and v weights. Splitting the weight would copy it where FSDP has sharded it.
+                # Use the Xavier bound of separate k and v weights. Initializing each half by slicing would not work in
+                # place on a weight that FSDP sharded.
                 bound = gain * math.sqrt(6 / (projection.weight.shape[1] + self.embed_dim))
                 nn.init.uniform_(projection.weight, -bound, bound)
         for module in (*self.children(), *(self.context_kv_projs or ())):
@@ -260,7 +262,7 @@ class CMRA(nn.Module):
 
         Raises:
             TypeError: if ``attention`` is not a :class:`torch.nn.MultiheadAttention`, or overrides its ``forward``.
-            ValueError: if it has ``add_bias_kv``, ``add_zero_attn`` or ``kdim != vdim``, which CMRA has not.
+            ValueError: if it has ``add_bias_kv``, ``add_zero_attn`` or ``kdim != vdim``, which CMRA does not support.
 
         Examples:
             >>> attention = torch.nn.MultiheadAttention(256, 4, batch_first=True)
@@ -320,9 +322,9 @@ class CMRA(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, context_dim), or a list or tuple of such tensors, each with its own length S, or None. In a
-                list None stands for a modality that this batch lacks: it has no columns in ``attn_mask`` and the
-                weights, and its own projection gets no gradient.
+            context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
+                list marks a modality that is missing from the batch. It takes no columns in ``attn_mask`` and the
+                weights. If the modality has its own projection, that gets no gradient.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -337,8 +339,8 @@ class CMRA(nn.Module):
             valid steps, forward or backward. A query that may attend to nothing gets zero attention.
 
         Raises:
-            ValueError: if no context is given, but the layer needs one: with ``include_query=False``, or with a
-                ``context_dim`` other than ``embed_dim``.
+            ValueError: if no context is given, but the layer needs one: with ``include_query=False``, with a
+                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``.
         """
         contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
         contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
@@ -391,7 +393,7 @@ class CMRA(nn.Module):
         elif not given and self.context_kv_proj is not None:
             raise ValueError(
                 f"context must be given, since this CMRA was built with context_dim={self.context_dim}, got {context}: "
-                "[None] stands for a modality that this batch lacks"
+                "pass [None] if the modality is missing from this batch"
             )
         contexts: list[Tensor] = []
         paddings: list[Tensor | None] = []
@@ -413,8 +415,8 @@ class CMRA(nn.Module):
             projections.append(projection)
         if not contexts and not self.include_query:
             raise ValueError(
-                f"context must be given, since this CMRA was built with include_query=False, got {context}: None in a "
-                "list stands for a modality that this batch lacks, but one must be there"
+                f"context must be given, since this CMRA was built with include_query=False, got {context}: a list may "
+                "contain None for missing modalities, but needs at least one tensor"
             )
         return contexts, paddings, projections
 

@@ -22,11 +22,11 @@ CHUNK = 2**18
 class Dropout(nn.Dropout):
     """Dropout like :class:`torch.nn.Dropout`, but faster on a CPU: one random number serves four elements.
 
-    On a CPU, torch draws one number for each element, which takes longer than the rest of the layer. Here ``p`` is
-    rounded to a multiple of 2 ** -16, and kept elements are scaled by the rounded probability, so the expected value is
-    exact. The masks depend on the seed, but differ from those of torch's dropout. On other devices, and in compiled or
-    exported code, this is torch's dropout. There is no ``inplace``. In training, :func:`torch.vmap` needs a torch that
-    supports ``Tensor.view(dtype)`` in it, which 2.9 does not.
+    On a CPU, torch draws one number for each element, which takes most of the time of the operation. Here ``p`` is
+    rounded to a multiple of 2 ** -16, and kept elements are divided by the rounded probability of keeping them, so the
+    expected value is exact. The masks depend on the seed, but differ from those of torch's dropout. On other devices,
+    and in compiled or exported code, this is torch's dropout. There is no ``inplace``. In training it works under
+    :func:`torch.vmap` only if this version of torch supports ``Tensor.view(dtype)`` there; 2.9 does not.
 
     Args:
         p: probability of dropping an element, in [0, 1].

@@ -124,15 +124,15 @@ def zero_steps(features: Tensor, padding: Tensor | None) -> Tensor:
     return zero_where(padding.reshape(padding.shape + (1,) * (features.dim() - 2)), features)
 
 
-def zero_where(closed: Tensor, values: Tensor) -> Tensor:
-    """Set ``values`` to zero, even NaN and Inf, where the bool mask ``closed`` is True. The mask is broadcast."""
+def zero_where(mask: Tensor, values: Tensor) -> Tensor:
+    """Set ``values`` to zero, including NaN and Inf, where the bool ``mask`` is True. The mask is broadcast."""
     if values.device.type == "cpu" and values.is_floating_point() and not torch.compiler.is_compiling():
         # This computes where(keep > 0, values, 0) in a vectorized kernel. torch.where has none on a CPU, and takes six
         # times as long.
-        keep = (~closed).to(values.dtype)
+        keep = (~mask).to(values.dtype)
         zeroed: Tensor = torch.ops.aten.threshold_backward(values, keep.expand_as(values), 0)
         return zeroed
-    return torch.where(closed, 0, values)
+    return torch.where(mask, 0, values)
 
 
 def join_masks(

@@ -2,7 +2,7 @@
 
 Each function draws into a matplotlib Axes and returns it. Without an Axes it makes a figure with a color bar or a
 legend. No figure is shown or saved. Inputs may be tensors of any device and dtype, arrays or lists.
-Axes: T query length, M memory length, h x w cells.
+Dimensions: T query length, M memory length, h x w cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ except ImportError as _error:
 
 __all__ = ["plot_relations", "plot_spatial_attention", "plot_timeline"]
 
-# Colors that people with any color vision can distinguish (Okabe and Ito).
+# Colors that are safe for color blindness; blue, green and vermilion are from Okabe and Ito.
 COLORS = {
     "true event": "#0072b2",
     "predicted event": "#7a68a6",
@@ -145,7 +145,8 @@ def plot_spatial_attention(
         interpolation: an interpolation of matplotlib. By default each cell is visible; "bilinear" is smooth.
         vmax: the weight at the end of the color scale, which starts at 0. Use one value for all segments of a video to
             compare them. Default: the largest weight.
-        ax: the Axes to draw into. Default: a new figure, whose color bar names the weight of uniform attention.
+        ax: the Axes to draw into. Default: a new figure, whose color bar label gives the weight of
+            uniform attention.
 
     Returns:
         Axes: ``ax``, or the Axes of the new figure.
@@ -203,7 +204,7 @@ def plot_timeline(
         event_score: the score that the segment is an event, in [0, 1], (T,).
         truth: the true labels, integers (T,). If given, right and wrong predictions have different colors.
         categories: the names of the categories, without background.
-        threshold: the score from which a segment is an event. If scores are given, it is a dotted line.
+        threshold: the event threshold, drawn as a dotted line over the scores. It has no other effect.
         ax: the Axes to draw into. Default: a new figure with a legend.
 
     Returns:
@@ -240,7 +241,7 @@ def plot_timeline(
     rows = len(strips) + (score is not None)
     own, ax = ax is None, _axes(ax, figsize=(10, 0.9 + 0.45 * rows))
     for kind in legend:
-        # Boxes of no width give every timeline the same legend.
+        # Add empty boxes, so that the legend also lists kinds that do not occur.
         ax.add_patch(Rectangle((0, 0), 0, 0, facecolor=COLORS[kind], label=kind))
     ticks = {}
     for bottom, (name, (labels, of_kind)) in enumerate(strips.items()):

@@ -35,11 +35,12 @@ def record_attention(
 ) -> Iterator[dict[str, Tensor]] | Iterator[dict[str, list[Tensor]]]:
     """Record the attention maps of every layer of this library inside ``model``.
 
-    No call of the model has to change. Outputs and gradients stay the same. ``model`` itself is not modified: a copy or
-    a file made inside the context is an ordinary model, and the calls of a copy are not recorded. Calls from all
-    threads are recorded. After the context, the recording does not change any more.
+    No call of the model has to change. Outputs and gradients stay the same. ``model`` itself is not modified. Copying
+    or saving it inside the context gives an ordinary model, and calls of a copy are not recorded. Calls from all
+    threads are recorded. After the context, the recorded maps never change.
 
-    - Inside the context, compiled code runs eagerly in all threads.
+    - Inside the context, compiled code runs eagerly in all threads, even if it is compiled there. For this the first
+      recording of a process imports PyTorch's compiler, which takes about a second.
     - Under :func:`torch.func.vmap`, the mapped dimension comes first, before the dimensions named below.
     - Activation checkpointing repeats forward passes; only the first is recorded. The backward pass may run inside the
       context or after it.
@@ -181,7 +182,7 @@ def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) 
 def _places(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the memory index and the segment index of each column, int64 (M + 1,) each.
 
-    The additional last column is a valid index where the memory is empty.
+    The extra last entry makes index 0 valid if M = 0.
     """
     lengths = [*lengths, 1]
     memories = [torch.full((length,), index, device=device) for index, length in enumerate(lengths)]

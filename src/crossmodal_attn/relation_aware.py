@@ -49,10 +49,10 @@ class CrossModalRelation(nn.Module):
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
         context_dim: width of the contexts, or a list with the width of each, as in :class:`CMRA`.
-        include_query: whether the query is part of the memory, as in :class:`CMRA`. It has a residual connection in
-            either case.
-        norm_first: whether to normalize the input of the attention and of the feed-forward network, instead of their
-            sums with the residual. Contexts are not normalized.
+        include_query: whether the query is part of the memory, as in :class:`CMRA`. The query has a residual
+            connection in either case.
+        norm_first: whether to use pre-norm (normalize the inputs of the attention and the feed-forward network) instead
+            of post-norm (normalize after the residual sums). Contexts are not normalized.
         activation: "relu", "gelu" or any function of a tensor, such as :func:`torch.nn.functional.silu`.
         device: device of the parameters.
         dtype: dtype of the parameters.
@@ -112,7 +112,7 @@ class CrossModalRelation(nn.Module):
 
         Args:
             query: (B, T, embed_dim).
-            context: (B, S, context_dim), a list or tuple of such tensors or None, or None, as in :meth:`CMRA.forward`.
+            context: as in :meth:`CMRA.forward`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -283,8 +283,8 @@ class RelationAware(nn.Module):
         torch.Size([2, 10, 256])
     """
 
-    context_proj: nn.Linear  # or None, where context_dim is a list
-    internal_relation: InternalTemporalRelation  # likewise
+    context_proj: nn.Linear  # or None if context_dim is a list
+    internal_relation: InternalTemporalRelation  # or None if context_dim is a list
 
     def __init__(
         self,
@@ -348,8 +348,9 @@ class RelationAware(nn.Module):
 
         Args:
             query: (B, T, query_dim).
-            context: (B, S, context_dim). For several widths, a list or tuple of such tensors, each with its own length
-                S, or None for a modality that this batch lacks, whose weights then get no gradient.
+            context: (B, S, context_dim). If ``context_dim`` is a list: a list or tuple with a tensor for each width,
+                whose lengths S may differ. None marks a modality that is missing from the batch; its parameters then
+                get no gradient.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -396,7 +397,7 @@ class RelationAware(nn.Module):
             context, context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
         )
         widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
-        check_contexts(contexts, widths, self)
+        check_contexts(contexts, self.context_dim, self)
         for index, (name, features, padding, mask) in enumerate(zip(names, contexts, paddings, masks, strict=True)):
             if features is None:
                 continue

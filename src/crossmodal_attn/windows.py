@@ -37,8 +37,9 @@ def relation_mask(
 
     The memory is [contexts..., query], and the unit of time is one query segment. Query segment :math:`i` covers
     :math:`[i, i + 1)`. If a context has :math:`r` segments per query segment, its segment :math:`j` covers
-    :math:`[j / r, (j + 1) / r)`. By default all modalities cover the same time, so :math:`r = S / T`. Query segment
-    :math:`i` may attend to a memory segment that covers :math:`[s, e)`, with two exceptions:
+    :math:`[j / r, (j + 1) / r)`. By default all modalities cover the same time, so :math:`r = S / T`. Without
+    ``causal`` and ``window``, query segment :math:`i` may attend to every memory segment. For a segment that covers
+    :math:`[s, e)`:
 
     - ``causal`` excludes segments that end after the query segment, :math:`e > i + 1`. So nothing later than the query
       segment affects its output. A long segment of a slow context is excluded until it has ended.
@@ -57,7 +58,8 @@ def relation_mask(
         causal: whether to exclude segments that end after the query segment.
         window: the distance before the start and after the end of the query segment, in query segments: a number >= 0,
             a pair (back, ahead) of numbers or None, or None for any distance. It applies to all memories.
-        context_windows: a window for each context. ``window`` then applies to the query only.
+        context_windows: a window for each context. ``window`` then applies only to the query's own segments
+            in the memory.
         context_rates: for each context its number of segments per query segment, > 0. Default: S / T.
         include_query: whether the query is the last memory, as in the :class:`CMRA` that gets the mask.
         device: device of the mask. Default: torch's default device.
