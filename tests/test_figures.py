@@ -251,7 +251,6 @@ def test_names_out_of_files_are_drawn_plain(tmp_path, capfd):
         labels,
         labels,
         torch.zeros(4, 5),
-        torch.eye(4),
         torch.full((4,), 5),
         torch.rand(4, 5, 2, 3),
         torch.rand(4, 5, 10),
