@@ -189,7 +189,7 @@ def draw_attention(
     """Draw the spatial attention of AGSCA in each second of a video, and the relations of its segments.
 
     If the network lacks one of them, only the other is drawn. ``object_cells``, bool (T, H, W), are outlined in the
-    seconds of an event: the cells of the true object. ``decoy_cells`` are crossed: an object that makes no sound.
+    seconds of an event: the cells of the true object. ``decoy_cells`` are crossed: an unrelated object.
     """
     length = int(outcomes.lengths[video])
     truth = outcomes.truth[video, :length]
