@@ -563,7 +563,7 @@ def test_real_report(real_release):
     put("visual_feature", (4100, 9, 6, 6, 511), np.nan)(real_release)
     messages = [problem.message for problem in inspect_set(real_release, "weak").problems]
     assert any("nothing written, in 4142 of 4143 videos" in message for message in messages)
-    assert any("others in 1 of 4143 videos, for example row 4100" in message for message in messages)
+    assert any("got NaN or Inf in 1 of 4143 videos, for example row 4100" in message for message in messages)
 
 
 @pytest.mark.realdata
