@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> Any:
     """Parse a command line into settings. With --resume, the settings of the saved run are the defaults."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
-    if arguments[0] == "train":
+    if arguments[0] in ("train", "tables"):
         _check_seeds(arguments)
     elif arguments[0] == "predict":  # --features is the old name of --data
         arguments = [re.sub("^--features(?==|$)", "--data", argument) for argument in arguments]

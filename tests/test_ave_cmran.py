@@ -219,6 +219,14 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
     assert evaluated["object_attention"] == metrics["object_attention"]
 
 
+@pytest.mark.parametrize("options", [("--relation", "co"), ("--relation", "cmra-f"), ("--network", "avel-av")])
+def test_networks_without_all_maps_are_drawn(options, release, tmp_path):
+    """Without relations to both modalities, or any attention, the picture is left out or shows the rest."""
+    output, _ = run_main(tmp_path, "--data", release, "--epochs", 1, *options, network=None, draw=True)
+    assert (output / "timelines.png").is_file()
+    assert (output / "attention.png").is_file() == (options[0] == "--relation")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -231,16 +239,17 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
         (["--milestones", "3", "3"], "--milestones must be all different, got 3 3"),
         (["--network", "dam", "--setting", "weak"], "--setting must be supervised for dam, got weak"),
         (["--network", "avsdn", "--as-published"], "or avsdn-cpsp with --as-published, got avsdn"),
+        (["--relation", "co", "--own-projections"], "--relation must be cmra with --own-projections, got co"),
         (["--network", "avel-a", "--senses", "sight"], "--network must be cmran with --senses, got avel-a"),
         (["--lr", "nan"], "--lr must be a number above 0, got nan"),
         (["--weight-decay", "-1"], "--weight-decay must be a number of at least 0, got -1"),
         (["--weight-decay", "nan"], "--weight-decay must be a number of at least 0, got nan"),
-        (["--seeds", "-1"], "--seeds must be from 0 to 4294967295, at least one, got -1"),
+        (["--seeds", "-1"], "--seeds must be from 0 to 4294967295, got -1"),
         (["--seeds", "1.5"], "Error parsing --seeds"),
         (["--seeds", "1", "1"], "--seeds must be all different, got 1 1"),
         (["--seeds", "0,1,2"], "got 0,1,2: did you mean --seeds 0 1 2?"),
         (["train", "--epochs", "1", "--seeds=3,5"], "got 3,5: did you mean --seeds 3 5?"),
-        (["--seeds"], "--seeds must be from 0 to 4294967295, at least one, got none"),
+        (["--seeds"], "--seeds must be at least one, got none"),
         (["--workers", "-1"], "--workers must be at least 0, got -1"),
         (["--keep", "0"], "--keep must be at least 1, got 0"),
         (["--cache", "attic"], "invalid choice 'attic' for argument '--cache'"),

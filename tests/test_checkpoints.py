@@ -46,6 +46,14 @@ def test_the_last_stay(tmp_path):
     assert load(Checkpoints(tmp_path))[0][1]["epoch"] == 10
 
 
+def test_files_of_other_names_are_passed_over(tmp_path):
+    save(Checkpoints(tmp_path, keep=1), 1)
+    shutil.copy(tmp_path / "epoch-0001.json", tmp_path / "epoch-0001 copy.json")
+    save(Checkpoints(tmp_path, keep=1), 2)
+    assert load(Checkpoints(tmp_path))[0][1]["epoch"] == 2
+    assert (tmp_path / "epoch-0001 copy.json").exists()
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -68,11 +69,31 @@ def test_tables_are_written_and_finished_rows_are_skipped(release, tmp_path, cap
     assert "| CMRAN | supervised | 77.4 |" in (tmp_path / "tables" / "table-1.md").read_text()
 
     again = []
-    main(dataclasses.replace(config, seeds=(3, 5, 7), tables=(5,)), launch=launch(again))
-    main(dataclasses.replace(config, seeds=(3, 5, 7), tables=(5,)), launch=launch([], ["supervised-cmran"]))
+    more = dataclasses.replace(config, seeds=(7, 3), tables=(5,))
+    main(more, launch=launch(again))
+    main(dataclasses.replace(more, seeds=(5,), jobs=2), launch=launch([], ["supervised-cmran"]))
     assert sorted(again) == ["supervised-cmran", "supervised-num-layers-1"]
     written = json.loads((tmp_path / "tables" / "table-5.json").read_text())["rows"]
-    assert [run["seed"] for run in written[1]["runs"]] == [3, 5, 7]
+    assert [[run["seed"] for run in row["runs"]] for row in written] == [[5], [5]]
+    assert all(row["seconds_an_epoch"] > 0 for row in written)  # nothing was trained
+
+    with pytest.raises(InputError, match=r"--output must be a new .*, got --epochs 2, where 1 was used"):
+        main(dataclasses.replace(config, epochs=2), launch=launch([]))
+    (tmp_path / "tables" / "supervised-cmran" / "metrics.json").write_text('{"runs": [')
+    with pytest.raises(InputError, match=r"supervised-cmran/metrics\.json must hold the metrics of a training"):
+        main(config, launch=launch([]))
+
+
+def test_a_reference_that_fails_is_left_out(release, tmp_path):
+    """The other rows are written without a difference to it."""
+    config = TablesConfig(
+        tables=(5,), rows=("num-layers-0",), setting="weak", data=release, epochs=1, device="cpu",
+        output=tmp_path / "tables",
+    )  # fmt: skip
+    with pytest.raises(OSError, match="1 of 2 trainings failed, the first is weak-cmran"):
+        main(config, launch=launch([], ["weak-cmran"]))
+    (row,) = json.loads((tmp_path / "tables" / "table-5.json").read_text())["rows"]
+    assert (row["row"], row["difference"]) == ("0 layers", None)
 
 
 def test_a_row_that_fails_is_left_out_and_told(release, tmp_path, capsys):
@@ -80,7 +101,9 @@ def test_a_row_that_fails_is_left_out_and_told(release, tmp_path, capsys):
         tables=(5,), rows=("num-layers-0",), setting="supervised", data=release, epochs=1, device="cpu", jobs=2,
         output=tmp_path / "tables",
     )  # fmt: skip
-    with pytest.raises(OSError, match="1 rows could not be trained, the first is supervised-num-layers-0: the disk is"):
+    with pytest.raises(
+        OSError, match="1 of 2 trainings failed, the first is supervised-num-layers-0: the disk is full"
+    ):
         main(config, launch=launch([], ["supervised-num-layers-0"]))
     (row,) = json.loads((tmp_path / "tables" / "table-5.json").read_text())["rows"]
     assert (row["row"], row["seconds_an_epoch"]) == ("CMRAN", None)
@@ -98,8 +121,8 @@ def test_rows_run_in_processes_of_their_own(release, tmp_path, capsys, monkeypat
     )
     main(config)
     assert (tmp_path / "tables" / "weak-cmran" / "seed-0" / "model").is_dir()
-    with pytest.raises(OSError, match=r"error: --epochs must be at least 1, got 0"):
-        main(dataclasses.replace(config, epochs=0, output=tmp_path / "others"))
+    with pytest.raises(OSError, match="error: --device must name a device that works here, got meta"):
+        main(dataclasses.replace(config, device="meta", output=tmp_path / "others"))
 
 
 def test_every_row_is_a_training_of_its_own(tmp_path):
@@ -120,6 +143,10 @@ def test_every_row_is_a_training_of_its_own(tmp_path):
     ("options", "message"),
     [
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"seeds": (3, 3)}, "--seeds must be different numbers from 0 to 4294967295, got \\[3, 3\\]"),
+        ({"data": Path("/nowhere")}, "--data must be a directory, got /nowhere"),
+        ({"tables": (1,), "setting": "weak"}, "--tables, --rows and --setting must select a row"),
         ({"rows": ("relation-cmra",)}, "--rows must be some of .*, got relation-cmra"),
     ],
 )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from ave.networks import load_network
 from ave.networks.agva import AGVA
 from ave.networks.avel import AVEL
 from ave.networks.avsdn import AVSDN
@@ -540,6 +541,30 @@ def test_saved_network_is_loaded(name, draw, tmp_path, assert_close):
     inputs = draw(2, 5, 3, 2, 11, dtype=torch.float32), draw(2, 5, 7, dtype=torch.float32)
     assert_close(loaded(*inputs), network(*inputs))
     assert json.loads((tmp_path / "config.json").read_text())["num_categories"] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("avel-a", {"video_dim": 2048}),
+        ("ed-tcn", {"audio_dim": 2048}),
+        ("cmran", {"relation": "none", "num_layers": 0}),
+    ],
+)
+def test_arguments_that_no_weight_has_are_loaded(name, options, tmp_path):
+    """The network reads one modality, or has no feed-forward network."""
+    NETWORKS[name](**options).save_pretrained(tmp_path)
+    loaded = load_network(str(tmp_path))
+    assert all(getattr(loaded, option) == value for option, value in options.items() if option.endswith("dim"))
+
+
+def test_a_network_of_no_known_name_is_refused(tmp_path):
+    NETWORKS["avel-a"]().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for network in ([], "Transformer"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "network": network}))
+        with pytest.raises(ValueError, match="must be one of CMRAN, EDTCN, "):
+            load_network(str(tmp_path))
 
 
 class Padded(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Checkpoints:
         """Keep the newest checkpoints up to this epoch, and remove all others. Later ones are damaged."""
         kept = [number for number in self._epochs() if number <= epoch][-self.keep :]
         for suffix in (".json", ".safetensors"):
-            for old in self.directory.glob(f"epoch-*{suffix}"):
+            for old in self._files(suffix):
                 if _number(old) not in kept:
                     old.unlink()
 
@@ -107,7 +108,10 @@ class Checkpoints:
         return self.directory / f"epoch-{epoch:04}.safetensors"
 
     def _epochs(self) -> list[int]:
-        return sorted(_number(path) for path in self.directory.glob("epoch-*.json"))
+        return sorted(map(_number, self._files(".json")))
+
+    def _files(self, suffix: str) -> list[Path]:
+        return [path for path in self.directory.glob(f"epoch-*{suffix}") if re.fullmatch(r"epoch-\d+", path.stem)]
 
 
 def _number(path: Path) -> int:

@@ -96,7 +96,9 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
         if came != expected:
             raise ValueError(f"{needed} {expected} {what}, as what the network was trained on, got {came}")
     if model.categories is not None and model.categories != data.categories:
+        pairs = enumerate(zip(model.categories, data.categories, strict=True))
+        number, (ours, theirs) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
         raise ValueError(
-            f"{needed} the categories of the network, {model.categories[0]} and so on, "
-            f"got {data.categories[0]} and so on; categories.txt names those of an own dataset"
+            f"{needed} the categories of the network, {ours!r} as number {number}, got {theirs!r}; for your own "
+            f"dataset, list them in categories.txt"
         )

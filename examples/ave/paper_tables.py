@@ -26,14 +26,19 @@ from ave.data.batches import Cache
 from ave.devices import Precision
 from ave.networks.registry import Network, find_recipes
 from ave.printing import printable
-from ave.reading import load_json
+from ave.reading import expecting, load_json
 from ave.results.figures import save_figures
 from ave.results.files import clearing, write_csv, write_json, writing
+from ave.results.metrics import summarize
 from ave.results.tables import format_table
+from ave.stopping import undisturbed
 
 __all__ = ["TABLES", "Row", "TablesConfig", "bootstrap_interval", "main"]
 
 COMMAND = Path(__file__).parents[1] / "ave_cmran.py"
+SETTINGS = "settings.json"
+PATIENCE = 30
+"""Seconds that a training has to stop before it is killed."""
 RESAMPLES = 10_000
 """Number of bootstrap samples for a confidence interval."""
 Table = Literal[1, 2, 3, 4, 5]
@@ -92,7 +97,7 @@ RIVALS = (
     _network("avel-av-att", "Audio-Visual + Att, as in its code", 72.7, 66.7, as_published=True),
     _network("avel-dmrn", "DMRN", None, None),
     _network("avsdn", "AVSDN", 72.6, 66.8),
-    _network("avsdn-cpsp", "AVSDN, as in the code of CPSP", None, None),
+    _network("avsdn-cpsp", "AVSDN, two heads as in CPSP", None, None),
     _network("dam", "DAM", 74.5),
     FULL,
 )
@@ -138,7 +143,7 @@ class TablesConfig:
     tables: tuple[Table, ...] = (1, 2, 3, 4, 5)
     """the tables to reproduce"""
     rows: tuple[str, ...] = ()
-    """train only these rows and CMRAN, by the names of their directories, such as avel-av or relation-co"""
+    """train only these rows and CMRAN, such as avel-av or relation-co, as their directories SETTING-ROW are named"""
     setting: Setting | None = None
     """train only in this setting; Table 1 is supervised, Table 2 weak, the others have both"""
     seeds: tuple[int, ...] = (0,)
@@ -156,14 +161,19 @@ class TablesConfig:
     cache: Cache = "auto"
     """where the features are kept during training; auto: the first of device, memory, disk with enough space"""
     jobs: int = 1
-    """number of trainings at the same time; seconds per epoch are reported only for 1"""
+    """number of trainings at the same time; seconds per epoch are reported only if it is always 1"""
     output: Path = Path("runs/tables")
     """directory for the results, new or of an earlier call"""
 
     def check(self) -> None:
         """Check that each value is in its range."""
-        if self.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+        for option, value, least in (("--jobs", self.jobs, 1), ("--epochs", self.epochs, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"{option} must be at least {least}, got {value}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
+            raise ValueError(f"--seeds must be different numbers from 0 to {2**32 - 1}, got {list(self.seeds)}")
+        if self.data is not None and not self.data.is_dir():
+            raise ValueError(f"--data must be a directory, got {self.data}")
         if unknown := sorted(set(self.rows) - set(NAMES)):
             raise ValueError(f"--rows must be some of {', '.join(NAMES)}, got {unknown[0]}")
 
@@ -178,7 +188,9 @@ class Training:
 
     def arguments(self, config: TablesConfig) -> list[str]:
         """Return the command-line arguments of `train`."""
-        arguments = ["--setting", self.setting, *self.row.arguments(), "--seeds", *map(str, config.seeds)]
+        done = self.trained_seeds()
+        seeds = [*done, *(seed for seed in config.seeds if seed not in done)]  # a run may be given more seeds
+        arguments = ["--setting", self.setting, *self.row.arguments(), "--seeds", *map(str, seeds)]
         for name in ("data", "epochs", "device", "precision", "cache"):
             if (value := getattr(config, name)) is not None:
                 arguments += [f"--{name}", str(value)]
@@ -187,10 +199,23 @@ class Training:
         place = "--resume" if (self.directory / "config.json").is_file() else "--output"
         return [*arguments, place, str(self.directory)]
 
+    def trained_seeds(self) -> list[int]:
+        """Return the seeds that the directory has results of."""
+        return [run["seed"] for run in self.read_runs()] if (self.directory / "metrics.json").is_file() else []
+
+    def read_runs(self) -> list[dict[str, Any]]:
+        """Return the metrics of each seed.
+
+        Raises:
+            ValueError: if the file is missing or damaged.
+        """
+        path = self.directory / "metrics.json"
+        with expecting(f"{path} must hold the metrics of a training"):
+            return [{**run, "seed": int(run["seed"])} for run in load_json(path)["runs"]]
+
     def is_finished(self, seeds: Sequence[int]) -> bool:
         """Return whether the networks of these seeds are trained and evaluated."""
-        path = self.directory / "metrics.json"
-        return path.is_file() and [run["seed"] for run in load_json(path)["runs"]] == list(seeds)
+        return set(seeds) <= set(self.trained_seeds())
 
 
 def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Event], str | None] | None = None) -> None:
@@ -207,13 +232,17 @@ def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Even
     """
     with checking_input():
         config.check()
+        tables = {table: _select(table, config) for table in config.tables}
+        if not any(tables.values()):
+            raise ValueError(f"--tables, --rows and --setting must select a row, got {list(config.tables)}")
     launch = launch or _launch
-    tables = {table: list(_select(table, config)) for table in config.tables}
     trainings = list({each.directory: each for rows in tables.values() for each in rows}.values())
     failures: dict[str, str] = {}
     with clearing(config.output, new=False):
         # ---- Train the rows that are not finished ----
-        waiting = [training for training in trainings if not training.is_finished(config.seeds)]
+        with checking_input():
+            waiting = [training for training in trainings if not training.is_finished(config.seeds)]
+            _check_same(config, alone=config.jobs == 1 or not waiting)
         print(
             f"{len(trainings)} trainings, {len(trainings) - len(waiting)} of them finished; results in {config.output}"
         )
@@ -233,17 +262,44 @@ def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Even
             except KeyboardInterrupt as error:
                 raise type(error)("stopped; finished rows are kept: run the same command again to continue") from error
             finally:
-                stop.set()
-                threads.shutdown(cancel_futures=True)
+                with undisturbed():
+                    stop.set()
+                    threads.shutdown(cancel_futures=True)
 
         # ---- Report ----
-        for table, rows in tables.items():
-            _report(table, [each for each in rows if each.directory.name not in failures], config)
+        with checking_input():
+            for table, rows in tables.items():
+                _report(table, [each for each in rows if each.directory.name not in failures], config)
     for note in (NOTE, *([] if config.data else [NOT_AVE])):
         print(textwrap.fill(note, 100))
     if failures:
         name, reason = next(iter(failures.items()))
-        raise OSError(f"{len(failures)} rows could not be trained, the first is {name}: {reason}")
+        raise OSError(f"{len(failures)} of {len(trainings)} trainings failed, the first is {name}: {reason}")
+
+
+def _check_same(config: TablesConfig, *, alone: bool) -> None:
+    """Check that the rows in the output were trained with the same settings, and save these.
+
+    Args:
+        config: the settings.
+        alone: whether this call trains one row at a time, so that its times can be compared.
+
+    Raises:
+        ValueError: if they were not.
+    """
+    data = None if config.data is None else str(config.data.absolute())
+    names = ("epochs", "precision", "background_videos")
+    settings = {"data": data, **{name: getattr(config, name) for name in names}, "one at a time": alone}
+    path = config.output / SETTINGS
+    if path.is_file():
+        with expecting(f"{path} must hold the settings of the tables"):
+            saved = dict(load_json(path))
+        settings["one at a time"] = bool(saved.pop("one at a time", False)) and alone
+        if differing := [name for name in saved if saved[name] != settings.get(name)]:
+            option = f"--{differing[0].replace('_', '-')}"
+            came = f"{option} {settings.get(differing[0])}, where {saved[differing[0]]} was used"
+            raise ValueError(f"--output must be a new directory, or have the same settings, got {came}")
+    write_json(path, settings)
 
 
 def _select(table: Table, config: TablesConfig) -> list[Training]:
@@ -270,7 +326,10 @@ def _launch(training: Training, config: TablesConfig, stop: Event) -> str | None
         while process.poll() is None:
             if stop.wait(0.1):
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
     if process.returncode == 0:
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -279,15 +338,13 @@ def _launch(training: Training, config: TablesConfig, stop: Event) -> str | None
 
 def _report(table: Table, trainings: Sequence[Training], config: TablesConfig) -> None:
     """Write a table as Markdown, CSV, JSON and a figure, and print it."""
-    results = []
-    for training in trainings:
-        full = training.directory.with_name(f"{training.setting}-{FULL.name}")
-        reference = full if full != training.directory and (full / "metrics.json").is_file() else None
-        results.append(_measure(training, reference, config))
+    full = {training.setting: training for training in trainings if training.row is FULL}
+    results = [_measure(training, full.get(training.setting), config) for training in trainings]
     if not results:
         return
     cells = [[_show(result, name) for name in HEADER] for result in results]
-    title = f"Table {table} on {'the procedural set (not AVE)' if config.data is None else config.data}, "
+    data = "the procedural set (not AVE)" if config.data is None else printable(config.data, 100)
+    title = f"Table {table} on {data}, "
     title += f"seeds {' '.join(map(str, config.seeds))}"
     path = config.output / f"table-{table}"
     write_json(path.with_suffix(".json"), {"title": title, "note": NOTE, "rows": results})
@@ -305,14 +362,15 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _measure(training: Training, reference: Path | None, config: TablesConfig) -> dict[str, Any]:
+def _measure(training: Training, reference: Training | None, config: TablesConfig) -> dict[str, Any]:
     """Return the results of a row. Accuracies and differences are in %."""
-    metrics = load_json(training.directory / "metrics.json")
-    runs, summary = metrics["runs"], metrics["summary"]
+    runs = [run for run in training.read_runs() if run["seed"] in config.seeds]
+    summary = summarize(runs)
+    alone = load_json(config.output / SETTINGS)["one at a time"]
     epochs = [epoch for run in runs for epoch in run["history"]]
     difference: tuple[float | None, ...] = (None, None, None)
-    if reference is not None:
-        pairs = [_count_correct(directory, config.seeds) for directory in (training.directory, reference)]
+    if reference is not None and reference != training:
+        pairs = [_count_correct(each.directory, config.seeds) for each in (training, reference)]
         difference = bootstrap_interval(*pairs[0], pairs[1][0])
     return {
         "setting": training.setting,
@@ -325,9 +383,7 @@ def _measure(training: Training, reference: Path | None, config: TablesConfig) -
         "difference_low": difference[1],
         "difference_high": difference[2],
         "parameters": runs[0]["parameters"],
-        "seconds_an_epoch": sum(sum(epoch["seconds"].values()) for epoch in epochs) / len(epochs)
-        if config.jobs == 1
-        else None,
+        "seconds_an_epoch": sum(sum(epoch["seconds"].values()) for epoch in epochs) / len(epochs) if alone else None,
         "runs": [{"seed": run["seed"], "accuracy": 100 * run["accuracy"]} for run in runs],
     }
 
@@ -336,7 +392,8 @@ def _count_correct(directory: Path, seeds: Sequence[int]) -> tuple[np.ndarray, n
     """Return the correct segments of each test video, averaged over the seeds, and its labeled segments."""
     correct, labeled = [], np.zeros(0)
     for seed in seeds:
-        with np.load(directory / f"seed-{seed}" / "predictions.npz") as file:
+        path = directory / f"seed-{seed}" / "predictions.npz"
+        with expecting(f"{path} must hold the predictions of a training"), np.load(path) as file:
             labels, predictions = file["labels"], file["predictions"]
         labeled = (labels >= 0).sum(1)
         correct.append(((labels == predictions) & (labels >= 0)).sum(1))
@@ -374,6 +431,8 @@ def _show(result: Mapping[str, Any], column: str) -> str:
     if column == "ours":
         spread = result["accuracy_std"]
         return f"{result['accuracy']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+    if column == "paper":
+        return "" if result["paper"] is None else str(result["paper"])
     if column == "difference to CMRAN":
         if result["difference"] is None:
             return ""

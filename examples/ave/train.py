@@ -6,9 +6,11 @@ import dataclasses
 import math
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
 import torch
@@ -127,13 +129,15 @@ class TrainConfig:
 
     def check(self) -> None:
         """Check that each value is in its range, and that the options are compatible."""
-        milestones, variant = self.milestones or (), self.variant().keys()
+        milestones, seeds, own = self.milestones or (), self.seeds, self.own_projections
         published, publishable = " or ".join(PUBLISHED), self.network in PUBLISHED
-        cmran, shown = self.network == "cmran", ", ".join(f"--{name.replace('_', '-')}" for name in sorted(variant))
+        cmran, only = self.network == "cmran", sorted(self.variant().keys() - {"as_published"})
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in only)
         for option, value, right, expected in (
             ("--epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1"),
-            ("--network", self.network, cmran or not variant - {"as_published"}, f"cmran with {shown}"),
+            ("--network", self.network, cmran or not only, f"cmran with {shown}"),
             ("--network", self.network, publishable or not self.as_published, f"{published} with --as-published"),
+            ("--relation", self.relation, self.relation == "cmra" or not own, "cmra with --own-projections"),
             ("--num-layers", self.num_layers, self.num_layers >= 0, "at least 0"),
             ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("--keep", self.keep, self.keep >= 1, "at least 1"),
@@ -143,13 +147,9 @@ class TrainConfig:
             ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number of at least 0"),
             ("--milestones", milestones, all(epoch > 0 for epoch in milestones), "epochs of at least 1"),
             ("--milestones", milestones, len(set(milestones)) == len(milestones), "all different"),
-            (
-                "--seeds",
-                self.seeds,
-                self.seeds and all(0 <= s < 2**32 for s in self.seeds),
-                f"from 0 to {2**32 - 1}, at least one",
-            ),
-            ("--seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "all different"),
+            ("--seeds", seeds, all(0 <= seed < 2**32 for seed in seeds), f"from 0 to {2**32 - 1}"),
+            ("--seeds", seeds, len(seeds) > 0, "at least one"),
+            ("--seeds", seeds, len(set(seeds)) == len(seeds), "all different"),
             ("--output", self.output, self.output is None or self.resume is None, "left out with --resume"),
         ):
             if not right:
@@ -262,6 +262,10 @@ def main(
         if saved is not None and saved.data_digest != digest:
             raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
         data, cached = cache_features(data, config.cache, accelerator, config.setting)
+        order = None if config.as_published else config.seeds[0]
+        batches = training_loader(
+            data, config.setting, accelerator, batch_size=batch_size, seed=order, workers=config.workers
+        )
         test = evaluation_loader(data, "test", accelerator, config.workers)
         val = evaluation_loader(data, "val", accelerator, config.workers) if "val" in data.splits else None
 
@@ -270,7 +274,7 @@ def main(
     accelerator.print(f"{title}: {sizes} videos; {cached}")
     if saved is not None and saved.processes != accelerator.num_processes:
         accelerator.print(
-            f"note: this run was started with {saved.processes} processes, so results may differ in the last bits"
+            f"note: this run was started with {saved.processes} processes, so dropout, and with it the results, differ"
         )
     accelerator.print(
         f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
@@ -307,14 +311,8 @@ def main(
             parallel, optimizer = accelerator.prepare(model, plain)  # for several processes and mixed precision
             if accelerator.scaler is not None and scaling is not None:
                 accelerator.scaler.load_state_dict(scaling)  # the previous seed has changed it
-            batches = training_loader(
-                data,
-                config.setting,
-                accelerator,
-                batch_size=batch_size,
-                seed=None if config.as_published else seed,
-                workers=config.workers,
-            )
+            if not config.as_published:
+                batches.shares.seed = seed
             steps = len(batches)
 
             # ---- Continue from the newest checkpoint, if there is one ----
@@ -454,7 +452,8 @@ def _describe_plan(config: TrainConfig, model: Localizer, seconds: float, output
     """Describe how long the rest of a run will take, and how much disk space it will use."""
     unit, name = (3600, "h") if seconds > 5400 else (60, "min") if seconds > 90 else (1, "s")
     # A checkpoint holds the weights, two moments for each weight, and the best weights unless the last are the best.
-    copies = len(config.seeds) * (4 * min(config.keep, config.epochs or 1) + 1)
+    # The oldest checkpoint is removed after the newest is written.
+    copies = len(config.seeds) * (4 * min(config.keep, config.epochs or 1) + 1) + 4
     size = copies * sum(weight.nbytes for weight in model.state_dict().values())
     time_left = f"about {seconds / unit:.{int(unit == 3600)}f} {name}"
     return f"{time_left} left; the run will use up to {tqdm.format_sizeof(size, 'B')} in {output}"
@@ -509,7 +508,10 @@ def _save_network(model: Localizer, directory: Path, card: dict[str, Any]) -> No
 
 def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
     """Describe the time of each part of an epoch, and the total time and peak memory of the run."""
-    parts = {name: sum(line["seconds"].get(name, 0) for line in lines) / len(lines) for name in lines[-1]["seconds"]}
-    seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(parts.items()))
+    parts = defaultdict(list)
+    for line in lines:
+        for name, seconds in line["seconds"].items():
+            parts[name].append(seconds)
+    shown = ", ".join(f"{name} {mean(seconds):.2f}" for name, seconds in sorted(parts.items()))
     memory = ", ".join(f"{name.removesuffix('_gb')} {size:.1f} GB" for name, size in summary["peak_memory"].items())
-    return f"seconds per epoch: {seconds}\ntotal time: {summary['seconds']:.0f} s; peak memory: {memory}"
+    return f"seconds per epoch: {shown}\ntotal time: {summary['seconds']:.0f} s; peak memory: {memory}"

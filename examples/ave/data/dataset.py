@@ -118,7 +118,7 @@ class AVEData:
     def describe(self, directory: Path | None) -> str:
         """Return a description of the dataset for titles. ``directory`` is None for the procedural set."""
         if directory is None:
-            return "the procedural set (not AVE)"
+            return "the procedural set (not AVE)" if self.object_cells is not None else "a dataset in memory"
         return f"the {'AVE set' if self.is_ave else 'dataset'} {printable(directory.name)}"
 
     def digest(self, setting: Setting) -> str:

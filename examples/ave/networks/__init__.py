@@ -33,7 +33,7 @@ def load_network(
     elif checkpoint is not None and official is None:
         source, directory = find_saved(checkpoint)
         kind = read_config(source, directory).get("network", "CMRAN")
-        if kind not in CLASSES:
+        if not isinstance(kind, str) or kind not in CLASSES:
             raise ValueError(f"{source} must be one of {', '.join(CLASSES)}, got {kind!r:.60}")
         model = CLASSES[kind].read(source, directory)
     else:

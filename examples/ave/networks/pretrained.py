@@ -26,6 +26,8 @@ __all__ = ["Pretrained", "find_saved", "read_config"]
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+MOST_CHANNELS = 2**14
+"""The largest width that is accepted."""
 HUB = "hf:"
 """The prefix of names on the Hugging Face Hub on the command line."""
 
@@ -75,11 +77,10 @@ class Pretrained(
         with expecting(f"{weights} must be a complete safetensors file"), safe_open(weights, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         # No memory is used before the shapes of the weights agree with the config.
-        most = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
-        large = {name: value for name, value in arguments.items() if isinstance(value, int) and value > most}
-        if large and strict:
-            came = ", ".join(f"{name}={value}" for name, value in large.items())
-            raise ValueError(f"{weights} must hold the weights of its {CONFIG_NAME}, got less than {came}")
+        for argument, value in arguments.items():
+            most = len(shapes) if argument == "num_layers" else MOST_CHANNELS
+            if isinstance(value, int) and value > most and strict:
+                raise ValueError(f"{config} must hold numbers that fit its weights, got {argument}={value}")
         with torch.device("meta"):
             with expecting(f"{config} must hold the arguments of a {cls.__name__}"):
                 planned = cls(**arguments)

@@ -131,7 +131,8 @@ def observe(model: Localizer, batches: Loader, accelerator: Accelerator) -> Outc
             }
             if (spatial_map := maps.get("spatial_channel_attention.spatial_map")) is not None:
                 part["spatial_map"] = spatial_map.float()
-            if (relations := maps.get("video_relation.cross_relation.attention")) is not None:
+            relations = maps.get("video_relation.cross_relation.attention")
+            if relations is not None and relations.shape[-1] == 2 * relations.shape[-2]:  # not of all variants
                 part["relations"] = relations.float().mean(1)
             parts.append(part)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
