@@ -270,9 +270,9 @@ COMBINED = {
     },
     "cmra-f-0-layers": {"relation": "cmra-f", "num_layers": 0},
     "none-feedforward": {"relation": "none-feedforward"},
-    "own-projections": {"own_projections": True, "num_layers": 1},
 }
-"""Every part of the variants in few networks, as tracing takes seconds. "self" and "none" have those of the second."""
+"""Every part of the variants in few networks, as tracing takes seconds. "self" and "none" have those of the second; own
+projections are compiled and exported in test_compile_export.py."""
 
 
 @pytest.fixture(params=COMBINED)

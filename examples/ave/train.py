@@ -133,7 +133,7 @@ class TrainConfig:
         published, publishable = " or ".join(PUBLISHED), self.network in PUBLISHED
         cmran, only = self.network == "cmran", sorted(self.variant().keys() - {"as_published"})
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in only)
-        for option, value, right, expected in (
+        for option, value, valid, expected in (
             ("--epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1"),
             ("--network", self.network, cmran or not only, f"cmran with {shown}"),
             ("--network", self.network, publishable or not self.as_published, f"{published} with --as-published"),
@@ -152,7 +152,7 @@ class TrainConfig:
             ("--seeds", seeds, len(set(seeds)) == len(seeds), "all different"),
             ("--output", self.output, self.output is None or self.resume is None, "left out with --resume"),
         ):
-            if not right:
+            if not valid:
                 raise ValueError(f"{option} must be {expected}, got {_show(value)}")
 
     def variant(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def main(
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
         to_evaluate = sum(len(loader.videos) for loader in (val, test) if loader is not None)
-        scaling = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        initial_scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
         histories: dict[int, list[Epoch]] = {}
         examples: Outcomes | None = None
@@ -307,10 +307,12 @@ def main(
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # a CUDA graph needs a fixed shape
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
-            plain = recipe.optimizer(model.parameters(), lr=lr, weight_decay=config.weight_decay)
-            parallel, optimizer = accelerator.prepare(model, plain)  # for several processes and mixed precision
-            if accelerator.scaler is not None and scaling is not None:
-                accelerator.scaler.load_state_dict(scaling)  # the previous seed has changed it
+            bare_optimizer = recipe.optimizer(model.parameters(), lr=lr, weight_decay=config.weight_decay)
+            parallel, optimizer = accelerator.prepare(
+                model, bare_optimizer
+            )  # for several processes and mixed precision
+            if accelerator.scaler is not None and initial_scaler is not None:
+                accelerator.scaler.load_state_dict(initial_scaler)  # the previous seed has changed it
             if not config.as_published:
                 batches.shares.seed = seed
             steps = len(batches)
@@ -318,11 +320,13 @@ def main(
             # ---- Continue from the newest checkpoint, if there is one ----
             place = output / f"seed-{seed}"
             checkpoints = Checkpoints(place / "checkpoints", config.keep)
-            history, best = _restore(checkpoints, model, plain, accelerator)
+            history, best = _restore(checkpoints, model, bare_optimizer, accelerator)
             if accelerator.is_main_process:
                 checkpoints.start(len(history))
-            logging = {"tensorboard": {"purge_step": len(history) * steps + 1}}  # hides entries after the checkpoint
-            accelerator.init_trackers(place.name, init_kwargs=logging)
+            tracker_options = {
+                "tensorboard": {"purge_step": len(history) * steps + 1}
+            }  # hides entries after the checkpoint
+            accelerator.init_trackers(place.name, init_kwargs=tracker_options)
 
             progress = tqdm(
                 total=epochs * steps,
@@ -346,11 +350,11 @@ def main(
                 parallel.train()
                 total = torch.zeros((), device=accelerator.device)
                 watch.start()
-                for step, (video, audio, target, weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
+                for step, (video, audio, target, share_weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
                     watch.lap("data")
                     logits = parallel(video, audio, padding_mask=mask)
                     loss = model.loss(logits, target, padding_mask=mask, eventless_category=data.eventless_category)
-                    loss = loss * weight
+                    loss = loss * share_weight  # 1 in a single process
                     accelerator.backward(loss)  # loss.backward(), scaled for fp16
                     watch.lap("forward and backward")
                     if recipe.clip_norm is not None:
@@ -387,7 +391,7 @@ def main(
 
                 # ---- Checkpoint ----
                 if accelerator.is_main_process:
-                    _save_checkpoint(checkpoints, history, model, best, plain, accelerator)
+                    _save_checkpoint(checkpoints, history, model, best, bare_optimizer, accelerator)
                     watch.lap("checkpoint")
                     shown = "" if on_val is None else f"   val {on_val:6.1%}"
                     progress.write(f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}{shown}   test {on_test:6.1%}")
