@@ -161,7 +161,8 @@ if sys.argv[1:]:
         if distributed.get_rank() == 0:
             print(f"{name}: losses", *(f"{loss:.6f}" for loss in losses))
     distributed.destroy_process_group()
-    sys.exit()
+    sys.stdout.flush()
+    os._exit(0)  # at a normal exit, threads of torch that still run sometimes abort the process
 
 # %%
 # Two processes
