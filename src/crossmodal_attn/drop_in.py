@@ -128,14 +128,14 @@ class ReplacementReport:
     def restore(self) -> None:
         """Put the original layers back, with the weights, device, dtype and mode that the replacements have by now.
 
-        Their parameters are the original objects. What is frozen in a replacement is frozen. A second call does
-        nothing.
+        Their parameters are the original objects. A parameter is frozen if all the projections that it packs are
+        frozen. A second call does nothing.
 
         Raises:
             ValueError: if a replacement is not in its place any more, or a projection of it is not a plain
-                :class:`torch.nn.Linear`, as with adapters. Then nothing is changed.
+                :class:`torch.nn.Linear` with the bias that it had, as with adapters. Then nothing is changed.
         """
-        for path, parent, name, _, layer in self._places:
+        for path, parent, name, attention, layer in self._places:
             if parent._modules.get(name) is not layer:
                 raise ValueError(
                     f"{path} must still be the layer that replace_multihead_attention put there, "
@@ -147,6 +147,9 @@ class ReplacementReport:
                         f"{path}.{projection} must be a plain torch.nn.Linear to be restored, got "
                         f"{type(module).__name__}: merge or remove adapters before restore()"
                     )
+                if (module.bias is None) != (attention.in_proj_bias is None):
+                    expected = "without" if attention.in_proj_bias is None else "with"
+                    raise ValueError(f"{path}.{projection} must be {expected} a bias to be restored, as before")
         for _, parent, name, attention, layer in self._places:
             layer._write_to(attention)
             _move_hooks(layer, attention)
