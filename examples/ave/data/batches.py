@@ -55,8 +55,8 @@ class Share(NamedTuple):
 
     positions: list[int]
     weight: float
-    """A factor for the mean loss of the share: with it, the mean over processes is the mean over the batch, if all videos
-    have the same number of labeled segments."""
+    """A factor for the mean loss of the share. With it, the mean over processes is the mean over the batch, if all
+    videos have the same number of labeled segments."""
 
 
 class Batch(NamedTuple):
