@@ -11,7 +11,8 @@ import pytest
 
 from ave import InputError
 from ave.networks.registry import NETWORKS
-from ave.paper_tables import FULL, TABLES, TablesConfig, _select, bootstrap_interval, main
+from ave.paper_rows import FULL, TABLES
+from ave.paper_tables import TablesConfig, _select, bootstrap_interval, main
 from ave.train import TrainConfig
 from ave_release import write_release
 from running import ENVIRONMENT, SMALL, call_main
