@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.npz import read_npz
 from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
+from ave.events import Prediction, find_events
 from ave.networks import load_network
 from ave.networks.localizer import Decision, Localizer
 from ave.printing import printable
@@ -29,7 +29,7 @@ from ave.results.figures import choose_videos, draw_timelines, name_video, save_
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
 
-__all__ = ["Event", "PredictConfig", "Prediction", "find_events", "main", "predict", "read_batches"]
+__all__ = ["PredictConfig", "main", "predict", "read_batches"]
 
 COLUMNS = ("video", "row", "start_s", "end_s", "category", "score")
 SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
@@ -127,60 +127,6 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             save_figures(output, {"timelines.png": figure})
     print(_table(title, predictions, categories))
     print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
-    return events
-
-
-class Event(NamedTuple):
-    """One event of a video."""
-
-    start: int
-    """The first second of the event."""
-    end: int
-    """The end in seconds, exclusive: the event lasts ``end - start`` seconds."""
-    category: int
-    score: float
-    """In [0, 1]: the probability of an event times the probability of its category, averaged over its seconds."""
-
-
-class Prediction(NamedTuple):
-    """The decisions for one video of T seconds, on the CPU."""
-
-    labels: Tensor
-    """int64 (T,): the label of each second; background is the last label."""
-    event_score: Tensor
-    """float32 (T,), in [0, 1]"""
-    events: list[Event]
-
-
-def find_events(decision: Decision, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
-    """Return the runs of consecutive seconds that have the same category.
-
-    Args:
-        decision: the decision for B videos.
-        background: the label of background, which is the number of categories.
-        padding_mask: bool (B, T), True = padding. There are no events in padding.
-
-    Returns:
-        list: for each of the B videos, its events in the order of time.
-
-    Examples:
-        >>> score = torch.tensor([[0.2, 0.9, 0.7, 0.1, 0.8]])
-        >>> decision = Decision(torch.tensor([[3, 1, 1, 3, 1]]), score, torch.full((1, 5), 0.5))
-        >>> for event in find_events(decision, background=3)[0]:
-        ...     print(event.start, event.end, event.category, round(event.score, 2))
-        1 3 1 0.4
-        4 5 1 0.4
-    """
-    labels = decision.labels if padding_mask is None else decision.labels.masked_fill(padding_mask, background)
-    score = decision.event_score * decision.category_score
-    # A run begins where the label differs from the previous one, and ends where it differs from the next one.
-    differs = F.pad(labels, (1, 1), value=background).diff(dim=1) != 0
-    starts = (differs[:, :-1] & (labels != background)).nonzero().tolist()
-    ends = (differs[:, 1:] & (labels != background)).nonzero().tolist()
-    events: list[list[Event]] = [[] for _ in range(len(labels))]
-    for (video, start), (_, last) in zip(starts, ends, strict=True):
-        category = int(labels[video, start])
-        events[video].append(Event(start, last + 1, category, float(score[video, start : last + 1].mean())))
     return events
 
 
