@@ -120,6 +120,9 @@ def join_windows(starts: Sequence[int], decisions: Sequence[Decision], *, backgr
         Decision: of shape (1, T). The category score is the mean over the windows that have the label in that second,
         or over all of them if none has it.
 
+    Raises:
+        ValueError: if there is no window.
+
     Examples:
         >>> sure, unsure = torch.tensor([[0.9, 0.9]]), torch.tensor([[0.3, 0.1]])
         >>> first = Decision(torch.tensor([[1, 1]]), sure, sure)
@@ -128,6 +131,8 @@ def join_windows(starts: Sequence[int], decisions: Sequence[Decision], *, backgr
         >>> joined.labels, joined.event_score
         (tensor([[1, 1, 2]]), tensor([[0.9000, 0.6000, 0.1000]]))
     """
+    if not decisions:
+        raise ValueError("decisions must have at least one window, got none")
     spans = [torch.arange(decision.labels.shape[1]) + start for start, decision in zip(starts, decisions, strict=True)]
     seconds = torch.cat(spans)  # of each item below, which has one for each second of each window
     labels, event, category = (torch.cat([part[0] for part in parts]) for parts in zip(*decisions, strict=True))
