@@ -132,7 +132,7 @@ class Timeline:
         self.height = 2 * round(0.1 * min(width, 1000) + 12)
         size = max(6.5, min(width, 1000) / 85)
         figure = Figure(figsize=(width / 100, self.height / 100), dpi=100)
-        self._canvas = FigureCanvasAgg(figure)
+        self._canvas: Any = FigureCanvasAgg(figure)  # which has no types
         self._axes = figure.add_axes((0.11, 0.24, 0.86, 0.56))
         names = [printable(name, LONGEST_NAME) for name in annotation.categories]
         plot_timeline(annotation.prediction.labels, annotation.prediction.event_score, categories=names, ax=self._axes)
@@ -341,7 +341,7 @@ def read_pixels(frame: VideoFrame, aspect: float = 1.0) -> Pixels:
     longest = max(width, frame.height)
     scale = min(max(longest, SMALLEST), LARGEST) / longest
     sides = {"width": 2 * max(round(width * scale / 2), 1), "height": 2 * max(round(frame.height * scale / 2), 1)}
-    return orient(frame, frame.reformat(**sides, format="rgb24").to_ndarray())
+    return orient(frame, np.asarray(frame.reformat(**sides, format="rgb24").to_ndarray(), np.uint8))
 
 
 def _shrink(pixels: Pixels) -> Pixels:
