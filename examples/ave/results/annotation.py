@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ class Timeline:
         self.height = 2 * round(0.1 * min(width, 1000) + 12)
         size = max(6.5, min(width, 1000) / 85)
         figure = Figure(figsize=(width / 100, self.height / 100), dpi=100)
-        self._canvas: Any = FigureCanvasAgg(figure)  # which has no types
+        self._canvas = cast("Any", FigureCanvasAgg(figure))  # which has no types
         self._axes = figure.add_axes((0.11, 0.24, 0.86, 0.56))
         names = [printable(name, LONGEST_NAME) for name in annotation.categories]
         plot_timeline(annotation.prediction.labels, annotation.prediction.event_score, categories=names, ax=self._axes)
