@@ -66,6 +66,8 @@ class Localizer(Pretrained):
 
     recipes: ClassVar[Mapping[Setting, Recipe]]
     """The published hyperparameters for each setting that the network has."""
+    features: Extraction | None = None
+    """What the features of its training were made with, if that is known. It is saved with the network."""
 
     def __init__(
         self,
@@ -125,6 +127,38 @@ class Localizer(Pretrained):
     def name_logits(self, logits: Any) -> dict[str, Tensor]:
         """Return the logits as a dict, by their names in ``predictions.npz``."""
         raise NotImplementedError
+
+    def standardize(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Standardize the input from now on: subtract a mean, and divide by a standard deviation.
+
+        Both are buffers of the network, so they are saved and loaded with it.
+
+        Args:
+            statistics: mean and standard deviation of each channel, for "video", "audio", both or neither of them.
+
+        Raises:
+            ValueError: if a name or a shape is wrong.
+        """
+        widths = {"video": self.video_dim, "audio": self.audio_dim}
+        weight = next(self.parameters())
+        for name, (mean, deviation) in statistics.items():
+            if name not in widths or not mean.shape == deviation.shape == (widths[name],):
+                raise ValueError(
+                    f"statistics must have the keys video or audio, and shapes {tuple(widths.values())}, got {name} "
+                    f"with {tuple(mean.shape)} and {tuple(deviation.shape)}"
+                )
+            for part, value in (("mean", mean), ("deviation", deviation)):
+                self.register_buffer(f"{name}_{part}", value.to(weight.device, weight.dtype, copy=True))
+
+    def _read(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check the input of the network, and standardize it if the network has statistics. NaN in padding stays."""
+        self._check(video, audio, padding_mask)
+        buffers = self._buffers
+        if (mean := buffers.get("video_mean")) is not None and (deviation := buffers.get("video_deviation")) is not None:
+            video = (video - mean) / deviation
+        if (mean := buffers.get("audio_mean")) is not None and (deviation := buffers.get("audio_deviation")) is not None:
+            audio = (audio - mean) / deviation
+        return video, audio
 
     def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
         """Check the input of the network: types, dtypes and shapes."""
