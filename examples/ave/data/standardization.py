@@ -60,7 +60,9 @@ def _measure(array: Rows, rows: Tensor, lengths: Tensor | None) -> tuple[Tensor,
 def _read_valid(array: Rows, rows: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
     """Yield the vectors of some videos at a time, float64 (vectors, channels), without padding."""
     for own in rows.split(BLOCK):
-        block = (array.index_select(0, own.to(array.device)) if isinstance(array, Tensor) else array[own.tolist()]).cpu()
+        block = (
+            array.index_select(0, own.to(array.device)) if isinstance(array, Tensor) else array[own.tolist()]
+        ).cpu()
         mask = torch.zeros(block.shape[:2], dtype=torch.bool)
         if lengths is not None:
             mask = padding_mask(lengths[own], block.shape[1])
