@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_PYAV", "Damage", "decode", "find_audio", "find_video", "open_video", "orient", "timed_frames"]
 __all__ += ["use_threads"]
 
+Number = TypeVar("Number", bound=np.number[Any])
 NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the root of the repository'
 NESTED = {"protocol_whitelist": "none"}
 """Options of FFmpeg that forbid a file to refer to other files or to addresses, as playlists do."""
@@ -186,7 +187,7 @@ def timed_frames(container: InputContainer, stream: Any, path: Path, damage: Dam
         last = time
 
 
-def orient(frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def orient(frame: VideoFrame, image: NDArray[Number]) -> NDArray[Number]:
     """Rotate and mirror an image as the display matrix of its frame says, in steps of 90 degrees.
 
     Args:

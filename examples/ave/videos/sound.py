@@ -131,6 +131,7 @@ class _Track:
     def _align(self, frames: Iterator[AudioFrame], start: Fraction, name: str) -> Iterator[Samples]:
         """Yield the samples of frames from the start on, with silence in gaps."""
         self.missing = "no sound can be decoded"
+        offset = float(start)
         for frame in frames:
             block = _to_mono(frame, name)
             first = self.rate == 0
@@ -143,7 +144,7 @@ class _Track:
                 )
             at = self.length
             if frame.pts is not None and frame.time_base is not None:
-                at = round((frame.pts * frame.time_base - start) * self.rate)
+                at = round((frame.pts * float(frame.time_base) - offset) * self.rate)
             ahead = at - self.length
             if abs(ahead) > LONGEST_STILL * self.rate:
                 raise ValueError(f"{name} is damaged: the time stamps of its sound jump by {ahead / self.rate:.2f} s")
@@ -175,8 +176,8 @@ def _to_mono(frame: AudioFrame, name: str) -> Samples:
     if kind not in SCALES:
         raise ValueError(f"the sound of {name} has samples of the format {kind}, so convert it to 16-bit samples first")
     scaled = (samples.astype(np.float32) - (128 if kind == "u8" else 0)) * np.float32(SCALES[kind])
-    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
-    return scaled.clip(-1, 1).mean(0)
+    mono = np.asarray(scaled.clip(-1, 1).mean(0), np.float32)
+    return mono if np.isfinite(mono.sum()) else np.nan_to_num(mono, nan=0.0)
 
 
 def _read_waveforms(track: _Track, rate: int, context: float) -> Iterator[Samples]:
