@@ -128,13 +128,13 @@ def read_seconds(
         path: the file.
         sampling: frames and sound of a second.
         remark: called with a line about each thing that is unusual, such as damaged packets.
-        alive: called often, also while nothing is yielded.
+        alive: called often while the whole file is read before the first second, as some samplings need.
 
     Raises:
         OSError: if the file cannot be opened.
         ValueError: if it is no video that can be decoded.
     """
-    damage = Damage(alive=alive)
+    damage = Damage()
     with ExitStack() as stack:
         container = stack.enter_context(open_video(path))
         stream = find_video(container, path)
@@ -143,7 +143,9 @@ def read_seconds(
         if track.start is None:
             packets = f" ({damage.packets} damaged packets)" if damage.packets else ""
             raise ValueError(f"no frame of {printable(path)} can be decoded{packets}")
-        sound = Sound(path, track.start, sampling.rate, sampling.context, sampling.normalize_peak, damage, remark)
+        sound = Sound(
+            path, track.start, sampling.rate, sampling.context, sampling.normalize_peak, damage, remark, alive
+        )
         stack.callback(sound.close)
         timed = track.by_index(_count(path, alive)) if sampling.as_release else track.by_time()
         seconds = 0
@@ -170,8 +172,9 @@ def read_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     with open_video(path) as container:
         stream = find_video(container, path)
         use_threads(stream)
+        rgb = RGB()
         for time, frame in timed_frames(container, stream, path, Damage()):
-            yield float(time), np.ascontiguousarray(orient(frame, frame.to_ndarray(format="rgb24")))
+            yield float(time), np.ascontiguousarray(orient(frame, rgb(frame)))
 
 
 def describe(path: Path) -> VideoInfo:
@@ -275,15 +278,13 @@ class _Resizer:
     """Convert frames to squares in RGB, of shape (3, size, size), with whole numbers."""
 
     def __init__(self, size: int) -> None:
-        from av.video.reformatter import VideoReformatter
-
         self._size = size
-        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+        self._rgb = RGB()
         self._pixels = torch.empty(0)
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
         """Return a frame as it is shown, squashed to the square."""
-        image = torch.from_numpy(self._reformatter.reformat(frame, format="rgb24").to_ndarray())
+        image = torch.from_numpy(self._rgb(frame))
         if self._pixels.shape != image.shape:
             self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
         square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)

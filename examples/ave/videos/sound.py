@@ -45,6 +45,7 @@ class Sound:
         normalize_peak: whether to divide by the largest magnitude of the sound, which is then read twice.
         damage: counts the damaged packets.
         remark: called with a line about sound that is missing.
+        alive: called often while the sound is read for its peak.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Sound:
         normalize_peak: bool,
         damage: Damage,
         remark: Callable[[str], None],
+        alive: Callable[[], None],
     ) -> None:
         self._remark = remark
         self._track = track = _Track(path, start, damage)
@@ -67,14 +69,15 @@ class Sound:
         elif track.late < -NOTABLE:
             remark(f"sound starts {-track.late:.2f} s before the first frame: that part is left out")
         if normalize_peak and track.rate:
-            again = _Track(path, start, Damage(alive=damage.alive))
+            again = _Track(path, start, Damage(alive=alive))
             blocks = _resample(again.blocks, again.rate, rate)
             self._peak = max((float(np.abs(block).max(initial=0)) for block in blocks), default=0.0) or 1.0
         self._waveforms = _read_waveforms(track, rate, context)
 
     def __next__(self) -> Samples:
         """Return the waveform of the next second."""
-        return np.clip(next(self._waveforms) / np.float32(self._peak), -1, 1)
+        waveform: Samples = np.clip(next(self._waveforms) / np.float32(self._peak), -1, 1)
+        return waveform
 
     def close(self) -> None:
         """Close the file."""
