@@ -14,12 +14,16 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ave.videos import resnet152, vgg19, vggish
 from ave.videos.aisfx import AISFX
 from ave.videos.efficientnet_lite import EfficientNetLite0
 from ave.videos.inputs import check_waveform, count_samples, to_float
+from ave.videos.resnet152 import ResNet152
+from ave.videos.vgg19 import VGG19
+from ave.videos.vggish import VGGish
 from ave.videos.weights import sha256
 
-__all__ = ["AudioBackbone", "VisualBackbone", "find_audio", "find_visual"]
+__all__ = ["AudioBackbone", "VisualBackbone", "check_release", "find_audio", "find_visual"]
 
 T = TypeVar("T")
 HIGHEST_RATE, LARGEST_SIZE, LONGEST_CONTEXT = 192_000, 4096, 60.0
@@ -63,8 +67,14 @@ class AudioBackbone(Protocol):
         ...
 
 
-VISUAL: Mapping[str, Callable[[Path | None], Any]] = {"efficientnet-lite0": EfficientNetLite0}
-AUDIO: Mapping[str, Callable[[Path | None], Any]] = {"aisfx": AISFX}
+VISUAL: Mapping[str, Callable[[Any], Any]] = {
+    "vgg19": VGG19,
+    "resnet152": ResNet152,
+    "efficientnet-lite0": EfficientNetLite0,
+}
+AUDIO: Mapping[str, Callable[[Any], Any]] = {"vggish": VGGish, "aisfx": AISFX}
+NEEDED_FILES = {"vgg19": vgg19.FILES, "resnet152": resnet152.FILES, "vggish": vggish.FILES}
+"""The files of weights for the networks whose weights come with no package."""
 
 
 def find_visual(
@@ -73,10 +83,10 @@ def find_visual(
     """Make the network for frames that ``--visual`` and ``--visual-weights`` name.
 
     Args:
-        name: "efficientnet-lite0"; or "module:function", a function of yours that takes the device, and ``weights`` if
-            a file is given, and returns an extractor. This is any object with the attribute ``input_size`` that turns
-            frames, uint8 (N, 3, input_size, input_size), into features (N, H, W, C) or (N, C). It may have the
-            attribute ``signed``, False if no feature is negative.
+        name: "vgg19", "resnet152" or "efficientnet-lite0"; or "module:function", a function of yours that takes the
+            device, and ``weights`` if a file is given, and returns an extractor. This is any object with the attribute
+            ``input_size`` that turns frames, uint8 (N, 3, input_size, input_size), into features (N, H, W, C) or
+            (N, C). It may have the attribute ``signed``, False if no feature is negative.
         weights: the file of the weights.
         device: where the network runs.
         option: the option that gave the name, for error messages.
@@ -97,9 +107,10 @@ def find_audio(
     """Make the network for sound that ``--audio`` and ``--audio-weights`` name.
 
     Args:
-        name: "aisfx"; or "module:function", as for :func:`find_visual`: the extractor has the attribute ``rate`` in Hz,
-            and turns waveforms, float32 (N, samples), into features (N, A). It may have the attributes ``context``,
-            the seconds of sound before and after each second that it takes, ``normalize_peak`` and ``signed``.
+        name: "vggish" or "aisfx"; or "module:function", as for :func:`find_visual`: the extractor has the attribute
+            ``rate`` in Hz, and turns waveforms, float32 (N, samples), into features (N, A). It may have the attributes
+            ``context``, the seconds of sound before and after each second that it takes, ``normalize_peak`` and
+            ``signed``.
         weights: the file of the weights.
         device: where the network runs.
         option: the option that gave the name, for error messages.
@@ -114,8 +125,25 @@ def find_audio(
     return found
 
 
+def check_release(visual: VisualBackbone, audio: AudioBackbone) -> None:
+    """Check that networks give the features of the AVE release, for CMRAN and others that were trained on them.
+
+    Raises:
+        ValueError: if they give other features, with the reason.
+    """
+    needed = "the network was trained on the features of the AVE release"
+    if (visual.name, audio.name) != ("vgg19", "vggish"):
+        came = f"{visual.name} and {audio.name}"
+        raise ValueError(f"{needed}: it needs --visual vgg19 and --audio vggish, got {came}")
+    if getattr(visual, "training_of_weights", None) != "caffe":
+        raise ValueError(
+            f"{needed}, which are of VGG-19 with the original weights: --visual-weights must be one of their files,"
+            f" {vgg19.ORIGINAL_FILES}, got torchvision's, which were trained anew and whose channels mean other things"
+        )
+
+
 def _find(
-    kinds: Mapping[str, Callable[[Path | None], Any]],
+    kinds: Mapping[str, Callable[[Any], Any]],
     name: str,
     weights: Path | None,
     device: torch.device | str,
@@ -124,6 +152,8 @@ def _find(
     if name not in kinds:
         raise ValueError(f"{option} must be {', '.join(kinds)}, or MODULE:FUNCTION of your own, got {name!r:.60}")
     _check_exists(weights, option)
+    if weights is None and name in NEEDED_FILES:
+        raise ValueError(f"{option} {name} needs {option}-weights, the file {NEEDED_FILES[name]}")
     with _naming(f"{option}-weights" if weights else option):
         return kinds[name](weights).to(device)
 

@@ -5,6 +5,7 @@ PyAV is imported when the first file is opened, so that the rest of the program 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-__all__ = ["NO_PYAV", "Damage", "decode", "find_audio", "find_video", "open_video", "orient", "timed_frames"]
-__all__ += ["use_threads"]
+__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "find_audio", "find_video", "open_video", "orient"]
+__all__ += ["timed_frames", "use_threads"]
 
+Number = TypeVar("Number", bound=np.number[Any])
 NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the root of the repository'
 NESTED = {"protocol_whitelist": "none"}
 """Options of FFmpeg that forbid a file to refer to other files or to addresses, as playlists do."""
@@ -42,7 +44,7 @@ class Damage:
         packets: number of packets that could not be decoded.
         unordered: number of frames that came after a later one.
         stopped: why reading stopped before the end of the file, or None.
-        alive: called once for every packet.
+        alive: called for every packet.
     """
 
     packets: int = 0
@@ -89,7 +91,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
         file.seek(0)
         try:
             # FFmpeg gets the open file, because it takes some names for addresses.
-            container = av.open(file, container_options=dict(NESTED), metadata_errors="replace")
+            container = av.open(file, "r", container_options=dict(NESTED), metadata_errors="replace")
         except MemoryError:
             raise
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -186,7 +188,34 @@ def timed_frames(container: InputContainer, stream: Any, path: Path, damage: Dam
         last = time
 
 
-def orient(frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+class RGB:
+    """Convert frames to RGB, in FFmpeg's colors and at their own size."""
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Return the pixels of a frame, in shape (height, width, 3), not rotated.
+
+        Raises:
+            MemoryError: if there is too little memory, or a limit for it.
+            ValueError: if FFmpeg cannot convert it.
+        """
+        try:
+            return cast("NDArray[np.uint8]", self._reformatter.reformat(frame, format="rgb24").to_ndarray())
+        except MemoryError:
+            raise
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in (errno.EAGAIN, errno.ENOMEM):  # no memory for a thread
+                raise MemoryError(describe_error(error)) from error
+            raise ValueError(
+                f"frames of the pixel format {frame.format.name} cannot be converted to RGB: {describe_error(error)}"
+            ) from error
+
+
+def orient(frame: VideoFrame, image: NDArray[Number]) -> NDArray[Number]:
     """Rotate and mirror an image as the display matrix of its frame says, in steps of 90 degrees.
 
     Args:
@@ -196,7 +225,7 @@ def orient(frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
-    (xx, xy, _), (yx, yy, _), _ = np.frombuffer(memoryview(matrix), np.int32).reshape(3, 3).tolist()
+    (xx, xy, _), (yx, yy, _), _ = np.frombuffer(cast("bytes", matrix), np.int32).reshape(3, 3).tolist()
     if abs(xy) + abs(yx) > abs(xx) + abs(yy):
         image, xx, yy = image.swapaxes(0, 1), yx, xy
     return image[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1]

@@ -128,13 +128,13 @@ def read_seconds(
         path: the file.
         sampling: frames and sound of a second.
         remark: called with a line about each thing that is unusual, such as damaged packets.
-        alive: called often, also while nothing is yielded.
+        alive: called often while the whole file is read before the first second, as some samplings need.
 
     Raises:
         OSError: if the file cannot be opened.
         ValueError: if it is no video that can be decoded.
     """
-    damage = Damage(alive=alive)
+    damage = Damage()
     with ExitStack() as stack:
         container = stack.enter_context(open_video(path))
         stream = find_video(container, path)
@@ -143,7 +143,9 @@ def read_seconds(
         if track.start is None:
             packets = f" ({damage.packets} damaged packets)" if damage.packets else ""
             raise ValueError(f"no frame of {printable(path)} can be decoded{packets}")
-        sound = Sound(path, track.start, sampling.rate, sampling.context, sampling.normalize_peak, damage, remark)
+        sound = Sound(
+            path, track.start, sampling.rate, sampling.context, sampling.normalize_peak, damage, remark, alive
+        )
         stack.callback(sound.close)
         timed = track.by_index(_count(path, alive)) if sampling.as_release else track.by_time()
         seconds = 0
@@ -170,8 +172,9 @@ def read_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     with open_video(path) as container:
         stream = find_video(container, path)
         use_threads(stream)
+        rgb = RGB()
         for time, frame in timed_frames(container, stream, path, Damage()):
-            yield float(time), np.ascontiguousarray(orient(frame, frame.to_ndarray(format="rgb24")))
+            yield float(time), np.ascontiguousarray(orient(frame, rgb(frame)))
 
 
 def describe(path: Path) -> VideoInfo:
@@ -247,34 +250,51 @@ def _sample(timed: Iterator[tuple[Fraction, VideoFrame | None]], sampling: Sampl
         timed: times and frames in ascending order, and at last the end and None.
         sampling: number and size of the frames.
     """
+    number, size = sampling.frames_per_second, sampling.size
+    resizer = _Resizer(size)
     shown: VideoFrame | None = None
-    images: list[Tensor] = []
-    second = 0
+    second = filled = 0
+    images = np.empty((number, 3, size, size), np.uint8)
     for time, frame in timed:
         # At the end, the last second is complete or left out.
         limit = time if frame is not None else Fraction(max(1, floor(time + Fraction(1, 2))))
-        image: Tensor | None = None
+        image: NDArray[np.float32] | None = None
         while shown is not None:
-            if len(images) == sampling.frames_per_second:
+            if filled == number:
                 if second + Fraction(1, 2) > limit:
                     break
-                yield torch.stack(images)
-                images, second = [], second + 1
-            if second + Fraction(len(images), sampling.frames_per_second) >= limit:
+                yield torch.from_numpy(images)
+                images, second, filled = np.empty_like(images), second + 1, 0
+            if second + Fraction(filled, number) >= limit:
                 break
             if image is None:
-                image = _resize(shown, sampling.size)
-            images.append(image)
+                image = resizer(shown)
+            images[filled] = image
+            filled += 1
         shown = frame
 
 
-def _resize(frame: VideoFrame, size: int) -> Tensor:
-    """Return a frame as uint8 of shape (3, size, size), RGB, rotated as it is shown."""
-    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)[None]
+class _Resizer:
+    """Convert frames to squares in RGB, of shape (3, size, size), with whole numbers."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rgb = RGB()
+        self._pixels = torch.empty(0)
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
+        """Return a frame as it is shown, squashed to the square."""
+        image = torch.from_numpy(self._rgb(frame))
+        if self._pixels.shape != image.shape:
+            self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
+        square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
+        return orient(frame, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+
+
+def _resize(image: Tensor, size: int) -> Tensor:
+    """Return an image of shape (channels, height, width) as (channels, size, size), rounded."""
     # Scaling by FFmpeg, or with antialiasing, would give other features.
-    resized = F.interpolate(image.float(), (size, size), mode="bilinear", antialias=False)
-    square = resized.round_().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    return torch.from_numpy(orient(frame, square).copy()).permute(2, 0, 1)
+    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=False)[0].round_()
 
 
 def _count(path: Path, alive: Callable[[], None]) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_waveform", "count_samples", "to_float"]
+__all__ = ["check_waveform", "count_samples", "normalize_imagenet", "to_float"]
+
+MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The mean and the standard deviation of the colors of ImageNet: red, green, blue in [0, 1]."""
 
 
 def to_float(frames: Tensor, size: int, device: torch.device) -> Tensor:
@@ -18,6 +21,15 @@ def to_float(frames: Tensor, size: int, device: torch.device) -> Tensor:
         came = f"{frames.dtype} of shape {tuple(frames.shape)}"
         raise ValueError(f"frames must be torch.uint8 of shape (N, 3, {size}, {size}), got {came}")
     return frames.to(device).float()  # in this order: a quarter of the bytes travel
+
+
+def normalize_imagenet(frames: Tensor) -> Tensor:
+    """Normalize frames as torchvision's networks expect: scale to [0, 1], subtract the mean, divide by the deviation.
+
+    Args:
+        frames: float, (N, 3, H, W), RGB in [0, 255].
+    """
+    return (frames / 255 - frames.new_tensor(MEANS)[:, None, None]) / frames.new_tensor(DEVIATIONS)[:, None, None]
 
 
 def count_samples(rate: int, context: float = 0.0) -> int:

@@ -45,6 +45,7 @@ class Sound:
         normalize_peak: whether to divide by the largest magnitude of the sound, which is then read twice.
         damage: counts the damaged packets.
         remark: called with a line about sound that is missing.
+        alive: called often while the sound is read for its peak.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Sound:
         normalize_peak: bool,
         damage: Damage,
         remark: Callable[[str], None],
+        alive: Callable[[], None],
     ) -> None:
         self._remark = remark
         self._track = track = _Track(path, start, damage)
@@ -67,14 +69,15 @@ class Sound:
         elif track.late < -NOTABLE:
             remark(f"sound starts {-track.late:.2f} s before the first frame: that part is left out")
         if normalize_peak and track.rate:
-            again = _Track(path, start, Damage(alive=damage.alive))
+            again = _Track(path, start, Damage(alive=alive))
             blocks = _resample(again.blocks, again.rate, rate)
             self._peak = max((float(np.abs(block).max(initial=0)) for block in blocks), default=0.0) or 1.0
         self._waveforms = _read_waveforms(track, rate, context)
 
     def __next__(self) -> Samples:
         """Return the waveform of the next second."""
-        return np.clip(next(self._waveforms) / np.float32(self._peak), -1, 1)
+        waveform: Samples = np.clip(next(self._waveforms) / np.float32(self._peak), -1, 1)
+        return waveform
 
     def close(self) -> None:
         """Close the file."""
@@ -131,6 +134,7 @@ class _Track:
     def _align(self, frames: Iterator[AudioFrame], start: Fraction, name: str) -> Iterator[Samples]:
         """Yield the samples of frames from the start on, with silence in gaps."""
         self.missing = "no sound can be decoded"
+        offset = float(start)
         for frame in frames:
             block = _to_mono(frame, name)
             first = self.rate == 0
@@ -143,7 +147,7 @@ class _Track:
                 )
             at = self.length
             if frame.pts is not None and frame.time_base is not None:
-                at = round((frame.pts * frame.time_base - start) * self.rate)
+                at = round((frame.pts * float(frame.time_base) - offset) * self.rate)
             ahead = at - self.length
             if abs(ahead) > LONGEST_STILL * self.rate:
                 raise ValueError(f"{name} is damaged: the time stamps of its sound jump by {ahead / self.rate:.2f} s")
@@ -175,8 +179,8 @@ def _to_mono(frame: AudioFrame, name: str) -> Samples:
     if kind not in SCALES:
         raise ValueError(f"the sound of {name} has samples of the format {kind}, so convert it to 16-bit samples first")
     scaled = (samples.astype(np.float32) - (128 if kind == "u8" else 0)) * np.float32(SCALES[kind])
-    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
-    return scaled.clip(-1, 1).mean(0)
+    mono = np.asarray(scaled.clip(-1, 1).mean(0), np.float32)
+    return mono if np.isfinite(mono.sum()) else np.nan_to_num(mono, nan=0.0)
 
 
 def _read_waveforms(track: _Track, rate: int, context: float) -> Iterator[Samples]:

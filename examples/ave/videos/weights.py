@@ -21,6 +21,8 @@ __all__ = ["fill", "find_packaged", "is_hdf5", "read_keras", "read_state_dict", 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """The last bytes of a checkpoint of TensorFlow 1."""
+PICKLES = (b"PK", b"\x80\x02")
+"""The first bytes of files of PyTorch: a ZIP archive, or, of old versions, a pickle."""
 MOST_CHUNK_BYTES = 1 << 30
 
 
@@ -54,9 +56,11 @@ def read_state_dict(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Tensor
     """
     check_regular(path)
     with path.open("rb") as file:
+        start = file.read(2)
         file.seek(max(0, path.stat().st_size - len(TABLE_MAGIC)))
-        if file.read() == TABLE_MAGIC:
-            raise ValueError(f"{path} must be a .pth file of PyTorch, got a checkpoint of TensorFlow 1")
+        end = file.read()
+    if end == TABLE_MAGIC or (".ckpt" in path.name and start not in PICKLES):
+        raise ValueError(f"{path} must be a .pth file of PyTorch, got a checkpoint of TensorFlow")
     content = load_tensors(path, allowed)
     if isinstance(content, tuple) and content:
         content = content[0]
