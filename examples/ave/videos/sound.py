@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ave.printing import printable
 from ave.videos.containers import LONGEST_STILL, Damage, decode, find_audio, open_video
+from ave.videos.sampling import Sampling
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -40,9 +41,8 @@ class Sound:
     Args:
         path: the file.
         start: the time in the file at which the first second starts, in seconds.
-        rate: samples per second of the waveforms.
-        context: seconds before and after each second that belong to its waveform.
-        normalize_peak: whether to divide by the largest magnitude of the sound, which is then read twice.
+        sampling: rate and context of the waveforms, and whether to divide them by the largest magnitude of the sound,
+            which is then read twice.
         damage: counts the damaged packets.
         remark: called with a line about sound that is missing.
         alive: called often while the sound is read for its peak.
@@ -52,9 +52,7 @@ class Sound:
         self,
         path: Path,
         start: Fraction,
-        rate: int,
-        context: float,
-        normalize_peak: bool,
+        sampling: Sampling,
         damage: Damage,
         remark: Callable[[str], None],
         alive: Callable[[], None],
@@ -68,11 +66,11 @@ class Sound:
             remark(f"sound starts {track.late:.2f} s late: silence is used before")
         elif track.late < -NOTABLE:
             remark(f"sound starts {-track.late:.2f} s before the first frame: that part is left out")
-        if normalize_peak and track.rate:
+        if sampling.normalize_peak and track.rate:
             again = _Track(path, start, Damage(alive=alive))
-            blocks = _resample(again.blocks, again.rate, rate)
+            blocks = _resample(again.blocks, again.rate, sampling.rate)
             self._peak = max((float(np.abs(block).max(initial=0)) for block in blocks), default=0.0) or 1.0
-        self._waveforms = _read_waveforms(track, rate, context)
+        self._waveforms = _read_waveforms(track, sampling.rate, sampling.context)
 
     def __next__(self) -> Samples:
         """Return the waveform of the next second."""
@@ -103,7 +101,7 @@ class _Track:
         rate: samples per second, or 0 if there is no sound.
         missing: what is missing if there is no sound.
         late: seconds from the start to the first sample; negative if that comes before.
-        length: number of samples that were read.
+        length: number of samples from the start to the end of what was read; negative if that is earlier.
         gaps: number of samples that were inserted where time stamps jump ahead.
         overlaps: number of samples that were dropped where time stamps go back.
         ended: whether all was read.
@@ -145,29 +143,30 @@ class _Track:
                     f"the sound of {name} changes from {self.rate} to {frame.sample_rate} samples per second, "
                     f"so convert it to one rate first"
                 )
-            at = self.length
+            ahead = 0
             if frame.pts is not None and frame.time_base is not None:
-                at = round((frame.pts * float(frame.time_base) - offset) * self.rate)
-            ahead = at - self.length
+                ahead = round((frame.pts * float(frame.time_base) - offset) * self.rate) - self.length
             if abs(ahead) > LONGEST_STILL * self.rate:
                 raise ValueError(f"{name} is damaged: the time stamps of its sound jump by {ahead / self.rate:.2f} s")
             if first:
                 self.late = ahead / self.rate
                 yield np.zeros(0, np.float32)
+                self.length = min(ahead, 0)  # what comes before the start is left out
+                ahead = max(ahead, 0)
             elif abs(ahead) <= JITTER * self.rate:
                 ahead = 0
             elif ahead > 0:
                 self.gaps += ahead
             else:
                 self.overlaps += min(-ahead, len(block))
+                block = block[-ahead:]
             while ahead > 0:
                 silence = np.zeros(min(ahead, self.rate), np.float32)
                 ahead -= len(silence)
                 self.length += len(silence)
                 yield silence
-            block = block[-ahead:]
             self.length += len(block)
-            yield block
+            yield block[max(0, len(block) - max(self.length, 0)) :]
 
 
 def _to_mono(frame: AudioFrame, name: str) -> Samples:
