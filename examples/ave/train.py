@@ -26,6 +26,7 @@ from ave.data.dataset import AVEData, Setting
 from ave.data.opening import inspect_set, label_set, read_set
 from ave.data.own_labels import OwnLabels
 from ave.data.procedural import make_procedural_set
+from ave.data.standardization import find_statistics
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import Senses
 from ave.networks.localizer import Localizer
@@ -283,6 +284,7 @@ def main(
         if saved is not None and saved.data_digest != digest:
             raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
         data, cached = cache_features(data, config.cache, accelerator, config.setting)
+        statistics = {} if data.is_ave or config.as_published else find_statistics(data)
         order = None if config.as_published else config.seeds[0]
         batches = training_loader(
             data, config.setting, accelerator, batch_size=batch_size, seed=order, workers=config.workers
@@ -293,6 +295,8 @@ def main(
     title = _title(config, data)
     sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
     accelerator.print(f"{title}: {sizes} videos; {cached}")
+    if statistics:
+        accelerator.print(f"{' and '.join(statistics)} features may be negative, so the network standardizes them")
     if saved is not None and saved.processes != accelerator.num_processes:
         accelerator.print(
             f"note: this run was started with {saved.processes} processes, so dropout, and with it the results, differ"
@@ -327,6 +331,8 @@ def main(
                 categories=data.categories,
                 **config.variant(),
             )
+            model.standardize(statistics)
+            model.features = data.extraction
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # a CUDA graph needs a fixed shape
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
