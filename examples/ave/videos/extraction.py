@@ -48,6 +48,13 @@ class Extraction:
         networks = (visual.name, visual.sha256, audio.name, audio.sha256)
         return cls(*networks, sampling.frames_per_second, sampling.as_release)
 
+    def __str__(self) -> str:
+        """Describe the networks, their weights and the sampling in one line."""
+        names = ((self.visual, self.visual_sha256), (self.audio, self.audio_sha256))
+        networks = " and ".join(name if digest is None else f"{name} ({digest[:8]})" for name, digest in names)
+        rule = ", by the rule of the release" if self.as_release else ""
+        return f"{networks}, {self.frames_per_second} frames a second{rule}"
+
     def find_difference(self, other: Extraction) -> str | None:
         """Return in words the first difference in networks or weights, or None. Sampling may differ.
 
