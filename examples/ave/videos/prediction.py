@@ -182,6 +182,8 @@ class VideoFiles:
     ) -> None:
         """Write the annotated video and the contact sheet of one video."""
         remark = partial(self._remark, name, progress)
+        if result.attention is None:
+            remark("no heat map, as the network has no spatial attention of AGSCA over several positions")
         annotation = Annotation(result.prediction, categories, result.attention)
         annotate_video(path, directory / f"{name}.mp4", directory / f"{name}.png", annotation, remark)
 
