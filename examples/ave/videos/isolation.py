@@ -107,7 +107,9 @@ def stop_children() -> None:
         _idle.pop().stop()
 
 
-def _ask(path: Path, timeout: float, memory: int | None, size: int = 0, **request: Any) -> Iterator[tuple[bytes, bytearray]]:
+def _ask(
+    path: Path, timeout: float, memory: int | None, size: int = 0, **request: Any
+) -> Iterator[tuple[bytes, bytearray]]:
     """Send a request to a child, and yield its messages of at most ``size`` bytes up to the last one."""
     child = None
     while child is None or not child.is_usable():
