@@ -137,7 +137,7 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
         path.write_bytes({"flipped": bytes(raw), "cut": bytes(raw[:-1]), "longer": bytes(raw) + b"x"}[kind])
     (problem,) = inspect_set(prepared).problems
     assert problem.file == name
-    with pytest.raises(ValueError, match=rf"{name}\.npy (is missing|must have .*); run it again, which repairs"):
+    with pytest.raises(ValueError, match=rf"{name}\.npy (is missing|must have .*); run prepare again, which repairs"):
         read_set(prepared)
     said = []
     prepare_release(release[0], prepared, say=said.append)
@@ -156,7 +156,10 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
             '{"form": 7, "dtype": "", "files": {}, "names": null}',
             "got: form 7, expected 1, so use a new directory; run",
         ),
-        ("[" * 200_000, r"prepared\.json must be what prepare or extract wrote, got: lists or objects that are nested too deep"),
+        (
+            "[" * 200_000,
+            r"prepared\.json must be what prepare or extract wrote, got: lists or objects that are nested too deep",
+        ),
         ('{"form": 1, "dtype": 2, "files": {}, "names": null}', "got: Manifest.dtype must be"),
         (
             '{"form": 1, "dtype": "float16", "files": {"labels": 3}, "names": null}',
