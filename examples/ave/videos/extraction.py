@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ave.videos.decoding import Sampling, Second
-from ave.videos.decoding import read_seconds as read_seconds_isolated
+from ave.videos.decoding import Second
+from ave.videos.isolation import read_seconds_isolated
+from ave.videos.sampling import Sampling
 
 if TYPE_CHECKING:
     from ave.videos.backbones import AudioBackbone, VisualBackbone
