@@ -75,6 +75,8 @@ def write_video(
             picture.time_base = picture.codec_context.time_base = clock
             if codec == "libx264":
                 picture.options = {"preset": "ultrafast", "crf": "10", "bf": str(between)}
+            elif codec == "libvpx":
+                picture.options = {"deadline": "realtime", "cpu-used": "16"}
         if sound:
             waveform = container.add_stream(audio_codec, rate=rate, layout=layout)
         if picture is not None:
@@ -139,7 +141,7 @@ def damage_packets(path: Path, numbers: Collection[int], kind: str = "video") ->
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         for number, packet in enumerate(container.demux(**{kind: 0})):
-            if number in numbers:
+            if number in numbers and packet.pos is not None:
                 # The bytes after the first 4 are the NAL unit or the header of the frame.
                 content[packet.pos + 4 : packet.pos + packet.size] = b"\xff" * (packet.size - 4)
     path.write_bytes(content)
