@@ -75,8 +75,6 @@ def write_video(
             picture.time_base = picture.codec_context.time_base = clock
             if codec == "libx264":
                 picture.options = {"preset": "ultrafast", "crf": "10", "bf": str(between)}
-            elif codec == "libvpx":
-                picture.options = {"deadline": "realtime", "cpu-used": "16"}
         if sound:
             waveform = container.add_stream(audio_codec, rate=rate, layout=layout)
         if picture is not None:
