@@ -139,7 +139,7 @@ def damage_packets(path: Path, numbers: Collection[int], kind: str = "video") ->
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         for number, packet in enumerate(container.demux(**{kind: 0})):
-            if number in numbers:
+            if number in numbers and packet.pos is not None:
                 # The bytes after the first 4 are the NAL unit or the header of the frame.
                 content[packet.pos + 4 : packet.pos + packet.size] = b"\xff" * (packet.size - 4)
     path.write_bytes(content)

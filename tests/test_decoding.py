@@ -229,7 +229,10 @@ def test_a_damaged_packet_moves_nothing(tmp_path):
     after = read(path)
     red, still_red = (frames[:, :, 0].int() - frames[:, :, 1] > 100 for frames, _, _ in (before, after))
     assert torch.equal(red, still_red)
-    assert (before[1] - after[1])[2].abs().max() < 0.1
+    loud, still_loud = (
+        sound.unflatten(1, (50, -1)).square().mean(2).sqrt() > AMPLITUDE / 3 for _, sound, _ in (before, after)
+    )
+    assert torch.equal(loud, still_loud)
     assert sum("skipped" in line for line in after[2]) == 1
 
 
@@ -239,7 +242,7 @@ def test_a_damaged_packet_moves_nothing(tmp_path):
         ("a.mp4", {"layout": "mono", "rate": 8000}),
         ("a.mov", {"layout": "5.1", "rate": 48_000, "size": (61, 47)}),
         ("a.avi", {"between": 2, "audio_codec": "mp2"}),
-        ("a.webm", {"codec": "libvpx", "audio_codec": "libopus", "rate": 48_000}),
+        ("a.mkv", {"codec": "mpeg4", "audio_codec": "libopus", "rate": 48_000}),
         ("a.ts", {"audio_codec": "mp2", "between": 2}),
     ],
 )

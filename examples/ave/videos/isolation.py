@@ -42,6 +42,8 @@ AHEAD = 64 << 20
 """Bytes of seconds that the child decodes in advance. It is at least one second in advance."""
 LONGEST_TEXT = 1 << 16
 """Most bytes of a message about an error or a remark."""
+GRACE = 10.0
+"""Seconds within which a child ends that has closed its output."""
 START = "import sys; sys.path[:] = sys.argv[1:]; from ave.videos.isolation import serve; serve()"
 
 _idle: list[_Child] = []
@@ -191,8 +193,10 @@ class _Child:
         timer.start()
         try:
             head = self._process.stdout.read(9)
-            size = int.from_bytes(head[1:], "big")
-            if len(head) == 9 and size <= most:
+            if len(head) == 9:
+                size = int.from_bytes(head[1:], "big")
+                if size > most:
+                    raise ValueError(f"{printable(path)} cannot be decoded: the decoder sent what it should not")
                 content = bytearray(size)
                 if cast("BufferedReader", self._process.stdout).readinto(content) == size:
                     return head[:1], content
@@ -207,9 +211,10 @@ class _Child:
 
     def _find_reason(self, timeout: float) -> str:
         """Return in words why the child ended."""
-        if self._process.poll() is None:
-            self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            return "the decoder closed its output"
         if self._late:
             return f"a second of it took more than {timeout:g} s"
         self._errors.seek(0)
