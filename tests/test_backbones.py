@@ -1,15 +1,19 @@
 """Backbones on the command line: found by name, or a function of the user, and one-line errors."""
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from ave.videos import backbones, weights
-from ave.videos.backbones import check_release, find_audio, find_visual
+from ave.videos.backbones import find_audio, find_visual
 from ave.videos.weights import sha256
 
+PAGE = Path(__file__).parents[1] / "docs/own_backbone.md"
 MODULE = """
 import torch
 
@@ -50,10 +54,12 @@ def own(tmp_path, monkeypatch):
     """Write a module of a user into the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
     (tmp_path / "my_networks.py").write_text(MODULE)
+    before = set(sys.modules)
     yield tmp_path
-    sys.modules.pop("my_networks", None)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def test_own_networks(own):
@@ -121,6 +127,37 @@ def test_own_networks_that_do_not_fit(attributes, message, own):
     assert message in str(caught.value)
 
 
+def test_code_of_the_page(own, monkeypatch):
+    """Run the code of docs/own_backbone.md, with networks of the right shapes in place of those of other packages."""
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        (own / f"page_{code.split()[1]}").write_text(code)
+
+    class Fake(torch.nn.Module):
+        pretrained_cfg: ClassVar = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+
+        def forward_features(self, frames):
+            return frames.new_ones(len(frames), 768, 7, 7)
+
+        def forward(self, x):
+            return SimpleNamespace(last_hidden_state=x.new_ones(len(x), 257 if x.dim() == 4 else 49, 768))
+
+    fakes = {
+        "timm": SimpleNamespace(create_model=lambda *_, **__: Fake()),
+        "transformers": SimpleNamespace(AutoModel=SimpleNamespace(from_pretrained=lambda _: Fake())),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    frames, waveform = torch.zeros(2, 3, 224, 224, dtype=torch.uint8), torch.zeros(2, 16_000)
+    for name, shape in {
+        "page_my_networks:Patches": (2, 7, 7, 64),
+        "page_timm_networks:ConvNeXt": (2, 7, 7, 768),
+        "page_transformers_networks:DINOv2": (2, 16, 16, 768),
+    }.items():
+        assert find_visual(name)(frames).shape == shape
+    for name, shape in {"page_my_networks:Loudness": (2, 10), "page_transformers_networks:Wav2Vec2": (2, 768)}.items():
+        assert find_audio(name)(waveform).shape == shape
+
+
 def test_names_and_files_that_are_missing(tmp_path):
     with pytest.raises(ValueError, match=r"--visual must be vgg19, .* or MODULE:FUNCTION of your own, got 'vgg16'"):
         find_visual("vgg16")
@@ -148,15 +185,6 @@ def test_packages_that_are_missing(find, name, message, monkeypatch):
     monkeypatch.setattr(weights.metadata, "files", fail)
     with pytest.raises(ValueError, match=message):
         find(name)
-
-
-def test_networks_of_the_release():
-    audio = SimpleNamespace(name="vggish")
-    check_release(SimpleNamespace(name="vgg19", training_of_weights="caffe"), audio)
-    with pytest.raises(ValueError, match=r"vgg19-d01eb7cb\.pth, got torchvision's"):
-        check_release(SimpleNamespace(name="vgg19", training_of_weights="torchvision"), audio)
-    with pytest.raises(ValueError, match="needs --visual vgg19 and --audio vggish, got resnet152 and vggish"):
-        check_release(SimpleNamespace(name="resnet152"), audio)
 
 
 def test_names_of_all_networks():
