@@ -37,7 +37,7 @@ LEAST_ACCURACY = 0.8
 LEAST_ON_SQUARE = 2.0
 """The attention on the square must be this many times that of uniform attention."""
 PAGE = """<video id=v muted src="{name}"></video><pre id=o>waiting</pre><script>
-v.ontimeupdate = () => o.textContent = (v.currentTime > 0.2 ? "played " : "started ") + v.videoWidth + "x" + v.videoHeight
+v.ontimeupdate = () => o.textContent = `${{v.currentTime > 0.2 ? "played" : "started"}} ${{v.videoWidth}} wide`
 v.onerror = () => o.textContent = "error " + v.error.message
 v.play()
 </script>"""
