@@ -76,13 +76,13 @@ run("extract", "--videos", videos, "--output", features, *networks, "--frames-pe
 # --------
 # The videos are divided into train, val and test, unless the labels have a column ``split``. The trained network keeps
 # the names of the networks for frames and sound, so that it is never used on other features. So few videos are enough
-# for a first look only: compare the accuracy with that of constant answers and of a linear probe, which are printed, too.
+# for a first look only: compare the accuracy with those of constant answers and of a linear probe, also in the table.
 #
 # .. code-block:: sh
 #
 #    python examples/ave_cmran.py train --data features --labels path/to/videos/labels.csv --output runs/mine
 
-run("train", "--data", features, "--labels", labels, "--epochs", 15, "--milestones", 12, "--output", directory / "mine")
+run("train", "--data", features, "--labels", labels, "--epochs", 20, "--output", directory / "mine")
 
 # %%
 # Prediction
