@@ -5,6 +5,7 @@ Axes: T segments of a second, H x W positions, C visual channels, A audio channe
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,10 +24,11 @@ from ave.results.annotation import Annotation, annotate_video
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
-from ave.videos.decoding import Sampling
+from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
 from ave.videos.progress import Progress
+from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
 __all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
@@ -240,6 +242,8 @@ def open_videos(
     if window is not None and window < 0:
         raise ValueError(f"--window must be 0 or more seconds, got {window}")
     found = find_videos(paths)
+    if importlib.util.find_spec("av") is None:
+        raise ValueError(NO_PYAV)
     known = model.features or AVE_FEATURES
     if model.features is None and model.categories != AVE_CATEGORIES and (visual is None or audio is None):
         raise ValueError("--visual and --audio must be given, as the network does not say what its features came from")
