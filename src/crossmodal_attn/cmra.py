@@ -31,6 +31,7 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import join_masks, zero_steps, zero_where
+from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
@@ -169,6 +170,8 @@ class CMRA(nn.Module):
             projection, separate from the query's. A list gives the width of each context; then each has its own
             projection, even if widths are equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
+        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. Default: None, for a
+            layer to which the order of its memory makes no difference.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -196,17 +199,20 @@ class CMRA(nn.Module):
         *,
         context_dim: int | Sequence[int] | None = None,
         include_query: bool = True,
+        rotary: RotaryTime | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_probability("dropout", dropout)
+        check_rotary(rotary)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
         self.context_dim = check_widths("context_dim", embed_dim if context_dim is None else context_dim)
         self.include_query = include_query
+        self.rotary = rotary
         factory: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         self.q_proj = nn.Linear(embed_dim, embed_dim, **factory)
         self.context_kv_proj: nn.Linear | None = None
@@ -315,6 +321,8 @@ class CMRA(nn.Module):
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        query_times: Tensor | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
         attn_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -328,6 +336,12 @@ class CMRA(nn.Module):
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
+            query_times: (T,) or (B, T), the time of each segment, for a layer with ``rotary``. Floating point or
+                integers, in the unit of its periods. A time at padding may be NaN. Give the times of all modalities or
+                of none. Without times, the query's segments are at 0, 1, ..., T - 1, and a context covers the same
+                span: its segment j of S is at j * T / S.
+            context_times: (S,) or (B, S). For several contexts, a list with the times of each, and None for a missing
+                modality.
             attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),
                 (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions that broadcast to (B, H, T, M). M
                 is the length of the whole memory.
@@ -340,9 +354,12 @@ class CMRA(nn.Module):
 
         Raises:
             ValueError: if no context is given, but the layer needs one: with ``include_query=False``, with a
-                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``.
+                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``. If times are given for some
+                modalities only, or without ``rotary``.
         """
-        contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
+        contexts, paddings, projections, times = self._check(
+            query, context, query_padding_mask, context_padding_mask, query_times, context_times
+        )
         contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
         query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
@@ -353,20 +370,13 @@ class CMRA(nn.Module):
             shape = (batch, self.num_heads, length, sum(lengths))
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
-        if self.context_kv_proj is None and self.context_kv_projs is None:
-            joined = self.kv_proj(torch.cat(memory, 1))
-        else:
-            if self.context_kv_proj is not None and contexts:
-                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
-            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
-            joined = torch.cat([*projected, self.kv_proj(query)] if self.include_query else projected, 1)
+        own = query if self.include_query else None
+        keys, values = self._project_memory(contexts, projections, own, times[: len(memory)])
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
-        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
-        queries, keys, values = (
-            rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
-            for projected in (projected_query, *joined.chunk(2, -1))
-        )
+        queries = self._split_heads(projected_query)
+        if self.rotary is not None:
+            queries = self.rotary(queries, times[-1])
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         attended = relation_attention(
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
@@ -376,18 +386,51 @@ class CMRA(nn.Module):
         # The output always comes from the fused kernel. The weights are computed separately, only on request.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
+    def _project_memory(
+        self, contexts: list[Tensor], projections: list[nn.Module], query: Tensor | None, times: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values (B, H, M, D) of the memory [contexts..., query].
+
+        Args:
+            contexts: features (B, S, width), zero at padding.
+            projections: the projection of each context.
+            query: (B, T, embed_dim), zero at padding, or None if it is not part of the memory.
+            times: for each of these (S,) or (B, S), by which ``rotary`` rotates the keys.
+        """
+        own = [] if query is None else [query]
+        if self.context_kv_proj is None and self.context_kv_projs is None:
+            joined = self.kv_proj(torch.cat([*contexts, *own], 1))
+        else:
+            if self.context_kv_proj is not None and contexts:
+                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
+            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
+            joined = torch.cat([*projected, *(self.kv_proj(features) for features in own)], 1)
+        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
+        keys, values = (self._split_heads(projected) for projected in joined.chunk(2, -1))
+        return keys if self.rotary is None else self.rotary(keys, join_times(times, keys)), values
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
+
     def _check(
         self,
         query: Tensor,
         context: Tensor | Sequence[Tensor | None] | None,
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module]]:
-        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections."""
+        query_times: Tensor | None,
+        context_times: Tensor | Sequence[Tensor | None] | None,
+    ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module], list[Tensor]]:
+        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections.
+
+        The last list has the times of these contexts, then of the query. It is empty without ``rotary``.
+        """
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        names, given, (masks,) = list_contexts(context, context_padding_mask=context_padding_mask)
+        names, given, (masks, stamps) = list_contexts(
+            context, context_padding_mask=context_padding_mask, context_times=context_times
+        )
         if isinstance(self.context_dim, tuple):
             check_contexts(given, self.context_dim, self)
         elif not given and self.context_kv_proj is not None:
@@ -398,7 +441,8 @@ class CMRA(nn.Module):
         contexts: list[Tensor] = []
         paddings: list[Tensor | None] = []
         projections: list[nn.Module] = []
-        for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
+        clocks: list[Clock] = []
+        for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
             if features is None:
                 continue
             if isinstance(self.context_dim, tuple):
@@ -413,16 +457,19 @@ class CMRA(nn.Module):
             contexts.append(features)
             paddings.append(padding)
             projections.append(projection)
+            clocks.append(Clock(f"context_times{name}", times, features, padding))
         if not contexts and not self.include_query:
             raise ValueError(
                 f"context must be given, since this CMRA was built with include_query=False, got {context}: a list may "
                 "contain None for missing modalities, but needs at least one tensor"
             )
-        return contexts, paddings, projections
+        clocks.append(Clock("query_times", query_times, query, query_padding_mask))
+        return contexts, paddings, projections, list_times(self, self.rotary, clocks)
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}, "
             f"context_dim={self.context_dim}, include_query={self.include_query}"
+            + ("" if self.rotary is None else f", rotary={self.rotary}")
         )
