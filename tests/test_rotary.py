@@ -199,35 +199,16 @@ def test_gradients(draw):
     assert torch.autograd.gradcheck(attend, inputs)
 
 
-def test_compiles_and_exports_with_dynamic_sizes(draw, assert_close):
-    """One graph, with and without times, serves every size."""
-    layer, call = fill_parameters(CMRA(26, 2, rotary=ROTARY).double()), call_with_context
-    sizes = [(2, 5, 7), (3, 7, 5), (7, 23, 11)]
-    for timed in (True, False):
-        counter = CompileCounterWithBackend("eager")
-        compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
-        for batch, length, other in sizes:
-            features = draw(batch, length, 26), draw(batch, other, 26)
-            arguments = (layer, features, (draw(length), draw(batch, other))) if timed else (layer, features)
-            assert_close(compiled(*arguments), call(*arguments))
-        assert counter.frame_count == 1
-    axes = [torch.export.Dim(name, max=2**20) for name in ("batch", "time", "other")]
-    batch, time, other = axes
-    shapes = {
-        "query": {0: batch, 1: time},
-        "context": {0: batch, 1: other},
-        "query_times": {0: time},
-        "context_times": {0: batch, 1: other},
-    }
-    program = None
-    for size in sizes:
-        own = dict(zip(axes, size, strict=True))
-        inputs = {
-            name: draw(*(own[axis] for axis in given.values()), *([26] if "times" not in name else []))
-            for name, given in shapes.items()
-        }
-        program = program or torch.export.export(layer, (), inputs, dynamic_shapes=shapes).module()
-        assert_close(program(**inputs), layer(**inputs))
+@pytest.mark.parametrize("timed", [True, False])
+def test_compiles_once_for_all_sizes(draw, assert_close, timed):
+    """Also where lengths are equal. ONNX export, with its own tests, shows that layers with times can be exported."""
+    layer, counter = fill_parameters(CMRA(26, 2, rotary=ROTARY).double()), CompileCounterWithBackend("eager")
+    compiled = torch.compile(call_with_context, fullgraph=True, dynamic=True, backend=counter)
+    for batch, length, other in [(2, 5, 7), (3, 11, 11)]:
+        features = draw(batch, length, 26), draw(batch, other, 26)
+        arguments = (layer, features, (draw(length), draw(batch, other))) if timed else (layer, features)
+        assert_close(compiled(*arguments), call_with_context(*arguments))
+    assert counter.frame_count == 1
 
 
 def test_vmap_is_a_loop(block, draw, assert_close):
@@ -283,6 +264,7 @@ SECONDS = torch.arange(5.0)
         (lambda: RotaryTime(max_period=math.inf), ValueError, "max_period must be greater than 0 and finite, got inf"),
         (lambda: RotaryTime(4, 2), ValueError, "max_period must be at least min_period=4, got 2"),
         (lambda: RotaryTime("4"), TypeError, "min_period must be a number, got str"),
+        (lambda: CMRA(8, 8, rotary=ROTARY), ValueError, "at least twice num_heads, got embed_dim=8 and num_heads=8"),
         (lambda: CMRA(8, 2, rotary=True), TypeError, "rotary must be a RotaryTime or None, got bool"),
         (
             lambda: InternalTemporalRelation(8, 2, 0, rotary=4.0),

@@ -206,7 +206,7 @@ class CMRA(nn.Module):
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_probability("dropout", dropout)
-        check_rotary(rotary)
+        check_rotary(rotary, embed_dim, num_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout

@@ -48,7 +48,7 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
     check_tensor("features", features)
     if features.dim() != 4:
         raise ValueError(f"features must have shape (batch, heads, time, width), got {tuple(features.shape)}")
-    check_dtype("features", features, "features need", features.dtype)
+    check_dtype("features", features, "features have", features.dtype)
     _check_times("times", times, (features.shape[0], features.shape[2]), features)
     _check_periods(min_period, max_period)
     return _rotate(features, times, min_period, max_period)
@@ -172,8 +172,7 @@ def _spread_times(query_length: int, features: Tensor) -> Tensor:
     """Return the starts of segments that cover the time of ``query_length`` segments of length 1."""
     length = features.shape[1]
     dtype = torch.promote_types(features.dtype, torch.float32)
-    steps = torch.arange(length, dtype=dtype, device=features.device)
-    return steps if length == query_length else steps * query_length / length
+    return torch.arange(length, dtype=dtype, device=features.device) * query_length / length
 
 
 def _widen_times(times: Tensor, like: Tensor) -> Tensor:
@@ -193,10 +192,17 @@ def _check_times(name: str, times: Tensor, shape: Sequence[int], like: Tensor) -
     check_device(name, times, "its features", like)
 
 
-def check_rotary(rotary: object) -> None:
-    """Check the option ``rotary`` of a layer."""
-    if rotary is not None and not isinstance(rotary, RotaryTime):
+def check_rotary(rotary: object, embed_dim: int, num_heads: int) -> None:
+    """Check the option ``rotary`` of a layer, whose heads must have at least one pair of channels to rotate."""
+    if rotary is None:
+        return
+    if not isinstance(rotary, RotaryTime):
         raise TypeError(f"rotary must be a RotaryTime or None, got {type(rotary).__name__}")
+    if embed_dim // num_heads < 2:
+        raise ValueError(
+            "rotary rotates pairs of channels of a head, so embed_dim must be at least twice num_heads, got "
+            f"embed_dim={embed_dim} and num_heads={num_heads}"
+        )
 
 
 def _check_periods(min_period: float, max_period: float) -> None:
