@@ -12,7 +12,7 @@ from ave.checkpoints import Checkpoints
 from ave.data.batches import evaluation_loader
 from ave.data.opening import read_set
 from ave.networks.cmran import CMRAN
-from ave.results.metrics import Epoch, best_test, chosen, segment_accuracy
+from ave.results.metrics import Epoch, best_test, choose_epoch, segment_accuracy
 from ave.train import TrainConfig, main
 from ave_release import write_release
 from running import SMALL
@@ -97,7 +97,7 @@ def test_the_network_has_the_weights_that_are_best_on_val(data, tmp_path):
 def test_chosen_is_the_first_of_equals():
     accuracies = [(0.2, 0.3), (0.4, 0.1), (0.4, 0.3)]
     history = [Epoch(number, 0.1, 0.2, *pair) for number, pair in enumerate(accuracies, 1)]
-    assert (chosen(history).epoch, best_test(history).epoch) == (2, 1)
+    assert (choose_epoch(history).epoch, best_test(history).epoch) == (2, 1)
 
 
 def test_the_learning_rate_is_halved_after_these_epochs(data, setting, tmp_path, monkeypatch):

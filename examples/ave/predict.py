@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ave import checking_input
-from ave.data.batches import EVALUATION_BATCH, Batch, Loader, Part, Shares, Videos
+from ave.data.batches import Batch, Loader, Part, Shares, Videos
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.npz import read_npz
 from ave.data.opening import read_features
@@ -212,7 +212,7 @@ def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
 def read_batches(data: AVEData, rows: Tensor, device: torch.device, description: str) -> Iterator[Batch]:
     """Yield batches of the given rows of a dataset, in order. A progress bar is shown on a terminal."""
     videos = Videos(Part(data.visual, data.audio, data.labels, rows, data.lengths))
-    batches = Loader(videos, Shares(len(videos), EVALUATION_BATCH, None, 0, 1), device, workers=0)
+    batches = Loader(videos, Shares(len(videos)), device)
     with tqdm(total=len(rows), desc=description, unit="video", disable=None, leave=False, dynamic_ncols=True) as bar:
         for batch in batches:
             yield batch
