@@ -24,6 +24,7 @@ from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.localizer import Decision, Localizer
+from ave.networks.registry import describe_network
 from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
@@ -92,7 +93,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         rows = torch.arange(len(data.audio)) if config.split is None else data.splits[config.split]
         check_features(data, rows, model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"{type(model).__name__}, {model.setting}, on {printable(config.data)}{split}"
+    title = f"{describe_network(model)}, on {printable(config.data)}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)

@@ -28,7 +28,7 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import Senses
 from ave.networks.localizer import Localizer, Recipe
-from ave.networks.registry import NETWORKS, PUBLISHED, PUBLISHED_CELLS, Network, find_recipe
+from ave.networks.registry import NETWORKS, PUBLISHED, PUBLISHED_CELLS, VARIANT, Network, find_recipe, network_title
 from ave.networks.variants import Guidance, Interaction, Relation
 from ave.reading import convert, expecting, read_json
 from ave.results.figures import draw_learning_curves
@@ -157,8 +157,7 @@ class TrainConfig:
 
     def variant(self) -> dict[str, Any]:
         """Return the arguments of the network that differ from its defaults."""
-        names = "as_published", "senses", "relation", "guidance", "interaction", "num_layers", "own_projections"
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in VARIANT}
         return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
 
     def check_resumes(self, saved: TrainConfig) -> None:
@@ -442,11 +441,10 @@ def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -
 
 def _title(config: TrainConfig, data: AVEData) -> str:
     """Return the title of tables and figures: the network, the setting, the variant and the dataset."""
-    name = "CMRAN" if config.network == "cmran" else config.network
-    parts = [name, config.setting, *(f"{name.replace('_', ' ')} {value}" for name, value in config.variant().items())]
+    title = network_title(config.network, config.setting, config.variant())
     if config.setting == "weak" and data.background_labels is None:
-        parts.append("no background videos")
-    return f"{', '.join(parts)}, on {data.describe(config.data)}"
+        title += ", no background videos"
+    return f"{title}, on {data.describe(config.data)}"
 
 
 def _describe_size(config: TrainConfig, recipe: Recipe, model: Localizer, output: Path) -> str:
