@@ -1,15 +1,13 @@
-"""Arrays in files: every way of reading gives the file's values, in every process, and damage is named."""
+"""Arrays in files: every way of reading returns the values in the file, and damage is named."""
 
 import errno
 import os
-import pickle
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ave.data import arrays
 from ave.data.arrays import StoredArray
@@ -75,36 +73,6 @@ def test_what_was_never_written_is_known(chunks, fill, tmp_path):
     with h5py.File(path, "a") as file:
         file["avadataset"][13, 4, 2] = 7.0
     assert not StoredArray(path).is_unwritten
-
-
-class RowsOfArray(Dataset):
-    """At the top of the module, as spawned workers unpickle it."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __len__(self):
-        return len(self.array)
-
-    def __getitem__(self, row):
-        assert self.array._opened[0] in (-1, os.getpid(), os.getppid())
-        values = self.array[[row]][0]
-        assert self.array._opened[0] == os.getpid()
-        return values
-
-
-@pytest.mark.parametrize(("method", "layout"), [("fork", "contiguous"), ("fork", "numpy"), ("spawn", "contiguous")])
-def test_workers_open_the_file_for_themselves(method, layout, tmp_path):
-    array = StoredArray(write(tmp_path / "array.h5", layout))
-    loader = DataLoader(RowsOfArray(array), 4, num_workers=2, multiprocessing_context=method)
-    np.testing.assert_array_equal(torch.cat(list(loader)), VALUES)
-    np.testing.assert_array_equal(array[:], VALUES)
-
-
-def test_pickling_takes_no_handle_along(array):
-    copy = pickle.loads(pickle.dumps(array))  # noqa: S301
-    assert copy._opened == (-1, None)
-    np.testing.assert_array_equal(copy[[5]], VALUES[[5]])
 
 
 @pytest.mark.parametrize(
@@ -270,11 +238,3 @@ def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
         array[[22]]
     with pytest.raises(ValueError, match=r"array\.npy is truncated or damaged from row"):
         list(array.blocks())
-
-
-def test_a_file_that_is_replaced_while_it_is_not_open(tmp_path):
-    """As a worker process finds it, which opens it anew."""
-    copy = pickle.dumps(StoredArray(write(tmp_path / "array.h5")))
-    (tmp_path / "array.h5").write_bytes(b"other")
-    with pytest.raises(OSError, match=r"array\.h5 is truncated or damaged: .* a file of another kind"):
-        pickle.loads(copy)[[1]]  # noqa: S301
