@@ -1,4 +1,4 @@
-"""Every command has its output for itself, never creates it anew, and follows no link in it."""
+"""Output directories: one process at a time, never created again if they disappear, and links are not followed."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_an_output_in_use_is_refused(command, release, trained, tmp_path, capsys
 
 @pytest.mark.parametrize(("moment", "epochs"), [("save", 2), ("save", 1), ("network", 1), ("start", 1)])
 def test_a_run_whose_directory_is_renamed_ends(moment, epochs, release, tmp_path, monkeypatch, capsys):
-    """After the first checkpoint, so that the next fails, or the network, or the report or the next seed."""
+    """The directory is renamed before the next checkpoint, the saved network, the report or the next seed."""
     output = tmp_path / "run"
     owner, name = (training, "write_predictions") if moment == "network" else (Checkpoints, moment)
     original = getattr(owner, name)
