@@ -6,7 +6,8 @@
 - ``results``: metrics, tables, figures, files
 - ``checkpoints``: the checkpoints of a run; ``devices``: the device, and measuring its time and memory
 - ``stopping``: signals and failures that end a run early
-- ``reading``, ``printing``: files and names that may be damaged or malicious
+- ``videos``: the networks that turn frames and sound into features
+- ``reading``, ``tensor_files``, ``printing``: files and names that may be damaged or malicious
 """
 
 from __future__ import annotations

@@ -17,13 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ave import checking_input
-from ave.data.batches import EVALUATION_BATCH, Batch, Loader, Part, Shares, Videos
+from ave.data.batches import Batch, Loader, Part, Shares, Videos
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.npz import read_npz
 from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
 from ave.networks import load_network
 from ave.networks.localizer import Decision, Localizer
+from ave.networks.registry import describe_network
 from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
@@ -92,7 +93,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         rows = torch.arange(len(data.audio)) if config.split is None else data.splits[config.split]
         check_features(data, rows, model)
     split = "" if config.split is None else f", {config.split} split"
-    title = f"{type(model).__name__}, {model.setting}, on {printable(config.data)}{split}"
+    title = f"{describe_network(model)}, on {printable(config.data)}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
@@ -212,7 +213,7 @@ def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
 def read_batches(data: AVEData, rows: Tensor, device: torch.device, description: str) -> Iterator[Batch]:
     """Yield batches of the given rows of a dataset, in order. A progress bar is shown on a terminal."""
     videos = Videos(Part(data.visual, data.audio, data.labels, rows, data.lengths))
-    batches = Loader(videos, Shares(len(videos), EVALUATION_BATCH, None, 0, 1), device, workers=0)
+    batches = Loader(videos, Shares(len(videos)), device)
     with tqdm(total=len(rows), desc=description, unit="video", disable=None, leave=False, dynamic_ncols=True) as bar:
         for batch in batches:
             yield batch

@@ -102,7 +102,7 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
 
 
 def _autocasts(query: Tensor) -> bool:
-    """Return whether autocast converts the inputs of attention, which it does except from float64."""
+    """Return whether autocast converts the inputs of attention. It converts all dtypes except float64."""
     device = query.device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return enabled and query.dtype != torch.float64
@@ -142,7 +142,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
 
 
 def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
-    """Copy rows of parameters into one parameter, which is frozen if all of them are."""
+    """Copy rows of parameters into one parameter, and freeze it if all sources are frozen."""
     return nn.Parameter(
         torch.cat([parameter[rows] for parameter in parameters]),
         any(parameter.requires_grad for parameter in parameters),

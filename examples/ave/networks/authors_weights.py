@@ -8,18 +8,16 @@ and then no weight is changed.
 from __future__ import annotations
 
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ave import Setting
 from ave.networks.cmran import CMRAN
-from ave.reading import check_regular
+from ave.tensor_files import check_state_dict, check_stored, load_tensors
 from crossmodal_attn import AGSCA, AVInteraction, CrossModalRelation
 
 __all__ = ["load_official_state_dict", "read_official"]
@@ -84,13 +82,10 @@ def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
         ValueError: if the file is not a checkpoint, holds objects other than tensors, numbers and text, or does not fit
             CMRAN.
     """
-    content = _load_tensors(path)
+    content = load_tensors(path)
     try:
-        state_dict = _check(content.get("state_dict", content) if isinstance(content, Mapping) else content)
-        for name, value in state_dict.items():  # a few bytes can declare a tensor of any size
-            plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-            if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-                raise ValueError(f"{name} of shape {tuple(value.shape)}, which is not stored in full")
+        state_dict = check_state_dict(content.get("state_dict", content) if isinstance(content, Mapping) else content)
+        check_stored(state_dict)
         for name in (CATEGORY_HEAD, VIDEO_PROJECTION, AUDIO_PROJECTION):
             if name not in state_dict or state_dict[name].dim() != 2:
                 raise ValueError(f"no matrix {name}")
@@ -106,30 +101,6 @@ def read_official(path: Path, categories: Sequence[str] | None = None) -> CMRAN:
         return load_official_state_dict(model, state_dict).eval()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a checkpoint of the authors' CMRAN, got: {error}") from error
-
-
-def _load_tensors(path: Path) -> Any:
-    """Load a file without running any code in it."""
-    if path.exists():
-        check_regular(path)
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > path.stat().st_size:  # torch never compresses
-                raise zipfile.BadZipFile
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats that raise an error below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error.strerror}") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # the unpickler raises many types of error at damaged bytes
-        came = "something else"
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            came = f"{refused[1]}, refused because loading it could run code: save the network's state_dict() alone"
-        raise ValueError(f"{path} must be a complete checkpoint of tensors only, by torch.save, got {came}") from error
 
 
 def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> Layer:
@@ -149,7 +120,7 @@ def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> 
         ValueError: if parameters are missing, unexpected or of another shape. The message lists them, and no weight is
             changed.
     """
-    state_dict = _check(state_dict)
+    state_dict = check_state_dict(state_dict)
     kind = next((kind for kind in PLACES if isinstance(layer, kind)), None)
     if kind is None:
         expected = "a CMRAN, AGSCA, AVInteraction or CrossModalRelation"
@@ -180,20 +151,6 @@ def load_official_state_dict(layer: Layer, state_dict: Mapping[str, Tensor]) -> 
     copies = {name: part.to(ours[name].dtype, copy=True) for name, part in parts.items()}
     layer.load_state_dict(copies, assign=any(value.is_meta for value in ours.values()))
     return layer
-
-
-def _check(state_dict: object) -> dict[str, Tensor]:
-    """Check that a state dict maps names to tensors, and remove the prefix of ``DataParallel`` if all names have it.
-
-    The usual mistake is to pass a whole checkpoint, which holds more than the state dict.
-    """
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}")
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise TypeError(f"state_dict must map names to tensors, got {type(value).__name__} at {name!r}")
-    prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
-    return {name.removeprefix(prefix): value for name, value in state_dict.items()}
 
 
 def _take(name: str, value: Tensor) -> Tensor:

@@ -1,0 +1,324 @@
+"""Decode a video to the frames and the sound of each of its seconds, without holding more than a few seconds.
+
+Frames are sampled by time and resized as for the AVE release: in RGB, to a square, bilinear without antialiasing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ave.printing import printable
+from ave.videos.containers import (
+    LONGEST_STILL,
+    Damage,
+    find_audio,
+    find_video,
+    open_video,
+    orient,
+    timed_frames,
+    use_threads,
+)
+from ave.videos.sound import Sound
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+
+__all__ = ["Sampling", "Second", "VideoInfo", "describe", "read_frames", "read_seconds"]
+
+RELEASE_SECONDS = 10
+"""Seconds into which the rule of the release divides every clip."""
+NOTABLE = 0.5
+"""Seconds by which a video may be shorter than its header says, without a remark."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a video is sampled.
+
+    Attributes:
+        frames_per_second: frames of each second. Frame k of second s is the last one that is shown by the time
+            s + k / frames_per_second after the first frame.
+        size: height and width of the frames, in pixels. The ratio of height to width is not kept.
+        rate: samples of the waveform in a second.
+        context: seconds of sound before and after each second that belong to its waveform. Without context, each
+            second is resampled alone.
+        normalize_peak: whether to divide the sound by its largest magnitude in the file.
+        as_release: sample as the scripts of the AVE release, for clips of 10 s: divide n frames into 10 seconds of
+            n // 10 frames each, whatever their times.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    frames_per_second: int = 16
+    size: int = 224
+    rate: int = 16_000
+    context: float = 0.0
+    normalize_peak: bool = False
+    as_release: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames_per_second", "size", "rate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.context < float("inf"):
+            raise ValueError(f"context must be a number of seconds from 0, got {self.context}")
+
+
+class Second(NamedTuple):
+    """A second of a video.
+
+    Attributes:
+        frames: uint8 of shape (frames_per_second, 3, size, size), RGB.
+        waveform: float32 of shape (round(rate * (1 + 2 * context)),), mono, from -1 to 1.
+    """
+
+    frames: Tensor
+    waveform: Tensor
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the headers and the first frame of a video say.
+
+    Attributes:
+        duration: length of the video stream in seconds, or of the file, or None if the file does not say it.
+        fps: average frames per second, or None.
+        width: width of the frames in pixels, after rotation.
+        height: their height.
+        rotation: degrees by which the frames are rotated clockwise to be shown: 0, 90, 180 or 270.
+        rate: samples of sound in a second, or None without sound.
+        channels: channels of sound, or None.
+        start: time of the first frame in the file, in seconds after the start of the file.
+    """
+
+    duration: float | None
+    fps: float | None
+    width: int
+    height: int
+    rotation: int
+    rate: int | None
+    channels: int | None
+    start: float
+
+
+def read_seconds(
+    path: Path, sampling: Sampling, remark: Callable[[str], None], *, alive: Callable[[], None] = lambda: None
+) -> Iterator[Second]:
+    """Decode a video second by second.
+
+    There are as many seconds as the video stream covers by at least a half, and at least one. Where there is no sound,
+    there is silence.
+
+    Args:
+        path: the file.
+        sampling: frames and sound of a second.
+        remark: called with a line about each thing that is unusual, such as damaged packets.
+        alive: called often while the whole file is read before the first second, as some samplings need.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is no video that can be decoded.
+    """
+    damage = Damage()
+    with ExitStack() as stack:
+        container = stack.enter_context(open_video(path))
+        stream = find_video(container, path)
+        use_threads(stream)
+        track = _Track(timed_frames(container, stream, path, damage))
+        if track.start is None:
+            packets = f" ({damage.packets} damaged packets)" if damage.packets else ""
+            raise ValueError(f"no frame of {printable(path)} can be decoded{packets}")
+        sound = Sound(
+            path, track.start, sampling.rate, sampling.context, sampling.normalize_peak, damage, remark, alive
+        )
+        stack.callback(sound.close)
+        timed = track.by_index(_count(path, alive)) if sampling.as_release else track.by_time()
+        seconds = 0
+        for frames in _sample(timed, sampling):
+            yield Second(frames, torch.from_numpy(next(sound)))
+            seconds += 1
+        sound.finish(min(seconds, float(track.end)))
+        _compare_end(float(track.end), seconds, _header_duration(container, stream), sampling, remark)
+    for line in damage.remarks():
+        remark(line)
+
+
+def read_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Decode all frames of a video in full size, to draw on them.
+
+    Yields:
+        The time in the file in seconds (the first one need not be 0), and RGB of shape (height, width, 3), after
+        rotation.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it has no video stream.
+    """
+    with open_video(path) as container:
+        stream = find_video(container, path)
+        use_threads(stream)
+        rgb = RGB()
+        for time, frame in timed_frames(container, stream, path, Damage()):
+            yield float(time), np.ascontiguousarray(orient(frame, rgb(frame)))
+
+
+def describe(path: Path) -> VideoInfo:
+    """Read the headers of a video, and decode its first frame.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is no video that can be decoded.
+    """
+    with open_video(path) as container:
+        stream, audio = find_video(container, path), find_audio(container)
+        first = next(timed_frames(container, stream, path, Damage()), None)
+        if first is None:
+            raise ValueError(f"no frame of {printable(path)} can be decoded")
+        time, frame = first
+        height, width, _ = orient(frame, np.broadcast_to(np.uint8(0), (frame.height, frame.width, 3))).shape
+        return VideoInfo(
+            duration=_header_duration(container, stream),
+            fps=None if stream.average_rate is None else float(stream.average_rate),
+            width=width,
+            height=height,
+            rotation=round(-frame.rotation / 90) % 4 * 90,
+            rate=None if audio is None else audio.codec_context.sample_rate,
+            channels=None if audio is None else audio.codec_context.channels,
+            start=float(time - Fraction(container.start_time or 0, 1_000_000)),
+        )
+
+
+class _Track:
+    """The frames of a video stream, by their times after the first one.
+
+    Attributes:
+        start: time of the first frame in the file, or None if no frame can be decoded.
+        end: time at which the last frame ends, after the first one. It is known when all frames were read.
+    """
+
+    def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]]) -> None:
+        first = next(frames, None)
+        self.start = None if first is None else first[0]
+        self.end = Fraction(0)
+        self._frames = frames if first is None else chain([first], frames)
+
+    def by_time(self) -> Iterator[tuple[Fraction, VideoFrame | None]]:
+        """Yield the time of each frame and the frame, and at last the end and None."""
+        start = time = self.start or Fraction(0)
+        before, frame = Fraction(1, 25), None
+        for stamp, frame in self._frames:
+            before, time = stamp - time or before, stamp
+            yield time - start, frame
+        last = before
+        if frame is not None and frame.duration and frame.time_base:
+            last = min(frame.duration * frame.time_base, Fraction(LONGEST_STILL))
+        self.end = time - start + last
+        yield self.end, None
+
+    def by_index(self, count: int) -> Iterator[tuple[Fraction, VideoFrame | None]]:
+        """Yield frames as if each of 10 seconds had a tenth of them: the rule of the release.
+
+        Args:
+            count: number of frames of the stream.
+        """
+        each = count // RELEASE_SECONDS
+        for index, (_, frame) in enumerate(self.by_time()):
+            if frame is not None and index < max(1, each * RELEASE_SECONDS):
+                yield Fraction(index, each or 1), frame
+        yield Fraction(RELEASE_SECONDS), None
+
+
+def _sample(timed: Iterator[tuple[Fraction, VideoFrame | None]], sampling: Sampling) -> Iterator[Tensor]:
+    """Yield the frames of each second that is covered by at least a half.
+
+    Args:
+        timed: times and frames in ascending order, and at last the end and None.
+        sampling: number and size of the frames.
+    """
+    number, size = sampling.frames_per_second, sampling.size
+    resizer = _Resizer(size)
+    shown: VideoFrame | None = None
+    second = filled = 0
+    images = np.empty((number, 3, size, size), np.uint8)
+    for time, frame in timed:
+        # At the end, the last second is complete or left out.
+        limit = time if frame is not None else Fraction(max(1, floor(time + Fraction(1, 2))))
+        image: NDArray[np.float32] | None = None
+        while shown is not None:
+            if filled == number:
+                if second + Fraction(1, 2) > limit:
+                    break
+                yield torch.from_numpy(images)
+                images, second, filled = np.empty_like(images), second + 1, 0
+            if second + Fraction(filled, number) >= limit:
+                break
+            if image is None:
+                image = resizer(shown)
+            images[filled] = image
+            filled += 1
+        shown = frame
+
+
+class _Resizer:
+    """Convert frames to squares in RGB, of shape (3, size, size), with whole numbers."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rgb = RGB()
+        self._pixels = torch.empty(0)
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
+        """Return a frame as it is shown, squashed to the square."""
+        image = torch.from_numpy(self._rgb(frame))
+        if self._pixels.shape != image.shape:
+            self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
+        square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
+        return orient(frame, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+
+
+def _resize(image: Tensor, size: int) -> Tensor:
+    """Return an image of shape (channels, height, width) as (channels, size, size), rounded."""
+    # Scaling by FFmpeg, or with antialiasing, would give other features.
+    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=False)[0].round_()
+
+
+def _count(path: Path, alive: Callable[[], None]) -> int:
+    """Return the number of frames that can be decoded."""
+    with open_video(path) as container:
+        stream = find_video(container, path)
+        use_threads(stream)
+        return sum(1 for _ in timed_frames(container, stream, path, Damage(alive=alive)))
+
+
+def _header_duration(container: InputContainer, stream: Any) -> float | None:
+    """Return the seconds that the video stream lasts, or else the whole file, as the headers say."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / 1_000_000
+
+
+def _compare_end(
+    end: float, seconds: int, header: float | None, sampling: Sampling, remark: Callable[[str], None]
+) -> None:
+    """Tell where the length of a video is not what one would expect."""
+    if header is not None and header - end > NOTABLE:
+        remark(f"the picture ends at {end:.2f} s, though the header says {header:.2f} s: the file may be truncated")
+    if sampling.as_release and abs(end - seconds) > NOTABLE:
+        remark(f"the video lasts {end:.2f} s: the rule of the release spreads its frames over {seconds} s")
+    elif end < 0.5:
+        remark(f"the video lasts only {end:.2f} s: the last frame and silence fill its single second")

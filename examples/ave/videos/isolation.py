@@ -1,0 +1,336 @@
+"""Decode videos in a child process, because a damaged or malicious file may crash a decoder, or never let it end.
+
+The child decodes ahead while its parent works. It is kept for the next video, and ends with its parent. The two talk
+in messages of a kind, a size and bytes, which can hold nothing but numbers and text.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+import torch
+
+from ave.printing import printable
+from ave.stopping import lacks_memory
+from ave.videos.decoding import Sampling, Second, VideoInfo, describe, read_seconds
+
+__all__ = ["MEMORY", "TIMEOUT", "describe_isolated", "read_seconds_isolated", "serve", "stop_children"]
+
+TIMEOUT = 120.0
+"""Seconds that the child may take for a second of a video."""
+MEMORY = 4 << 30
+"""Bytes that the child may take for a video, where the system can limit it (Linux)."""
+AHEAD = 64 << 20
+"""Bytes of seconds that the child decodes in advance. It is at least one second in advance."""
+LONGEST_TEXT = 1 << 16
+START = "import sys; sys.path[:] = sys.argv[1:]; from ave.videos.isolation import serve; serve()"
+
+_idle: list[_Child] = []
+
+
+def read_seconds_isolated(
+    path: Path,
+    sampling: Sampling,
+    remark: Callable[[str], None],
+    *,
+    timeout: float = TIMEOUT,
+    memory: int | None = MEMORY,
+) -> Iterator[Second]:
+    """Decode a video second by second in a child process, as :func:`ave.videos.decoding.read_seconds` does.
+
+    Args:
+        path: the file.
+        sampling: frames and sound of a second.
+        remark: called with a line about each thing that is unusual.
+        timeout: most seconds for a second of the video.
+        memory: most bytes for the video, or None for any number. Other systems than Linux ignore it.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is no video that can be decoded, or the decoder crashes or exceeds a limit.
+    """
+    frames = sampling.frames_per_second * 3 * sampling.size**2
+    samples = round(sampling.rate * (1 + 2 * sampling.context))
+    for kind, content in _ask(path, timeout, memory, sampling=asdict(sampling)):
+        if kind == b"R":
+            remark(_read_text(content))
+        elif kind == b"S" and len(content) == frames + 4 * samples:
+            yield Second(
+                torch.from_numpy(
+                    np.frombuffer(content, np.uint8, frames).reshape(
+                        sampling.frames_per_second, 3, sampling.size, sampling.size
+                    )
+                ),
+                torch.from_numpy(np.frombuffer(content, np.float32, samples, frames)),
+            )
+
+
+def describe_isolated(path: Path, *, timeout: float = TIMEOUT, memory: int | None = MEMORY) -> VideoInfo:
+    """Read the headers and the first frame of a video in a child process.
+
+    Args:
+        path: the file.
+        timeout: most seconds.
+        memory: most bytes, or None for any number. Other systems than Linux ignore it.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is no video that can be decoded, or the decoder crashes or exceeds a limit.
+    """
+    (content,) = [content for kind, content in _ask(path, timeout, memory, sampling=None) if kind == b"I"]
+    return VideoInfo(**json.loads(content))
+
+
+def stop_children() -> None:
+    """End the child processes that wait for the next video."""
+    while _idle:
+        _idle.pop().stop()
+
+
+def _ask(path: Path, timeout: float, memory: int | None, **request: Any) -> Iterator[tuple[bytes, bytearray]]:
+    """Send a request to a child, and yield its messages up to the last one."""
+    child = None
+    while child is None or not child.is_usable():
+        child = _idle.pop() if _idle else _Child()
+    finished = False
+    try:
+        child.send({"path": str(path), "directory": os.getcwd(), "memory": memory, **request})
+        while True:
+            kind, content = child.receive(path, timeout)
+            if kind == b"D":
+                finished = True
+                return
+            if kind == b"E":
+                finished = True
+                _raise(json.loads(content))
+            if kind == b"M":
+                limit = f" of {memory >> 20} MiB" if memory is not None else ""
+                raise ValueError(f"decoding {printable(path)} takes more memory than the limit{limit}")
+            if kind == b"F":
+                raise RuntimeError(f"the child process that decodes failed:\n{_read_text(content)}")
+            yield kind, content
+    finally:
+        if finished:
+            _idle.append(child)
+        else:
+            child.stop()
+
+
+def _read_text(content: bytes | bytearray) -> str:
+    """Return the text of a message."""
+    return content.decode(errors="backslashreplace")
+
+
+def _raise(error: list[Any]) -> NoReturn:
+    """Raise an error of a file that the child reported."""
+    kind, *arguments = error
+    raise OSError(*arguments) if kind == "OSError" else ValueError(*arguments)
+
+
+class _Child:
+    """A child process that decodes one video after another."""
+
+    def __init__(self) -> None:
+        if not _idle:
+            atexit.register(stop_children)
+        self._owner = os.getpid()
+        self._errors = tempfile.TemporaryFile()
+        self._late = False
+        paths = [path or os.getcwd() for path in sys.path]
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", START, *paths],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C reaches only the parent, which then ends the child
+        )
+
+    def is_usable(self) -> bool:
+        """Return whether it runs, and this process started it."""
+        return self._owner == os.getpid() and self._process.poll() is None
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Send a request."""
+        assert self._process.stdin is not None  # noqa: S101
+        with suppress(BrokenPipeError):  # receive tells why it ended
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def receive(self, path: Path, timeout: float) -> tuple[bytes, bytearray]:
+        """Return the kind and the content of the next message.
+
+        Raises:
+            ValueError: if there is none in time, or the child ends.
+        """
+        assert self._process.stdout is not None  # noqa: S101
+        timer = threading.Timer(timeout, self._stop_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            head = self._process.stdout.read(9)
+            content = bytearray(int.from_bytes(head[1:], "big"))
+            if len(head) == 9 and self._process.stdout.readinto(content) == len(content):
+                return head[:1], content
+        finally:
+            timer.cancel()
+        raise ValueError(f"{printable(path)} cannot be decoded: {self._find_reason(timeout)}")
+
+    def _stop_late(self) -> None:
+        """End the child because it takes too long."""
+        self._late = True
+        self._process.kill()
+
+    def _find_reason(self, timeout: float) -> str:
+        """Return in words why the child ended."""
+        code = self._process.wait()
+        if self._late:
+            return f"a second of it took more than {timeout:g} s"
+        self._errors.seek(0)
+        text = self._errors.read()[-LONGEST_TEXT:].decode(errors="backslashreplace").strip()
+        last = f": {printable(text.splitlines()[-1], 200)}" if text else ""
+        name = f"signal {-code}" if code < 0 else f"exit code {code}"
+        with suppress(ValueError):
+            name = signal.Signals(-code).name
+        return f"the decoder crashed ({name}){last}"
+
+    def stop(self) -> None:
+        """End the process, if this one started it."""
+        if self._owner == os.getpid():
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+
+def serve() -> None:
+    """Answer the requests of the parent process on standard input, until it closes that."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints is not part of the answer
+    requests: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_take_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    torch.set_num_threads(1)
+    while True:
+        _Answer(json.loads(requests.get()), answers).give()
+
+
+def _take_requests(stream: BinaryIO, requests: queue.Queue[bytes]) -> None:
+    """Pass on the requests, and end this process with the parent, whatever the decoder is doing."""
+    for line in stream:
+        requests.put(line)
+    os._exit(0)
+
+
+class _Answer:
+    """The messages about one request, which a thread writes while the decoder goes on."""
+
+    def __init__(self, request: dict[str, Any], stream: BinaryIO) -> None:
+        self._request = request
+        self._stream = stream
+        self._told = time.monotonic()
+        self._sampling = None if request["sampling"] is None else Sampling(**request["sampling"])
+        size = 1 if self._sampling is None else self._sampling.frames_per_second * 3 * self._sampling.size**2
+        self._messages: queue.Queue[tuple[bytes, list[Any]] | None] = queue.Queue(max(1, min(AHEAD // size, 1000)))
+
+    def give(self) -> None:
+        """Decode what the request names, and send all messages."""
+        writer = threading.Thread(target=self._write, daemon=True)
+        writer.start()
+        os.chdir(self._request["directory"])
+        try:
+            _limit_memory(self._request["memory"])
+            self._decode(Path(self._request["path"]))
+        except Exception as error:
+            self._tell(error)
+        finally:
+            _limit_memory(None)
+        self._messages.put(None)
+        writer.join()
+
+    def _decode(self, path: Path) -> None:
+        """Decode a video, or only describe it."""
+        if self._sampling is None:
+            self._put(b"I", json.dumps(asdict(describe(path))).encode())
+        else:
+            for frames, waveform in read_seconds(path, self._sampling, self._remark, alive=self._be_alive):
+                self._put(b"S", frames.numpy().data.cast("B"), waveform.numpy().data.cast("B"))
+        self._put(b"D")
+
+    def _put(self, kind: bytes, *parts: Any) -> None:
+        """Append a message, as soon as there are not too many."""
+        self._messages.put((kind, list(parts)))
+
+    def _remark(self, text: str) -> None:
+        """Send a remark."""
+        self._put(b"R", text.encode(errors="backslashreplace")[:LONGEST_TEXT])
+
+    def _be_alive(self) -> None:
+        """Tell from time to time that the decoder goes on."""
+        if time.monotonic() - self._told > 1:
+            self._told = time.monotonic()
+            self._put(b"A")
+
+    def _tell(self, error: Exception) -> None:
+        """Send an error."""
+        if lacks_memory(error):
+            self._put(b"M")
+        elif isinstance(error, OSError):
+            known = [error.errno, error.strerror, error.filename and str(error.filename)]
+            self._put(b"E", json.dumps(["OSError", *(known if error.errno is not None else [str(error)])]).encode())
+        elif isinstance(error, ValueError):
+            self._put(b"E", json.dumps(["ValueError", str(error)]).encode())
+        else:
+            self._put(b"F", traceback.format_exc().encode(errors="backslashreplace")[-LONGEST_TEXT:])
+
+    def _write(self) -> None:
+        """Write the messages."""
+        try:
+            while (message := self._messages.get()) is not None:
+                kind, parts = message
+                self._stream.write(kind + sum(len(part) for part in parts).to_bytes(8, "big"))
+                for part in parts:
+                    _write_all(self._stream, part)
+        except OSError:  # the parent ended
+            os._exit(0)
+
+
+def _write_all(stream: BinaryIO, content: Any) -> None:
+    """Write bytes to a pipe, which takes as many as there is room for."""
+    view = memoryview(content)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def _limit_memory(memory: int | None) -> None:
+    """Limit the memory that this process takes in addition, where the system can do it."""
+    if sys.platform == "linux":
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = resource.RLIM_INFINITY if memory is None else taken + memory
+        if hard != resource.RLIM_INFINITY:
+            wanted = hard if memory is None else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
