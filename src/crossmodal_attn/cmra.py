@@ -7,7 +7,7 @@ Axes: B batch, H heads, T query length, M memory length, D width of a head.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import join_masks, zero_steps, zero_where
+from crossmodal_attn.memory import Memory, check_memory
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
@@ -311,7 +312,7 @@ class CMRA(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None = None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
@@ -324,7 +325,8 @@ class CMRA(nn.Module):
             query: (B, T, embed_dim).
             context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
                 list marks a modality that is missing from the batch. It takes no columns in ``attn_mask`` and the
-                weights. If the modality has its own projection, that gets no gradient.
+                weights. If the modality has its own projection, that gets no gradient. A :class:`Memory` of this layer
+                may stand for each context; and after the contexts, a memory of the query's past, see :meth:`remember`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -343,30 +345,23 @@ class CMRA(nn.Module):
                 ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``.
         """
         contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
-        contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
+        contexts = [
+            features if isinstance(features, Memory) else zero_steps(features, padding)
+            for features, padding in zip(contexts, paddings, strict=True)
+        ]
         query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
         paddings = [*paddings, query_padding_mask] if self.include_query else paddings
-        lengths = [features.shape[1] for features in memory]
+        lengths = [part.length if isinstance(part, Memory) else part.shape[1] for part in memory]
         batch, length = query.shape[:2]
         if attn_mask is not None:
             shape = (batch, self.num_heads, length, sum(lengths))
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
-        if self.context_kv_proj is None and self.context_kv_projs is None:
-            joined = self.kv_proj(torch.cat(memory, 1))
-        else:
-            if self.context_kv_proj is not None and contexts:
-                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
-            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
-            joined = torch.cat([*projected, self.kv_proj(query)] if self.include_query else projected, 1)
+        keys, values = self._project_memory(contexts, projections, query if self.include_query else None)
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
-        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
-        queries, keys, values = (
-            rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
-            for projected in (projected_query, *joined.chunk(2, -1))
-        )
+        queries = self._split_heads(projected_query)
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         attended = relation_attention(
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
@@ -376,49 +371,184 @@ class CMRA(nn.Module):
         # The output always comes from the fused kernel. The weights are computed separately, only on request.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
+    @overload
+    def remember(self, context: Tensor, *, context_padding_mask: Tensor | None = None, own: bool = False) -> Memory: ...
+
+    @overload
+    def remember(
+        self,
+        context: Sequence[Tensor | None],
+        *,
+        context_padding_mask: Sequence[Tensor | None] | None = None,
+    ) -> list[Memory | None]: ...
+
+    def remember(
+        self,
+        context: Tensor | Sequence[Tensor | None],
+        *,
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        own: bool = False,
+    ) -> Memory | list[Memory | None]:
+        """Project contexts once, for many calls of this layer, or for a stream that grows.
+
+        ``layer(query, layer.remember(context))`` is ``layer(query, context)``. The memory also holds the padding mask,
+        so ``context_padding_mask`` is not given again.
+
+        With ``own=True`` it is the query's past that is remembered, by the query's own key and value projection.
+        ``layer(segments, [*contexts, past])`` then attends to the memory [contexts..., past, segments]: what the layer
+        computes for these segments of the whole sequence under a causal mask, if the call for several segments at once
+        has a causal mask among them.
+
+        Changing the weights does not change a memory: remember again after a training step. With FSDP2, register the
+        method by :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
+
+        Args:
+            context: (B, S, context_dim); or a list or tuple, as in :meth:`forward`, where a None stays None. With
+                ``own=True`` (B, S, embed_dim).
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            own: whether ``context`` is the query's past. The layer must have ``include_query=True``.
+
+        Returns:
+            Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Examples:
+            >>> layer = CMRA(256, num_heads=4, context_dim=[128, 300])
+            >>> audio, text = layer.remember([torch.randn(2, 40, 128), torch.randn(2, 7, 300)])
+            >>> past = layer.remember(torch.randn(2, 9, 256), own=True)
+            >>> output, weights = layer(torch.randn(2, 1, 256), [audio, text, past], need_weights=True)
+            >>> weights.shape                                  # 40 of audio, 7 of text, 9 of the past, and itself
+            torch.Size([2, 4, 1, 57])
+        """
+        if own:
+            return self._remember_own(context, context_padding_mask)
+        if context is None:
+            check_tensor("context", context)
+        names, given, (masks,) = list_contexts(context, (Tensor, Memory), context_padding_mask=context_padding_mask)
+        if isinstance(self.context_dim, tuple):
+            check_contexts(given, self.context_dim, self)
+        memories: list[Memory | None] = []
+        for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
+            if features is None:
+                memories.append(None)
+            else:
+                projection = self._check_context(index, name, features, padding)
+                keys, values = self._project_memory([zero_steps(features, padding)], [projection], None)
+                memories.append(Memory(keys, values, padding))
+        return cast("Memory", memories[0]) if isinstance(context, Tensor) else memories
+
+    def _remember_own(self, features: Any, padding: Any) -> Memory:
+        if not self.include_query:
+            raise ValueError(
+                "own must be False, since this CMRA was built with include_query=False and has no projection for the "
+                "query's past, got True"
+            )
+        check_features("context", features, self.embed_dim, "embed_dim", self, self.kv_proj)
+        if padding is not None:
+            check_mask("context_padding_mask", padding, features.shape[:2], features)
+        keys, values = self._project_memory([], [], zero_steps(features, padding))
+        return Memory(keys, values, padding)
+
+    def _project_memory(
+        self, contexts: list[Any], projections: list[Any], query: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values (B, H, M, D) of the memory [contexts..., query].
+
+        Args:
+            contexts: features (B, S, width), zero at padding; or memories, which are projected already.
+            projections: the projection of each context, None for a memory.
+            query: (B, T, embed_dim), zero at padding, or None if it is not part of the memory.
+        """
+        if any(isinstance(context, Memory) for context in contexts):
+            parts = [
+                (context.keys, context.values)
+                if isinstance(context, Memory)
+                else self._project_memory([context], [projection], None)
+                for context, projection in zip(contexts, projections, strict=True)
+            ]
+            if query is not None:
+                parts.append(self._project_memory([], [], query))
+            if len(parts) == 1:
+                return parts[0]
+            return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
+        own = [] if query is None else [query]
+        if self.context_kv_proj is None and self.context_kv_projs is None:
+            joined = self.kv_proj(torch.cat([*contexts, *own], 1))
+        else:
+            if self.context_kv_proj is not None and contexts:
+                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
+            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
+            joined = torch.cat([*projected, *(self.kv_proj(features) for features in own)], 1)
+        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
+        keys, values = (self._split_heads(projected) for projected in joined.chunk(2, -1))
+        return keys, values
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
+
     def _check(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None,
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module]]:
-        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections."""
+    ) -> tuple[list[Tensor | Memory], list[Tensor | None], list[Any]]:
+        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections.
+
+        The projection of a memory is None.
+        """
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        names, given, (masks,) = list_contexts(context, context_padding_mask=context_padding_mask)
+        names, given, (masks,) = list_contexts(context, (Tensor, Memory), context_padding_mask=context_padding_mask)
         if isinstance(self.context_dim, tuple):
-            check_contexts(given, self.context_dim, self)
+            # After the contexts, a memory may hold the query's past.
+            past = len(given) > len(self.context_dim) and isinstance(given[-1], Memory)
+            check_contexts(given[:-1] if past else given, self.context_dim, self)
         elif not given and self.context_kv_proj is not None:
             raise ValueError(
                 f"context must be given, since this CMRA was built with context_dim={self.context_dim}, got {context}: "
                 "pass [None] if the modality is missing from this batch"
             )
-        contexts: list[Tensor] = []
+        contexts: list[Tensor | Memory] = []
         paddings: list[Tensor | None] = []
-        projections: list[nn.Module] = []
+        projections: list[Any] = []
         for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
             if features is None:
                 continue
-            if isinstance(self.context_dim, tuple):
-                width, option = self.context_dim[index], f"context_dim[{index}]"
+            if isinstance(features, Memory):
+                if padding is not None:
+                    raise ValueError(
+                        f"context_padding_mask{name} must be None where context{name} is a Memory, which has its own "
+                        f"padding_mask, got {type(padding).__name__}"
+                    )
+                heads = (self.num_heads, self.embed_dim // self.num_heads)
+                check_memory(f"context{name}", features, query, self, heads)
+                projections.append(None)
+                paddings.append(features.padding_mask)
             else:
-                width, option = self.context_dim, "context_dim"
-            projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
-            check_features(f"context{name}", features, width, option, self, projection)
-            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
-            if padding is not None:
-                check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
+                projections.append(self._check_context(index, name, features, padding))
+                check_match(f"context{name}", features, {0: "batch size"}, "query", query)
+                paddings.append(padding)
             contexts.append(features)
-            paddings.append(padding)
-            projections.append(projection)
         if not contexts and not self.include_query:
             raise ValueError(
                 f"context must be given, since this CMRA was built with include_query=False, got {context}: a list may "
                 "contain None for missing modalities, but needs at least one tensor"
             )
         return contexts, paddings, projections
+
+    def _check_context(self, index: int, name: str, features: Tensor, padding: Tensor | None) -> nn.Module:
+        """Check one context and its padding mask, and return its projection."""
+        if isinstance(self.context_dim, tuple):
+            width, option = self.context_dim[index], f"context_dim[{index}]"
+        else:
+            width, option = self.context_dim, "context_dim"
+        projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
+        check_features(f"context{name}", features, width, option, self, projection)
+        if padding is not None:
+            check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
+        return projection
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""

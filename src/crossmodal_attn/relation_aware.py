@@ -5,7 +5,7 @@ Axes: B batch, T query length, S context length.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from crossmodal_attn._checks import (
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout, ReLUDropout
 from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.memory import Memory
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
 
@@ -101,7 +102,7 @@ class CrossModalRelation(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None = None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
@@ -123,7 +124,7 @@ class CrossModalRelation(nn.Module):
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the attention weights (B, H, T, M).
         """
-        attending = self._normalize(query, query_padding_mask) if self.norm_first else query
+        attending = self._normalize("query", query, query_padding_mask) if self.norm_first else query
         result = self.attention(
             attending,
             context,
@@ -140,12 +141,49 @@ class CrossModalRelation(nn.Module):
         output = output if self.norm_first else self.norm2(output)
         return output if weights is None else (output, weights)
 
-    def _normalize(self, query: Tensor, query_padding_mask: Tensor | None) -> Tensor:
-        """Check the query and its mask before the attention does, and return the normalized query."""
-        check_features("query", query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
-        if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        normalized: Tensor = self.norm1(zero_steps(query, query_padding_mask))
+    @overload
+    def remember(self, context: Tensor, *, context_padding_mask: Tensor | None = None, own: bool = False) -> Memory: ...
+
+    @overload
+    def remember(
+        self, context: Sequence[Tensor | None], *, context_padding_mask: Sequence[Tensor | None] | None = None
+    ) -> list[Memory | None]: ...
+
+    def remember(
+        self,
+        context: Any,
+        *,
+        context_padding_mask: Any = None,
+        own: bool = False,
+    ) -> Memory | list[Memory | None]:
+        """Project contexts, or the query's past, once: see :meth:`CMRA.remember`.
+
+        With ``norm_first`` the query's past is normalized first, as the query is. Give the query as this block gets it.
+
+        Args:
+            context: as in :meth:`CMRA.remember`.
+            context_padding_mask: as in :meth:`CMRA.remember`.
+            own: whether ``context`` is the query's past.
+
+        Returns:
+            Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Examples:
+            >>> block = CrossModalRelation(256, num_heads=4)
+            >>> past = block.remember(torch.randn(2, 9, 256), own=True)
+            >>> block(torch.randn(2, 1, 256), past).shape
+            torch.Size([2, 1, 256])
+        """
+        if own and self.norm_first:
+            context = self._normalize("context", context, context_padding_mask)
+        return self.attention.remember(context, context_padding_mask=context_padding_mask, own=own)
+
+    def _normalize(self, name: str, query: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Check a query and its mask before the attention does, and return the normalized query."""
+        check_features(name, query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
+        if padding_mask is not None:
+            check_mask(f"{name}_padding_mask", padding_mask, query.shape[:2], query)
+        normalized: Tensor = self.norm1(zero_steps(query, padding_mask))
         return normalized
 
 
@@ -394,7 +432,7 @@ class RelationAware(nn.Module):
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
         """Check the contexts and their masks, and return contexts, padding masks and attention masks as lists."""
         names, contexts, (paddings, masks) = list_contexts(
-            context, context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
         )
         widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
         check_contexts(contexts, self.context_dim, self)
