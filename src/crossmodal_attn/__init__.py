@@ -8,6 +8,7 @@ from crossmodal_attn.masks import padding_mask, zero_padding
 from crossmodal_attn.memory import Memory
 from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
+from crossmodal_attn.rotary import RotaryTime, rotate_by_time
 from crossmodal_attn.windows import relation_mask
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InternalTemporalRelation",
     "Memory",
     "RelationAware",
+    "RotaryTime",
     "__version__",
     "channel_attention",
     "padding_mask",
@@ -26,6 +28,7 @@ __all__ = [
     "relation_mask",
     "relation_weights",
     "replace_multihead_attention",
+    "rotate_by_time",
     "spatial_attention",
     "summarize_relations",
     "zero_padding",

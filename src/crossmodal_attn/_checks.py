@@ -202,13 +202,13 @@ def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Te
 def list_contexts(
     context: object, single: tuple[type, ...] = (Tensor,), **masks: object
 ) -> tuple[list[str], list[Any], list[list[Any]]]:
-    """Return the contexts and, for each mask argument, one mask (or None) per context.
+    """Return the contexts and, for each mask argument, one mask (or None) per context. Times are given as masks are.
 
     Args:
         context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
         single: the types of a context that is not in a list. A named tuple among them is one context.
-        masks: the mask arguments by name. Each is None, or a mask if ``context`` is a tensor, or a list or tuple of
-            masks if ``context`` is a list or tuple.
+        masks: the mask arguments by name, and those of times. Each is None, or a mask if ``context`` is a tensor, or a
+            list or tuple of masks if ``context`` is a list or tuple.
 
     Returns:
         tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as
@@ -227,7 +227,8 @@ def list_contexts(
         )
     listed: list[list[Any]] = []
     for name, value in masks.items():
-        expected = f"a list with a mask or None for each context, {len(context)} in all"
+        entry = "times" if name.endswith("times") else "a mask"
+        expected = f"a list with {entry} or None for each context, {len(context)} in all"
         if value is not None and not isinstance(value, (list, tuple)):
             raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
         own = [None] * len(context) if value is None else list(value)

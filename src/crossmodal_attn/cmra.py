@@ -32,6 +32,7 @@ from crossmodal_attn._checks import (
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import join_masks, zero_steps, zero_where
 from crossmodal_attn.memory import Memory, check_memory
+from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
@@ -170,6 +171,8 @@ class CMRA(nn.Module):
             projection, separate from the query's. A list gives the width of each context; then each has its own
             projection, even if widths are equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
+        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. Default: None, for a
+            layer to which the order of its memory makes no difference.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -197,17 +200,20 @@ class CMRA(nn.Module):
         *,
         context_dim: int | Sequence[int] | None = None,
         include_query: bool = True,
+        rotary: RotaryTime | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_probability("dropout", dropout)
+        check_rotary(rotary)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
         self.context_dim = check_widths("context_dim", embed_dim if context_dim is None else context_dim)
         self.include_query = include_query
+        self.rotary = rotary
         factory: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         self.q_proj = nn.Linear(embed_dim, embed_dim, **factory)
         self.context_kv_proj: nn.Linear | None = None
@@ -316,6 +322,8 @@ class CMRA(nn.Module):
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        query_times: Tensor | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
         attn_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -326,10 +334,17 @@ class CMRA(nn.Module):
             context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
                 list marks a modality that is missing from the batch. It takes no columns in ``attn_mask`` and the
                 weights. If the modality has its own projection, that gets no gradient. A :class:`Memory` of this layer
-                may stand for each context; and after the contexts, a memory of the query's past, see :meth:`remember`.
+                may stand for each context, with its own padding and times; and after the contexts, a memory of the
+                query's past. See :meth:`remember`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
+            query_times: (T,) or (B, T), the time of each segment, for a layer with ``rotary``. Floating point or
+                integers, in the unit of its periods. A time at padding may be NaN. Give the times of all modalities or
+                of none. Without times, the query's segments are at 0, 1, ..., T - 1, and a context covers the same
+                span: its segment j of S is at j * T / S.
+            context_times: (S,) or (B, S). For several contexts, a list with the times of each, and None for a missing
+                modality.
             attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),
                 (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions that broadcast to (B, H, T, M). M
                 is the length of the whole memory.
@@ -342,9 +357,12 @@ class CMRA(nn.Module):
 
         Raises:
             ValueError: if no context is given, but the layer needs one: with ``include_query=False``, with a
-                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``.
+                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``. If times are given for some
+                modalities only, or without ``rotary``.
         """
-        contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
+        contexts, paddings, projections, times = self._check(
+            query, context, query_padding_mask, context_padding_mask, query_times, context_times
+        )
         contexts = [
             features if isinstance(features, Memory) else zero_steps(features, padding)
             for features, padding in zip(contexts, paddings, strict=True)
@@ -358,10 +376,14 @@ class CMRA(nn.Module):
             shape = (batch, self.num_heads, length, sum(lengths))
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
-        keys, values = self._project_memory(contexts, projections, query if self.include_query else None)
+        own = query if self.include_query else None
+        join = self._join_memory if any(isinstance(part, Memory) for part in contexts) else self._project_memory
+        keys, values = join(contexts, projections, own, times[: len(memory)])
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
         queries = self._split_heads(projected_query)
+        if self.rotary is not None:
+            queries = self.rotary(queries, times[-1])
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         attended = relation_attention(
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
@@ -372,7 +394,14 @@ class CMRA(nn.Module):
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
     @overload
-    def remember(self, context: Tensor, *, context_padding_mask: Tensor | None = None, own: bool = False) -> Memory: ...
+    def remember(
+        self,
+        context: Tensor,
+        *,
+        context_padding_mask: Tensor | None = None,
+        context_times: Tensor | None = None,
+        own: bool = False,
+    ) -> Memory: ...
 
     @overload
     def remember(
@@ -380,6 +409,7 @@ class CMRA(nn.Module):
         context: Sequence[Tensor | None],
         *,
         context_padding_mask: Sequence[Tensor | None] | None = None,
+        context_times: Sequence[Tensor | None] | None = None,
     ) -> list[Memory | None]: ...
 
     def remember(
@@ -387,30 +417,36 @@ class CMRA(nn.Module):
         context: Tensor | Sequence[Tensor | None],
         *,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
         own: bool = False,
     ) -> Memory | list[Memory | None]:
         """Project contexts once, for many calls of this layer, or for a stream that grows.
 
-        ``layer(query, layer.remember(context))`` is ``layer(query, context)``. The memory also holds the padding mask,
-        so ``context_padding_mask`` is not given again.
+        ``layer(query, layer.remember(context))`` returns what ``layer(query, context)`` returns. The memory has its
+        padding and times, so ``context_padding_mask`` and ``context_times`` are not given again.
 
-        With ``own=True`` it is the query's past that is remembered, by the query's own key and value projection.
-        ``layer(segments, [*contexts, past])`` then attends to the memory [contexts..., past, segments]: what the layer
-        computes for these segments of the whole sequence under a causal mask, if the call for several segments at once
-        has a causal mask among them.
+        With ``own=True`` the context is the query's past, projected as the query itself. The memory of
+        ``layer(segments, [*contexts, past])`` is then [contexts..., past, segments], so that a stream gets the outputs
+        of the whole sequence under a causal mask. If it comes in several segments at a time, they need a causal mask
+        among them.
 
-        Changing the weights does not change a memory: remember again after a training step. With FSDP2, register the
-        method by :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
+        A memory has the weights of its time: remember again after a training step. With FSDP2, register this method by
+        :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
 
         Args:
-            context: (B, S, context_dim); or a list or tuple, as in :meth:`forward`, where a None stays None. With
-                ``own=True`` (B, S, embed_dim).
+            context: (B, S, context_dim), with ``own=True`` (B, S, embed_dim). Or a list or tuple, as in
+                :meth:`forward`, where a None stays None.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
-            own: whether ``context`` is the query's past. The layer must have ``include_query=True``.
+            context_times: (S,) or (B, S). A layer with ``rotary`` needs them, and then needs ``query_times`` in each
+                call with a memory. For several contexts, a list with the times of each.
+            own: whether ``context`` is the query's past. This needs ``include_query=True``.
 
         Returns:
             Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Raises:
+            ValueError: with ``own=True`` if the layer has ``include_query=False``; without times if it has ``rotary``.
 
         Examples:
             >>> layer = CMRA(256, num_heads=4, context_dim=[128, 300])
@@ -421,56 +457,72 @@ class CMRA(nn.Module):
             torch.Size([2, 4, 1, 57])
         """
         if own:
-            return self._remember_own(context, context_padding_mask)
+            return self._remember_own(context, context_padding_mask, context_times)
         if context is None:
             check_tensor("context", context)
-        names, given, (masks,) = list_contexts(context, (Tensor, Memory), context_padding_mask=context_padding_mask)
+        names, given, (masks, stamps) = list_contexts(
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_times=context_times
+        )
         if isinstance(self.context_dim, tuple):
             check_contexts(given, self.context_dim, self)
         memories: list[Memory | None] = []
-        for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
+        for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
             if features is None:
                 memories.append(None)
-            else:
-                projection = self._check_context(index, name, features, padding)
-                keys, values = self._project_memory([zero_steps(features, padding)], [projection], None)
-                memories.append(Memory(keys, values, padding))
+                continue
+            projection = self._check_context(index, name, features, padding)
+            checked = self._check_remembered_times(Clock(f"context_times{name}", times, features, padding))
+            projected = self._project_memory([zero_steps(features, padding)], [projection], None, checked)
+            memories.append(Memory(*projected, padding))
         return cast("Memory", memories[0]) if isinstance(context, Tensor) else memories
 
-    def _remember_own(self, features: Any, padding: Any) -> Memory:
+    def _remember_own(self, features: Any, padding: Any, times: Any) -> Memory:
         if not self.include_query:
             raise ValueError(
-                "own must be False, since this CMRA was built with include_query=False and has no projection for the "
-                "query's past, got True"
+                "own must be False, since this CMRA was built with include_query=False and does not attend to its query"
+                ", got True"
             )
         check_features("context", features, self.embed_dim, "embed_dim", self, self.kv_proj)
         if padding is not None:
             check_mask("context_padding_mask", padding, features.shape[:2], features)
-        keys, values = self._project_memory([], [], zero_steps(features, padding))
-        return Memory(keys, values, padding)
+        checked = self._check_remembered_times(Clock("context_times", times, features, padding))
+        return Memory(*self._project_memory([], [], zero_steps(features, padding), checked), padding)
+
+    def _check_remembered_times(self, clock: Clock) -> list[Tensor]:
+        if self.rotary is not None and clock.times is None:
+            raise ValueError(f"{clock.name} must be given, since this CMRA was built with rotary, got None")
+        return list_times(self, self.rotary, [clock])
+
+    def _join_memory(
+        self, contexts: list[Any], projections: list[Any], query: Tensor | None, times: list[Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values (B, H, M, D) of contexts of which some are memories.
+
+        The arguments are those of :meth:`_project_memory`. The projection and the times of a memory are None.
+        """
+        parts = []
+        for index, (context, projection) in enumerate(zip(contexts, projections, strict=True)):
+            if isinstance(context, Memory):
+                parts.append((context.keys, context.values))
+            else:
+                parts.append(self._project_memory([context], [projection], None, times[index : index + 1]))
+        if query is not None:
+            parts.append(self._project_memory([], [], query, times[len(contexts) :]))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
 
     def _project_memory(
-        self, contexts: list[Any], projections: list[Any], query: Tensor | None
+        self, contexts: list[Tensor], projections: list[nn.Module], query: Tensor | None, times: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the keys and the values (B, H, M, D) of the memory [contexts..., query].
 
         Args:
-            contexts: features (B, S, width), zero at padding; or memories, which are projected already.
-            projections: the projection of each context, None for a memory.
+            contexts: features (B, S, width), zero at padding.
+            projections: the projection of each context.
             query: (B, T, embed_dim), zero at padding, or None if it is not part of the memory.
+            times: for each of these (S,) or (B, S), by which ``rotary`` rotates the keys.
         """
-        if any(isinstance(context, Memory) for context in contexts):
-            parts = [
-                (context.keys, context.values)
-                if isinstance(context, Memory)
-                else self._project_memory([context], [projection], None)
-                for context, projection in zip(contexts, projections, strict=True)
-            ]
-            if query is not None:
-                parts.append(self._project_memory([], [], query))
-            if len(parts) == 1:
-                return parts[0]
-            return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
         own = [] if query is None else [query]
         if self.context_kv_proj is None and self.context_kv_projs is None:
             joined = self.kv_proj(torch.cat([*contexts, *own], 1))
@@ -481,7 +533,7 @@ class CMRA(nn.Module):
             joined = torch.cat([*projected, *(self.kv_proj(features) for features in own)], 1)
         check_projected("kv_proj", joined, 2 * self.embed_dim, self)
         keys, values = (self._split_heads(projected) for projected in joined.chunk(2, -1))
-        return keys, values
+        return keys if self.rotary is None else self.rotary(keys, join_times(times, keys)), values
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         return rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
@@ -492,15 +544,20 @@ class CMRA(nn.Module):
         context: Tensor | Memory | Sequence[Tensor | Memory | None] | None,
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor | Memory], list[Tensor | None], list[Any]]:
+        query_times: Tensor | None,
+        context_times: Tensor | Sequence[Tensor | None] | None,
+    ) -> tuple[list[Any], list[Tensor | None], list[Any], list[Any]]:
         """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections.
 
-        The projection of a memory is None.
+        The last list has the times of these contexts, then of the query. It is empty without ``rotary``. The projection
+        and the times of a memory are None.
         """
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        names, given, (masks,) = list_contexts(context, (Tensor, Memory), context_padding_mask=context_padding_mask)
+        names, given, (masks, stamps) = list_contexts(
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_times=context_times
+        )
         if isinstance(self.context_dim, tuple):
             # After the contexts, a memory may hold the query's past.
             past = len(given) > len(self.context_dim) and isinstance(given[-1], Memory)
@@ -510,33 +567,35 @@ class CMRA(nn.Module):
                 f"context must be given, since this CMRA was built with context_dim={self.context_dim}, got {context}: "
                 "pass [None] if the modality is missing from this batch"
             )
-        contexts: list[Tensor | Memory] = []
+        contexts: list[Any] = []
         paddings: list[Tensor | None] = []
         projections: list[Any] = []
-        for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
+        clocks: list[Clock] = []
+        for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
             if features is None:
                 continue
-            if isinstance(features, Memory):
-                if padding is not None:
-                    raise ValueError(
-                        f"context_padding_mask{name} must be None where context{name} is a Memory, which has its own "
-                        f"padding_mask, got {type(padding).__name__}"
-                    )
-                heads = (self.num_heads, self.embed_dim // self.num_heads)
-                check_memory(f"context{name}", features, query, self, heads)
-                projections.append(None)
-                paddings.append(features.padding_mask)
-            else:
-                projections.append(self._check_context(index, name, features, padding))
-                check_match(f"context{name}", features, {0: "batch size"}, "query", query)
-                paddings.append(padding)
             contexts.append(features)
+            if isinstance(features, Memory):
+                self._check_memory(name, features, padding, times, query, query_times)
+                paddings.append(features.padding_mask)
+                projections.append(None)
+                continue
+            projections.append(self._check_context(index, name, features, padding))
+            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
+            paddings.append(padding)
+            clocks.append(Clock(f"context_times{name}", times, features, padding))
         if not contexts and not self.include_query:
             raise ValueError(
                 f"context must be given, since this CMRA was built with include_query=False, got {context}: a list may "
                 "contain None for missing modalities, but needs at least one tensor"
             )
-        return contexts, paddings, projections
+        clocks.append(Clock("query_times", query_times, query, query_padding_mask))
+        checked: list[Any] = list_times(self, self.rotary, clocks)
+        if self.rotary is not None:
+            for index, features in enumerate(contexts):
+                if isinstance(features, Memory):
+                    checked.insert(index, None)
+        return contexts, paddings, projections, checked
 
     def _check_context(self, index: int, name: str, features: Tensor, padding: Tensor | None) -> nn.Module:
         """Check one context and its padding mask, and return its projection."""
@@ -550,9 +609,27 @@ class CMRA(nn.Module):
             check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
         return projection
 
+    def _check_memory(
+        self, name: str, memory: Memory, padding: object, times: object, query: Tensor, query_times: object
+    ) -> None:
+        """Check a memory, and that no other padding and times are given for it."""
+        for argument, value in (("context_padding_mask", padding), ("context_times", times)):
+            if value is not None:
+                raise ValueError(
+                    f"{argument}{name} must be None where context{name} is a Memory, since it is given to remember, "
+                    f"got {type(value).__name__}"
+                )
+        check_memory(f"context{name}", memory, query, self, (self.num_heads, self.embed_dim // self.num_heads))
+        if self.rotary is not None and query_times is None:
+            raise ValueError(
+                f"query_times must be given where context{name} is a Memory of a layer with rotary, whose keys have "
+                "their times, got None"
+            )
+
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}, "
             f"context_dim={self.context_dim}, include_query={self.include_query}"
+            + ("" if self.rotary is None else f", rotary={self.rotary}")
         )
