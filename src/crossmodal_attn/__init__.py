@@ -5,6 +5,7 @@ from crossmodal_attn.av_interaction import AVInteraction
 from crossmodal_attn.cmra import CMRA, relation_attention, relation_weights
 from crossmodal_attn.drop_in import replace_multihead_attention
 from crossmodal_attn.masks import padding_mask, zero_padding
+from crossmodal_attn.memory import Memory
 from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
 from crossmodal_attn.rotary import RotaryTime, rotate_by_time
@@ -16,6 +17,7 @@ __all__ = [
     "AVInteraction",
     "CrossModalRelation",
     "InternalTemporalRelation",
+    "Memory",
     "RelationAware",
     "RotaryTime",
     "__version__",

@@ -199,11 +199,14 @@ def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Te
     check_device(name, mask, "its features", like)
 
 
-def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any], list[list[Any]]]:
+def list_contexts(
+    context: object, single: tuple[type, ...] = (Tensor,), **masks: object
+) -> tuple[list[str], list[Any], list[list[Any]]]:
     """Return the contexts and, for each mask argument, one mask (or None) per context. Times are given as masks are.
 
     Args:
         context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
+        single: the types of a context that is not in a list. A named tuple among them is one context.
         masks: the mask arguments by name, and those of times. Each is None, or a mask if ``context`` is a tensor, or a
             list or tuple of masks if ``context`` is a list or tuple.
 
@@ -216,7 +219,7 @@ def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any
             if value is not None:
                 raise ValueError(f"{name} must be None where no context is given, got {type(value).__name__}")
         return [], [], [[] for _ in masks]
-    if isinstance(context, Tensor):
+    if isinstance(context, single):
         return [""], [context], [[value] for value in masks.values()]
     if not isinstance(context, (list, tuple)):
         raise TypeError(

@@ -7,7 +7,7 @@ Axes: B batch, H heads, T query length, M memory length, D width of a head.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import join_masks, zero_steps, zero_where
+from crossmodal_attn.memory import Memory, check_memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
@@ -317,7 +318,7 @@ class CMRA(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None = None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
@@ -332,7 +333,9 @@ class CMRA(nn.Module):
             query: (B, T, embed_dim).
             context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
                 list marks a modality that is missing from the batch. It takes no columns in ``attn_mask`` and the
-                weights. If the modality has its own projection, that gets no gradient.
+                weights. If the modality has its own projection, that gets no gradient. A :class:`Memory` of this layer
+                may stand for each context, with its own padding and times; and after the contexts, a memory of the
+                query's past. See :meth:`remember`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -360,18 +363,22 @@ class CMRA(nn.Module):
         contexts, paddings, projections, times = self._check(
             query, context, query_padding_mask, context_padding_mask, query_times, context_times
         )
-        contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
+        contexts = [
+            features if isinstance(features, Memory) else zero_steps(features, padding)
+            for features, padding in zip(contexts, paddings, strict=True)
+        ]
         query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
         paddings = [*paddings, query_padding_mask] if self.include_query else paddings
-        lengths = [features.shape[1] for features in memory]
+        lengths = [part.length if isinstance(part, Memory) else part.shape[1] for part in memory]
         batch, length = query.shape[:2]
         if attn_mask is not None:
             shape = (batch, self.num_heads, length, sum(lengths))
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
         own = query if self.include_query else None
-        keys, values = self._project_memory(contexts, projections, own, times[: len(memory)])
+        join = self._join_memory if any(isinstance(part, Memory) for part in contexts) else self._project_memory
+        keys, values = join(contexts, projections, own, times[: len(memory)])
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
         queries = self._split_heads(projected_query)
@@ -385,6 +392,125 @@ class CMRA(nn.Module):
         record_maps(self, lambda: {"": relation_weights(queries, keys, attn_mask=mask)})
         # The output always comes from the fused kernel. The weights are computed separately, only on request.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
+
+    @overload
+    def remember(
+        self,
+        context: Tensor,
+        *,
+        context_padding_mask: Tensor | None = None,
+        context_times: Tensor | None = None,
+        own: bool = False,
+    ) -> Memory: ...
+
+    @overload
+    def remember(
+        self,
+        context: Sequence[Tensor | None],
+        *,
+        context_padding_mask: Sequence[Tensor | None] | None = None,
+        context_times: Sequence[Tensor | None] | None = None,
+    ) -> list[Memory | None]: ...
+
+    def remember(
+        self,
+        context: Tensor | Sequence[Tensor | None],
+        *,
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
+        own: bool = False,
+    ) -> Memory | list[Memory | None]:
+        """Project contexts once, for many calls of this layer, or for a stream that grows.
+
+        ``layer(query, layer.remember(context))`` returns what ``layer(query, context)`` returns. The memory has its
+        padding and times, so ``context_padding_mask`` and ``context_times`` are not given again.
+
+        With ``own=True`` the context is the query's past, projected as the query itself. The memory of
+        ``layer(segments, [*contexts, past])`` is then [contexts..., past, segments], so that a stream gets the outputs
+        of the whole sequence under a causal mask. If it comes in several segments at a time, they need a causal mask
+        among them.
+
+        A memory has the weights of its time: remember again after a training step. With FSDP2, register this method by
+        :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
+
+        Args:
+            context: (B, S, context_dim), with ``own=True`` (B, S, embed_dim). Or a list or tuple, as in
+                :meth:`forward`, where a None stays None.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            context_times: (S,) or (B, S). A layer with ``rotary`` needs them, and then needs ``query_times`` in each
+                call with a memory. For several contexts, a list with the times of each.
+            own: whether ``context`` is the query's past. This needs ``include_query=True``.
+
+        Returns:
+            Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Raises:
+            ValueError: with ``own=True`` if the layer has ``include_query=False``; without times if it has ``rotary``.
+
+        Examples:
+            >>> layer = CMRA(256, num_heads=4, context_dim=[128, 300])
+            >>> audio, text = layer.remember([torch.randn(2, 40, 128), torch.randn(2, 7, 300)])
+            >>> past = layer.remember(torch.randn(2, 9, 256), own=True)
+            >>> output, weights = layer(torch.randn(2, 1, 256), [audio, text, past], need_weights=True)
+            >>> weights.shape                                  # 40 of audio, 7 of text, 9 of the past, and itself
+            torch.Size([2, 4, 1, 57])
+        """
+        if own:
+            return self._remember_own(context, context_padding_mask, context_times)
+        if context is None:
+            check_tensor("context", context)
+        names, given, (masks, stamps) = list_contexts(
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_times=context_times
+        )
+        if isinstance(self.context_dim, tuple):
+            check_contexts(given, self.context_dim, self)
+        memories: list[Memory | None] = []
+        for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
+            if features is None:
+                memories.append(None)
+                continue
+            projection = self._check_context(index, name, features, padding)
+            checked = self._check_remembered_times(Clock(f"context_times{name}", times, features, padding))
+            projected = self._project_memory([zero_steps(features, padding)], [projection], None, checked)
+            memories.append(Memory(*projected, padding))
+        return cast("Memory", memories[0]) if isinstance(context, Tensor) else memories
+
+    def _remember_own(self, features: Any, padding: Any, times: Any) -> Memory:
+        if not self.include_query:
+            raise ValueError(
+                "own must be False, since this CMRA was built with include_query=False and does not attend to its query"
+                ", got True"
+            )
+        check_features("context", features, self.embed_dim, "embed_dim", self, self.kv_proj)
+        if padding is not None:
+            check_mask("context_padding_mask", padding, features.shape[:2], features)
+        checked = self._check_remembered_times(Clock("context_times", times, features, padding))
+        return Memory(*self._project_memory([], [], zero_steps(features, padding), checked), padding)
+
+    def _check_remembered_times(self, clock: Clock) -> list[Tensor]:
+        if self.rotary is not None and clock.times is None:
+            raise ValueError(f"{clock.name} must be given, since this CMRA was built with rotary, got None")
+        return list_times(self, self.rotary, [clock])
+
+    def _join_memory(
+        self, contexts: list[Any], projections: list[Any], query: Tensor | None, times: list[Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values (B, H, M, D) of contexts of which some are memories.
+
+        The arguments are those of :meth:`_project_memory`. The projection and the times of a memory are None.
+        """
+        parts = []
+        for index, (context, projection) in enumerate(zip(contexts, projections, strict=True)):
+            if isinstance(context, Memory):
+                parts.append((context.keys, context.values))
+            else:
+                parts.append(self._project_memory([context], [projection], None, times[index : index + 1]))
+        if query is not None:
+            parts.append(self._project_memory([], [], query, times[len(contexts) :]))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
 
     def _project_memory(
         self, contexts: list[Tensor], projections: list[nn.Module], query: Tensor | None, times: list[Tensor]
@@ -415,48 +541,48 @@ class CMRA(nn.Module):
     def _check(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None,
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
         query_times: Tensor | None,
         context_times: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module], list[Tensor]]:
+    ) -> tuple[list[Any], list[Tensor | None], list[Any], list[Any]]:
         """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections.
 
-        The last list has the times of these contexts, then of the query. It is empty without ``rotary``.
+        The last list has the times of these contexts, then of the query. It is empty without ``rotary``. The projection
+        and the times of a memory are None.
         """
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
         names, given, (masks, stamps) = list_contexts(
-            context, context_padding_mask=context_padding_mask, context_times=context_times
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_times=context_times
         )
         if isinstance(self.context_dim, tuple):
-            check_contexts(given, self.context_dim, self)
+            # After the contexts, a memory may hold the query's past.
+            past = len(given) > len(self.context_dim) and isinstance(given[-1], Memory)
+            check_contexts(given[:-1] if past else given, self.context_dim, self)
         elif not given and self.context_kv_proj is not None:
             raise ValueError(
                 f"context must be given, since this CMRA was built with context_dim={self.context_dim}, got {context}: "
                 "pass [None] if the modality is missing from this batch"
             )
-        contexts: list[Tensor] = []
+        contexts: list[Any] = []
         paddings: list[Tensor | None] = []
-        projections: list[nn.Module] = []
+        projections: list[Any] = []
         clocks: list[Clock] = []
         for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
             if features is None:
                 continue
-            if isinstance(self.context_dim, tuple):
-                width, option = self.context_dim[index], f"context_dim[{index}]"
-            else:
-                width, option = self.context_dim, "context_dim"
-            projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
-            check_features(f"context{name}", features, width, option, self, projection)
-            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
-            if padding is not None:
-                check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
             contexts.append(features)
+            if isinstance(features, Memory):
+                self._check_memory(name, features, padding, times, query, query_times)
+                paddings.append(features.padding_mask)
+                projections.append(None)
+                continue
+            projections.append(self._check_context(index, name, features, padding))
+            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
             paddings.append(padding)
-            projections.append(projection)
             clocks.append(Clock(f"context_times{name}", times, features, padding))
         if not contexts and not self.include_query:
             raise ValueError(
@@ -464,7 +590,41 @@ class CMRA(nn.Module):
                 "contain None for missing modalities, but needs at least one tensor"
             )
         clocks.append(Clock("query_times", query_times, query, query_padding_mask))
-        return contexts, paddings, projections, list_times(self, self.rotary, clocks)
+        checked: list[Any] = list_times(self, self.rotary, clocks)
+        if self.rotary is not None:
+            for index, features in enumerate(contexts):
+                if isinstance(features, Memory):
+                    checked.insert(index, None)
+        return contexts, paddings, projections, checked
+
+    def _check_context(self, index: int, name: str, features: Tensor, padding: Tensor | None) -> nn.Module:
+        """Check one context and its padding mask, and return its projection."""
+        if isinstance(self.context_dim, tuple):
+            width, option = self.context_dim[index], f"context_dim[{index}]"
+        else:
+            width, option = self.context_dim, "context_dim"
+        projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
+        check_features(f"context{name}", features, width, option, self, projection)
+        if padding is not None:
+            check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
+        return projection
+
+    def _check_memory(
+        self, name: str, memory: Memory, padding: object, times: object, query: Tensor, query_times: object
+    ) -> None:
+        """Check a memory, and that no other padding and times are given for it."""
+        for argument, value in (("context_padding_mask", padding), ("context_times", times)):
+            if value is not None:
+                raise ValueError(
+                    f"{argument}{name} must be None where context{name} is a Memory, since it is given to remember, "
+                    f"got {type(value).__name__}"
+                )
+        check_memory(f"context{name}", memory, query, self, (self.num_heads, self.embed_dim // self.num_heads))
+        if self.rotary is not None and query_times is None:
+            raise ValueError(
+                f"query_times must be given where context{name} is a Memory of a layer with rotary, whose keys have "
+                "their times, got None"
+            )
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""

@@ -5,7 +5,7 @@ Axes: B batch, T query length, S context length.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from crossmodal_attn._checks import (
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout, ReLUDropout
 from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.memory import Memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, list_times
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
@@ -110,7 +111,7 @@ class CrossModalRelation(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None = None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
@@ -136,7 +137,7 @@ class CrossModalRelation(nn.Module):
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the attention weights (B, H, T, M).
         """
-        attending = self._normalize(query, query_padding_mask) if self.norm_first else query
+        attending = self._normalize("query", query, query_padding_mask) if self.norm_first else query
         result = self.attention(
             attending,
             context,
@@ -155,12 +156,59 @@ class CrossModalRelation(nn.Module):
         output = output if self.norm_first else self.norm2(output)
         return output if weights is None else (output, weights)
 
-    def _normalize(self, query: Tensor, query_padding_mask: Tensor | None) -> Tensor:
-        """Check the query and its mask before the attention does, and return the normalized query."""
-        check_features("query", query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
-        if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        normalized: Tensor = self.norm1(zero_steps(query, query_padding_mask))
+    @overload
+    def remember(
+        self,
+        context: Tensor,
+        *,
+        context_padding_mask: Tensor | None = None,
+        context_times: Tensor | None = None,
+        own: bool = False,
+    ) -> Memory: ...
+
+    @overload
+    def remember(
+        self,
+        context: Sequence[Tensor | None],
+        *,
+        context_padding_mask: Sequence[Tensor | None] | None = None,
+        context_times: Sequence[Tensor | None] | None = None,
+    ) -> list[Memory | None]: ...
+
+    def remember(
+        self, context: Any, *, context_padding_mask: Any = None, context_times: Any = None, own: bool = False
+    ) -> Memory | list[Memory | None]:
+        """Project contexts, or the query's past, once: see :meth:`CMRA.remember`.
+
+        Give the query's past as this block was given it: with ``norm_first`` it is normalized here.
+
+        Args:
+            context: as in :meth:`CMRA.remember`.
+            context_padding_mask: as in :meth:`CMRA.remember`.
+            context_times: as in :meth:`CMRA.remember`.
+            own: whether ``context`` is the query's past.
+
+        Returns:
+            Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Examples:
+            >>> block = CrossModalRelation(256, num_heads=4)
+            >>> past = block.remember(torch.randn(2, 9, 256), own=True)
+            >>> block(torch.randn(2, 1, 256), past).shape
+            torch.Size([2, 1, 256])
+        """
+        if own and self.norm_first:
+            context = self._normalize("context", context, context_padding_mask)
+        return self.attention.remember(
+            context, context_padding_mask=context_padding_mask, context_times=context_times, own=own
+        )
+
+    def _normalize(self, name: str, query: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Check a query and its mask before the attention does, and return the normalized query."""
+        check_features(name, query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
+        if padding_mask is not None:
+            check_mask(f"{name}_padding_mask", padding_mask, query.shape[:2], query)
+        normalized: Tensor = self.norm1(zero_steps(query, padding_mask))
         return normalized
 
 
@@ -445,6 +493,7 @@ class RelationAware(nn.Module):
         """
         names, contexts, (paddings, masks, stamps) = list_contexts(
             context,
+            (Tensor, Memory),
             context_padding_mask=context_padding_mask,
             context_attn_mask=context_attn_mask,
             context_times=context_times,
