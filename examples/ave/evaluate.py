@@ -9,7 +9,7 @@ from typing import Any
 from ave import checking_input
 from ave.data.batches import evaluation_loader
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
-from ave.data.opening import read_set
+from ave.data.opening import label_set, read_set
 from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
@@ -36,6 +36,8 @@ class EvaluateConfig:
     """checkpoint of the authors' code, .pth.tar, instead of --checkpoint"""
     data: Path | None = None
     """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
+    labels: Path | None = None
+    """labels of --data as text, as for `train`; after `train --split`, give the labels.csv in the output of `train`"""
     split: Split = "test"
     """the split to evaluate on"""
     device: str = "auto"
@@ -63,11 +65,13 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
         accelerator = make_accelerator(config.device, config.precision)
         output = new_output(config.output, "evaluate")
         check_output(output)
+        if config.labels is not None and config.data is None:
+            raise ValueError(f"--labels must be given with --data, got {config.labels} alone")
     with clearing(output, main=accelerator.is_main_process):
         with checking_input():
             procedural = data is None and config.data is None
             if data is None:
-                data = make_procedural_set() if config.data is None else read_set(config.data)
+                data = make_procedural_set() if config.data is None else _read_data(config.data, config, model)
             _check_fit(model, data, procedural=procedural)
             batches = evaluation_loader(data, config.split, accelerator)
         accelerator.print(f"on {describe_device(accelerator)}")
@@ -83,6 +87,13 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
     return metrics
 
 
+def _read_data(directory: Path, config: EvaluateConfig, model: Localizer) -> AVEData:
+    """Open a dataset. If its labels are text, the categories are those of the network."""
+    if config.labels is None:
+        return read_set(directory)
+    return label_set(directory, config.labels, categories=model.categories, needed=(config.split,))
+
+
 def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
     """Reject a dataset whose channels or categories are not those of the network."""
     needed = "--data must have"
@@ -95,6 +106,8 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
     ):
         if came != expected:
             raise ValueError(f"{needed} {expected} {what}, as what the network was trained on, got {came}")
+    if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
+        raise ValueError(f"{needed} features as what the network was trained on, got {difference}")
     if model.categories is not None and model.categories != data.categories:
         pairs = enumerate(zip(model.categories, data.categories, strict=True))
         number, (ours, theirs) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])

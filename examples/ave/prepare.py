@@ -19,7 +19,7 @@ from ave import InputError, checking_input
 from ave.data.dataset import Setting
 from ave.data.features import CheckedFeatures
 from ave.data.layout import FILES, ReleaseFile, needed_files
-from ave.data.opening import inspect_set
+from ave.data.opening import inspect_set, label_set
 from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
 from ave.data.release import Found, examine_release
 from ave.results.files import clearing, is_leftover, write_json, writing
@@ -44,6 +44,10 @@ class CheckConfig:
     """directory of the AVE release, your own dataset in that layout, or the output of `prepare`"""
     setting: Setting = "supervised"
     """weak needs four more files; supervised checks them only if they are there"""
+    labels: Path | None = None
+    """labels as text, as for `train`; then the dataset needs only features"""
+    split: str | None = None
+    """percentages of train, val and test, by video, if --labels has no column split; if omitted: 70/15/15"""
 
 
 def check(config: CheckConfig) -> None:
@@ -53,9 +57,13 @@ def check(config: CheckConfig) -> None:
         InputError: if anything is missing or wrong.
     """
     with checking_input():
-        found = inspect_set(config.data, config.setting)
+        if config.split is not None and config.labels is None:
+            raise ValueError(f"--split must be given with --labels, got {config.split} alone")
+        found = inspect_set(config.data, config.setting, labels=config.labels is None)
         print(files_table(found))
         found.raise_problems()
+        if config.labels is not None:
+            label_set(config.data, config.labels, config.split, say=print)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from ave import checking_input
 from ave.checkpoints import Checkpoints, pack_optimizer, unpack_optimizer
 from ave.data.batches import Cache, cache_features, derive_seed, evaluation_loader, training_loader
 from ave.data.dataset import AVEData, Setting
-from ave.data.opening import inspect_set, read_set
+from ave.data.opening import inspect_set, label_set, read_set
+from ave.data.own_labels import OwnLabels
 from ave.data.procedural import make_procedural_set
+from ave.data.standardization import find_statistics
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import Senses
 from ave.networks.localizer import Localizer, Recipe
@@ -55,7 +57,20 @@ VERSIONS = {
     "python": platform.python_version(),
 }
 PROCEDURAL_EPOCHS = 11
-MAY_CHANGE = {"data", "epochs", "seeds", "device", "compile", "cache", "workers", "keep", "log", "output", "resume"}
+MAY_CHANGE = {
+    "data",
+    "labels",
+    "epochs",
+    "seeds",
+    "device",
+    "compile",
+    "cache",
+    "workers",
+    "keep",
+    "log",
+    "output",
+    "resume",
+}
 """The settings that a resumed run may change. All others affect the weights."""
 LOG_EVERY = 10
 """Number of steps between two logged losses. To read a loss, the host must wait for the device."""
@@ -80,6 +95,10 @@ class TrainConfig:
     """train a rival as its public code does, faults included, if it has public code"""
     data: Path | None = None
     """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
+    labels: Path | None = None
+    """labels of --data as text: a CSV file with the columns video, start, end, category and, if you like, split"""
+    split: str | None = None
+    """percentages of train, val and test, by video, if --labels has no column split; if omitted: 70/15/15"""
     background_videos: bool = True
     """weak setting: also train on the extra background videos; AVE must have them, other datasets may"""
     senses: Senses = "both"
@@ -151,6 +170,8 @@ class TrainConfig:
             ("--seeds", seeds, len(seeds) > 0, "at least one"),
             ("--seeds", seeds, len(set(seeds)) == len(seeds), "all different"),
             ("--output", self.output, self.output is None or self.resume is None, "left out with --resume"),
+            ("--labels", self.labels, self.labels is None or self.data is not None, "given with --data"),
+            ("--split", self.split, self.split is None or self.labels is not None, "given with --labels"),
         ):
             if not valid:
                 raise ValueError(f"{option} must be {expected}, got {_show(value)}")
@@ -240,7 +261,10 @@ def main(
             recipe = recipe._replace(epochs=PROCEDURAL_EPOCHS)
         recipe = recipe._replace(**{name: value for name in IN_RECIPE if (value := getattr(config, name)) is not None})
         directory = None if config.data is None else config.data.absolute()  # for --resume from anywhere
-        config = dataclasses.replace(config, data=directory, **{name: getattr(recipe, name) for name in IN_RECIPE})
+        labels = None if config.labels is None else config.labels.absolute()
+        config = dataclasses.replace(
+            config, data=directory, labels=labels, **{name: getattr(recipe, name) for name in IN_RECIPE}
+        )
         output, saved = config.resume or new_output(config.output, config.setting), None
         if config.resume is None:
             check_output(output)
@@ -263,6 +287,7 @@ def main(
             if saved is not None and saved.data_digest != digest:
                 raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
             data, cached = cache_features(data, config.cache, accelerator, config.setting)
+            statistics = {} if data.is_ave or config.as_published else find_statistics(data)
             batches = training_loader(
                 data,
                 config.setting,
@@ -277,6 +302,8 @@ def main(
         title = _title(config, data)
         sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
         accelerator.print(f"{title}: {sizes} videos; {cached}")
+        if statistics:
+            accelerator.print(f"{' and '.join(statistics)} features may be negative, so the network standardizes them")
         if saved is not None and saved.processes != accelerator.num_processes:
             started = f"this run was started with {saved.processes} processes"
             accelerator.print(f"note: {started}, so dropout, and with it the results, differ")
@@ -287,6 +314,8 @@ def main(
         if accelerator.is_main_process:
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
+            if config.labels is not None:
+                write_csv(output / "labels.csv", OwnLabels.read(config.labels).with_splits(data))
 
         steps = len(batches)
         to_evaluate = len(test.videos) + (0 if val is None else len(val.videos))
@@ -308,6 +337,8 @@ def main(
                 categories=data.categories,
                 **config.variant(),
             )
+            model.standardize(statistics)
+            model.features = data.extraction
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # a CUDA graph needs a fixed shape
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
@@ -433,9 +464,12 @@ def main(
 def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -> AVEData:
     """Open a dataset. First, the main process alone checks all files and prints a report."""
     if accelerator.is_main_process:
-        found = inspect_set(directory, config.setting, background_videos=config.background_videos)
+        background_videos, labels = config.background_videos, config.labels is None
+        found = inspect_set(directory, config.setting, background_videos=background_videos, labels=labels)
         print(files_table(found))
         found.raise_problems()
+    if config.labels is not None:
+        return label_set(directory, config.labels, config.split, say=accelerator.print)
     return read_set(directory, config.setting, background_videos=config.background_videos)
 
 

@@ -21,7 +21,6 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from tqdm import tqdm
 
-from ave.data.arrays import StoredArray
 from ave.data.dataset import AVEData, Rows, Setting, Split
 from crossmodal_attn import padding_mask
 
@@ -93,7 +92,7 @@ class Videos:
     """
 
     def __init__(self, *parts: Part) -> None:
-        self.on_disk = any(isinstance(part.visual, StoredArray) for part in parts)
+        self.on_disk = not all(isinstance(part.visual, Tensor) for part in parts)
         self._parts: list[tuple[list[Rows], Tensor]] = []
         padded = any(part.lengths is not None for part in parts)
         for visual, audio, targets, rows, lengths in parts:
@@ -271,7 +270,7 @@ def cache_features(data: AVEData, cache: Cache, accelerator: Accelerator, settin
     """
     names = ["visual", "audio"] + (["background_visual", "background_audio"] if setting == "weak" else [])
     arrays: dict[str, Rows] = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
-    stored = any(isinstance(array, StoredArray) for array in arrays.values())
+    stored = not all(isinstance(array, Tensor) for array in arrays.values())
     size = sum(int(np.prod(array.shape)) * min(4, array.dtype.itemsize) for array in arrays.values())
     # The main process chooses before any process allocates memory, so all see the same free memory.
     place = _choose_place(cache, accelerator, size, stored) if accelerator.is_main_process else PLACES[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ave import Setting
 from ave.printing import printable
+from ave.videos.extraction import Extraction
 
 __all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
 
@@ -114,6 +115,8 @@ class AVEData:
     such videos out."""
     is_ave: bool = False
     """Whether this is AVE itself."""
+    extraction: Extraction | None = None
+    """What the features were made with, if that is known."""
 
     def describe(self, directory: Path | None) -> str:
         """Return a description of the dataset for titles. ``directory`` is None for the procedural set."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ave.data.comparison import compare_labels
-from ave.data.dataset import AVEData, Setting
+from ave.data.dataset import AVEData, Setting, Split
 from ave.data.features import scan_features
 from ave.data.layout import FILES, ReleaseFile, needed_files
+from ave.data.own_labels import OwnLabels
 from ave.data.prepared import examine_prepared, is_prepared, read_manifest
 from ave.data.release import Found, examine_release
+from ave.printing import printable
 
-__all__ = ["inspect_set", "read_features", "read_set"]
+__all__ = ["inspect_set", "label_set", "read_features", "read_set"]
+
+FEATURES = frozenset(file.name for file in FILES if file.is_features and not file.is_extra)
 
 
 def read_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> AVEData:
@@ -37,35 +41,66 @@ def read_set(directory: Path, setting: Setting = "supervised", *, background_vid
     return _examine(directory, needed_files(setting, background_videos=background_videos)).to_data()
 
 
-def read_features(directory: Path) -> AVEData:
+def read_features(directory: Path, *, splits: bool = True) -> AVEData:
     """Open the features of a dataset without its labels.
 
     Args:
         directory: the dataset, as for :func:`read_set`.
+        splits: whether to read the splits, too.
 
     Raises:
         FileNotFoundError: if the directory or features are missing.
         ValueError: if the features, the orders or the annotations are damaged or do not fit together.
     """
-    needed = frozenset(file.name for file in FILES if file.is_features and not file.is_extra)
-    return _examine(
-        directory, needed, [file for file in FILES if file.name in needed or file.axes in ("N", "R")]
-    ).to_data()
+    return _examine(directory, FEATURES, _files_without_labels(splits=splits)).to_data()
 
 
-def inspect_set(directory: Path, setting: Setting = "supervised", *, background_videos: bool = True) -> Found:
+def label_set(
+    directory: Path,
+    labels: Path,
+    split: str | None = None,
+    categories: Sequence[str] | None = None,
+    say: Callable[[str], object] = lambda _: None,
+    needed: Collection[Split] = ("train", "test"),
+) -> AVEData:
+    """Open the features of a dataset, with the labels and splits of a text file.
+
+    Args:
+        directory: the dataset, as for :func:`read_set`.
+        labels: the file, with a line for each event.
+        split: the shares of train, val and test, as for :meth:`ave.data.own_labels.OwnLabels.apply`.
+        categories: the names of the categories in their order. Default: those in the file.
+        say: called with a line for each remark.
+        needed: the splits that must have videos.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the file or the features are damaged, or do not fit together.
+    """
+    own = OwnLabels.read(labels)
+    data = read_features(directory, splits=False)
+    return own.apply(data, split, categories, lambda remark: say(printable(f"note: {remark}")), needed)
+
+
+def inspect_set(
+    directory: Path, setting: Setting = "supervised", *, background_videos: bool = True, labels: bool = True
+) -> Found:
     """Check all files of a dataset, that its labels agree, and, unless it is prepared, all of its features.
 
     Args:
         directory: the dataset, as for :func:`read_set`.
         setting: decides which files are required. All others are checked if they are there.
         background_videos: whether the weak setting requires the background videos of AVE.
+        labels: False checks only the features, for labels that are elsewhere.
 
     Raises:
         FileNotFoundError: if the directory is missing.
         ValueError: if the manifest of a prepared dataset is missing or damaged.
     """
-    found = _examine(directory, needed_files(setting, background_videos=background_videos))
+    if labels:
+        found = _examine(directory, needed_files(setting, background_videos=background_videos))
+    else:
+        found = _examine(directory, FEATURES, _files_without_labels(splits=False))
     compare_labels(found)
     if is_prepared(directory):  # the digests are already checked
         kind = f"prepared in {read_manifest(directory).dtype}"
@@ -74,6 +109,10 @@ def inspect_set(directory: Path, setting: Setting = "supervised", *, background_
         kind = "the AVE release" if found.is_ave else "a dataset in the layout of the AVE release"
     found.title = f"{directory}: {kind}, for the {setting} setting"
     return found
+
+
+def _files_without_labels(*, splits: bool) -> list[ReleaseFile]:
+    return [file for file in FILES if file.name in FEATURES or file.axes == "N" or (splits and file.axes == "R")]
 
 
 def _examine(directory: Path, needed: Collection[str], files: Sequence[ReleaseFile] = FILES) -> Found:

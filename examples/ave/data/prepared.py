@@ -1,13 +1,14 @@
 """Read a prepared dataset: memory-mapped .npy files, and a manifest with a digest of each.
 
-Until ``prepare`` has finished, the manifest is called ``unfinished.json``. ``prepared.json`` means that the dataset is
-complete.
+Until ``prepare`` or ``extract`` has finished, the manifest is called ``unfinished.json``. ``prepared.json`` means that
+the dataset is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Literal
 from ave.data.layout import FILES, ReleaseFile
 from ave.data.release import Found, Problem, check_names, examine
 from ave.reading import check_regular, convert, load_json
+from ave.videos.extraction import Extraction
 
 __all__ = ["FORM", "MANIFEST", "UNFINISHED", "Entry", "Manifest", "Source", "examine_prepared", "find_damage"]
 __all__ += ["is_prepared", "parse_manifest", "read_manifest"]
@@ -23,6 +25,7 @@ __all__ += ["is_prepared", "parse_manifest", "read_manifest"]
 FORM = 1
 """The version of the manifest. Other versions cannot be read."""
 MANIFEST, UNFINISHED = "prepared.json", "unfinished.json"
+UNLABELED = "`extract` writes features only: give your labels with --labels labels.csv"
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,12 @@ class Manifest:
     names: tuple[str, ...] | None
     categories: tuple[str, ...] | None = None
     ave: bool = False
+    extraction: Extraction | None = None
+    """What the features were made with, in a dataset that `extract` wrote. It has no labels."""
 
 
 def is_prepared(directory: Path) -> bool:
-    """Return whether a directory is the output of ``prepare``, finished or not."""
+    """Return whether a directory is the output of ``prepare`` or ``extract``, finished or not."""
     return (directory / MANIFEST).exists() or (directory / UNFINISHED).exists()
 
 
@@ -83,6 +88,9 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
     manifest = read_manifest(directory)
     listed = manifest.files
     remedies = {True: "run prepare again, which repairs it", False: "run prepare again with a release that holds it"}
+    if manifest.extraction is not None:
+        remedies = {True: "run extract again, which extracts all videos again", False: UNLABELED}
+        needed = {file.name for file in files if file.name in needed and (file.is_features or file.axes == "NTL")}
     files = [file._replace(remedy=remedies[file.name in listed]) for file in files]
     paths = {file.name: directory / f"{file.name}.npy" for file in files}
     faults = {}
@@ -93,13 +101,13 @@ def examine_prepared(directory: Path, needed: Collection[str], files: Sequence[R
             faults[file.name] = Problem(file.name, f"{path} is missing{place}", "missing")
         elif damage := find_damage(path, listed[file.name]):
             faults[file.name] = Problem(file.name, damage)
-    found = Found(paths, manifest.categories, declared_ave=manifest.ave)
+    found = Found(paths, manifest.categories, declared_ave=manifest.ave, extraction=manifest.extraction)
     examine(found, needed, files, faults)
     if manifest.names is not None:
         try:
             check_names(found, manifest.names, directory / MANIFEST)
         except ValueError as error:
-            found.add(MANIFEST, str(error), "run prepare again")
+            found.add(MANIFEST, str(error), remedies[True])
     return found
 
 
@@ -107,15 +115,18 @@ def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a finished dataset.
 
     Raises:
-        ValueError: if ``prepare`` has not finished, or the manifest is damaged or of another version.
+        ValueError: if the dataset is not finished, or the manifest is damaged or of another version.
     """
     path = directory / MANIFEST
     if not path.exists():
-        raise ValueError(f"{directory} must hold {MANIFEST}: prepare has not finished here; run it again")
+        command = "prepare"
+        with suppress(OSError, ValueError):
+            command = "prepare" if parse_manifest(directory / UNFINISHED).extraction is None else "extract"
+        raise ValueError(f"{directory} must hold {MANIFEST}: {command} has not finished here; run it again")
     try:
         return parse_manifest(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must be what prepare wrote, got: {error}; run prepare again") from error
+        raise ValueError(f"{path} must be what prepare or extract wrote, got: {error}; run it again") from error
 
 
 def parse_manifest(path: Path) -> Manifest:

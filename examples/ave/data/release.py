@@ -20,6 +20,7 @@ from ave.data.arrays import StoredArray
 from ave.data.dataset import AVE_CATEGORIES, SPLITS, AVEData
 from ave.data.layout import ANNOTATIONS, CATEGORIES, DOWNLOAD, FILES, REPOSITORY, ReleaseFile
 from ave.reading import read_text
+from ave.videos.extraction import Extraction
 from crossmodal_attn import padding_mask
 
 __all__ = ["Found", "Problem", "check_names", "examine", "examine_release"]
@@ -64,6 +65,8 @@ class Found:
     """The names of the categories, if the dataset has them."""
     declared_ave: bool = False
     """Whether a manifest says that the dataset is AVE."""
+    extraction: Extraction | None = None
+    """What the features were made with, if that is known."""
     arrays: dict[str, StoredArray] = field(default_factory=dict)
     """The arrays that could be opened."""
     sizes: dict[str, tuple[int, Path]] = field(default_factory=dict)
@@ -140,6 +143,7 @@ class Found:
             background_lengths=self.tensors.get("lengths_noisy"),
             eventless_category=0 if self.is_ave else None,
             is_ave=self.is_ave,
+            extraction=self.extraction,
         )
 
 

@@ -152,7 +152,7 @@ class AVEL(SegmentClassifier):
         Returns:
             Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
         """
-        self._check(video, audio, padding_mask)
+        video, audio = self._read(video, audio, padding_mask)
         audio = zero_padding(audio, padding_mask)
         related = []
         if self.audio_lstm is not None:

@@ -106,7 +106,7 @@ class AVSDN(SegmentClassifier):
         Returns:
             Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
         """
-        self._check(video, audio, padding_mask)
+        video, audio = self._read(video, audio, padding_mask)
         video, audio = zero_padding(video.mean((2, 3)), padding_mask), zero_padding(audio, padding_mask)
         logits: Tensor = self.head(self.sequence_to_sequence(video, audio, padding_mask))
         return logits
@@ -169,7 +169,7 @@ class AVSDNTwoScores(TwoScores):
         Returns:
             Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
         """
-        self._check(video, audio, padding_mask)
+        video, audio = self._read(video, audio, padding_mask)
         video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
         features = self.sequence_to_sequence(self.attention(video, audio), audio, padding_mask)
         category_logits = self.category_head(mean_over_time(features, padding_mask))

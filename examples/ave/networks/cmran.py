@@ -126,7 +126,7 @@ class CMRAN(TwoScores):
             Logits: event logits (B, T), and category logits (B, K), or (B, K + 1) if weak. They are finite but
             meaningless at padding.
         """
-        self._check(video, audio, padding_mask)
+        video, audio = self._read(video, audio, padding_mask)
         if padding_mask is not None:
             video = video.masked_fill(padding_mask[..., None, None, None], 0)
             audio = audio.masked_fill(padding_mask[..., None], 0)

@@ -106,7 +106,7 @@ class DAM(TwoScores):
         Returns:
             Logits: event logits (B, T) and category logits (B, K), finite but meaningless at padding.
         """
-        self._check(video, audio, padding_mask)
+        video, audio = self._read(video, audio, padding_mask)
         video, audio = zero_padding(video, padding_mask), zero_padding(audio, padding_mask)
         local_video = self.video_proj(self.attention(video, audio))
         local_audio = self.audio_proj(audio)

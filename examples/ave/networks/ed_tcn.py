@@ -85,7 +85,7 @@ class EDTCN(SegmentClassifier):
         Returns:
             Tensor: logits (B, T, K + 1), background last; finite but meaningless at padding.
         """
-        self._check(video, audio, padding_mask)
+        video, audio = self._read(video, audio, padding_mask)
         sequence = zero_padding(video.mean((2, 3)), padding_mask)
         time, factor = sequence.shape[1], 2 ** len(self.encoder)
         added = (time + factor - 1) // factor * factor - time

@@ -6,16 +6,20 @@ Axes: B videos, T segments, H x W positions, C visual channels, A audio channels
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from ave import Setting
 from ave.networks.padded import max_over_time
 from ave.networks.pretrained import Pretrained
+from ave.reading import convert
+from ave.videos.extraction import Extraction
 
 __all__ = ["Decision", "Localizer", "Recipe", "SegmentClassifier", "full_precision"]
 
@@ -66,6 +70,10 @@ class Localizer(Pretrained):
 
     recipes: ClassVar[Mapping[Setting, Recipe]]
     """The published hyperparameters for each setting that the network has."""
+    video_mean: Tensor
+    video_deviation: Tensor
+    audio_mean: Tensor
+    audio_deviation: Tensor
 
     def __init__(
         self,
@@ -99,6 +107,41 @@ class Localizer(Pretrained):
         self.setting = setting
         self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories
         self.categories = None if categories is None else tuple(categories)
+        self.standardized: tuple[str, ...] = ()
+        self._features: Extraction | None = None
+
+    @property
+    def features(self) -> Extraction | None:
+        """What the features of the training were made with, if that is known. It is saved with the network."""
+        return self._features
+
+    @features.setter
+    def features(self, extraction: Extraction | None) -> None:
+        self._features = extraction
+        self._configure("features", None if extraction is None else asdict(extraction))
+
+    def _configure(self, name: str, value: object) -> None:
+        """Set a value in config.json, or remove it if it is empty."""
+        configuration: Any = self._hub_mixin_config
+        self._hub_mixin_config = {key: old for key, old in configuration.items() if key != name}
+        if value:
+            self._hub_mixin_config[name] = value
+
+    @classmethod
+    def _build(cls, arguments: Mapping[str, Any]) -> Self:
+        """Build a network from its config.json: the arguments, and what was set later."""
+        arguments = dict(arguments)
+        standardized, features = arguments.pop("standardized", ()), arguments.pop("features", None)
+        model = cls(**arguments)
+        if features is not None:
+            model.features = convert(Extraction, features)
+        if not isinstance(standardized, list) and standardized != ():
+            raise ValueError(f"standardized must be a list, got {standardized!r:.60}")
+        widths = {"video": model.video_dim, "audio": model.audio_dim}
+        model.standardize(
+            {name: (torch.zeros(widths.get(name, 0)), torch.ones(widths.get(name, 0))) for name in standardized}
+        )
+        return model
 
     def loss(
         self, logits: Any, target: Tensor, *, padding_mask: Tensor | None = None, eventless_category: int | None = 0
@@ -126,6 +169,39 @@ class Localizer(Pretrained):
     def name_logits(self, logits: Any) -> dict[str, Tensor]:
         """Return the logits as a dict, by their names in ``predictions.npz``."""
         raise NotImplementedError
+
+    def standardize(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Standardize the input from now on: subtract a mean, and divide by a standard deviation.
+
+        Both are buffers of the network, so they are saved and loaded with it.
+
+        Args:
+            statistics: mean and standard deviation of each channel, for "video", "audio", both or neither of them.
+
+        Raises:
+            ValueError: if a name or a shape is wrong.
+        """
+        widths = {"video": self.video_dim, "audio": self.audio_dim}
+        weight = next(self.parameters())
+        for name, (mean, deviation) in statistics.items():
+            if name not in widths or not mean.shape == deviation.shape == (widths[name],):
+                raise ValueError(
+                    f"statistics must have the keys video or audio, and shapes {tuple(widths.values())}, got {name} "
+                    f"with {tuple(mean.shape)} and {tuple(deviation.shape)}"
+                )
+            for part, value in (("mean", mean), ("deviation", deviation)):
+                self.register_buffer(f"{name}_{part}", value.to(weight.device, weight.dtype, copy=True))
+        self.standardized = tuple(name for name in widths if name in {*self.standardized, *statistics})
+        self._configure("standardized", list(self.standardized))
+
+    def _read(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check the input of the network, and standardize it if the network has statistics. NaN in padding stays."""
+        self._check(video, audio, padding_mask)
+        if "video" in self.standardized:
+            video = (video - self.video_mean) / self.video_deviation
+        if "audio" in self.standardized:
+            audio = (audio - self.audio_mean) / self.audio_deviation
+        return video, audio
 
     def _check(self, video: Tensor, audio: Tensor, padding_mask: Tensor | None) -> None:
         """Check the input of the network: types, dtypes and shapes."""

@@ -7,6 +7,7 @@ card).
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ __all__ = ["Pretrained", "find_saved", "read_config"]
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+SET_LATER = ("standardized", "features")
+"""What config.json may hold beside the arguments of the network."""
 MOST_CHANNELS = 2**14
 """The largest width that is accepted."""
 HUB = "hf:"
@@ -71,7 +74,7 @@ class Pretrained(
         kind = arguments.pop("network", cls.__name__)
         if kind != cls.__name__:
             raise ValueError(f"{config} must be of a {cls.__name__}, got one of a {kind}")
-        if unknown := sorted(arguments.keys() - set(cls._hub_mixin_init_parameters)):
+        if unknown := sorted(arguments.keys() - {*cls._hub_mixin_init_parameters, *SET_LATER}):
             came = _line(", ".join(unknown))
             raise ValueError(f"{config} must hold the arguments of the network, got unknown ones: {came}")
         with expecting(f"{weights} must be a complete safetensors file"), safe_open(weights, "pt") as file:
@@ -83,13 +86,18 @@ class Pretrained(
                 raise ValueError(f"{config} must hold numbers that fit its weights, got {argument}={value}")
         with torch.device("meta"):
             with expecting(f"{config} must hold the arguments of a {cls.__name__}"):
-                planned = cls(**arguments)
+                planned = cls._build(arguments)
             with expecting(f"{weights} must hold the weights of its {CONFIG_NAME}"):
                 planned.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()}, strict=strict)
         with expecting(f"{weights} must hold the weights of its {CONFIG_NAME}"):
-            model = cls(**arguments)
+            model = cls._build(arguments)
             model.load_state_dict(load_file(weights), strict=strict)
         return model.eval()
+
+    @classmethod
+    def _build(cls, arguments: Mapping[str, Any]) -> Self:
+        """Build a network from its config.json."""
+        return cls(**arguments)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:

@@ -229,11 +229,11 @@ def _share(part: Tensor, whole: Tensor) -> float | None:
 
 
 def seen_in_training(data: AVEData, split: Split = "test") -> Tensor | None:
-    """Return which videos of a split have a YouTube id that is also in train, bool (B,), or None without ids.
+    """Return which videos of a split have a YouTube id that is also in train, bool (B,), or None without ids or train.
 
     In AVE, a few ids belong to several videos.
     """
-    if (names := data.names) is None:
+    if (names := data.names) is None or "train" not in data.splits:
         return None
     trained = {names[row] for row in data.splits["train"].tolist()}
     return torch.tensor([names[row] in trained for row in data.splits[split].tolist()], dtype=torch.bool)

@@ -62,7 +62,7 @@ def files_table(found: Found) -> str:
     splits = found.splits
     wrong = {problem.file: problem.verdict for problem in found.problems}
     rows = []
-    for file in FILES:
+    for file in [file for file in FILES if file.name in found.paths]:
         path, array = found.paths[file.name], found.arrays.get(file.name)
         if file.optional and not path.exists():
             continue

@@ -1,0 +1,405 @@
+"""Label the videos of a dataset from a text file: a line for each event, with its video, start, end and category.
+
+Axes: N videos, T segments of a second, K categories.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ave.data.dataset import SPLITS, AVEData, Rows, Split
+from ave.printing import printable
+from ave.reading import read_text
+
+__all__ = ["DEFAULT_SPLIT", "OwnLabels", "RowView", "split_videos"]
+
+COLUMNS = ("video", "start", "end", "category")
+DEFAULT_SPLIT = "70/15/15"
+"""The shares of train, val and test in percent, for labels without a column `split`."""
+
+
+class RowView:
+    """Rows of another array, in any order and any number of times, without a copy.
+
+    Examples:
+        >>> view = RowView(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 2]))
+        >>> view.shape, view[1:].flatten().tolist()
+        ((3, 1), [1.0, 3.0])
+    """
+
+    def __init__(self, array: Rows, rows: Tensor) -> None:
+        self.array, self.rows = array, rows
+        self.shape: tuple[int, ...] = (len(rows), *array.shape[1:])
+        self.dtype: Any = array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Tensor:
+        return self.array[self.rows[rows].tolist()]
+
+
+class Line(NamedTuple):
+    """A line of the file."""
+
+    number: int
+    video: str
+    start: float
+    end: float
+    category: str
+    """Empty for a video without events."""
+    split: str
+    """Empty without a column `split`."""
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """The content of a file of labels, such as labels.csv."""
+
+    path: Path
+    lines: tuple[Line, ...]
+    unused: tuple[str, ...] = ()
+    """The columns that are ignored."""
+
+    @classmethod
+    def read(cls, path: Path) -> OwnLabels:
+        """Read a file of labels, and check each line.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if the file is not CSV in UTF-8, a column is missing, or a line is wrong.
+        """
+        try:
+            reader = csv.reader(io.StringIO(read_text(path, "utf-8-sig"), newline=""), strict=True)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} must be CSV in UTF-8, got: {error}") from error
+        header = [name.lower() for name in rows[0][1]] if rows else []
+        if not set(COLUMNS) <= set(header) or len(set(header)) < len(header):
+            came = printable(",".join(rows[0][1]) if rows else "an empty file", 80)
+            raise ValueError(
+                f"{path} must begin with a line that names its columns, {','.join(COLUMNS)} and if you like split, "
+                f"got {came}"
+            )
+        lines = []
+        for number, cells in rows[1:]:
+            if len(cells) != len(header):
+                raise ValueError(f"{path}, line {number} must have {len(header)} cells, as line 1, got {len(cells)}")
+            lines.append(_read_line(path, number, dict(zip(header, cells, strict=True))))
+        if not any(line.category for line in lines):
+            raise ValueError(f"{path} must have at least one event, got none in its {len(lines)} lines")
+        if "split" in header and (without := next((line for line in lines if not line.split), None)):
+            raise ValueError(f"{path}, line {without.number} must name a split, train, val or test, got none")
+        return cls(path, tuple(lines), tuple(sorted(set(header) - {*COLUMNS, "split"})))
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the file has a column `split`."""
+        return any(line.split for line in self.lines)
+
+    def apply(
+        self,
+        data: AVEData,
+        split: str | None = None,
+        categories: Sequence[str] | None = None,
+        say: Callable[[str], object] = lambda _: None,
+        needed: Collection[Split] = ("train", "test"),
+    ) -> AVEData:
+        """Return a dataset with these labels and splits. Its own labels, splits and background videos are left out.
+
+        A second has an event if the middle of the second is in it: start <= second + 0.5 < end. An event without such
+        a second has the one in which its own middle lies. All other seconds are background. A video with K categories
+        has K rows: its own, and K - 1 at the end of the dataset. In each of them, the events of the other categories
+        have no label. A video that is not in the file has no label, and is in no split.
+
+        Args:
+            data: the dataset. Videos without names are called by their row numbers.
+            split: the shares of train, val and test in percent, as in "70/15/15", for a file without splits.
+            categories: the names of the categories in their order. Default: those of the file, sorted.
+            say: called with each remark.
+            needed: the splits that must have videos.
+
+        Raises:
+            ValueError: if a line does not fit the dataset, or a needed split would have no video.
+        """
+        if self.unused:
+            say(f"columns that are not used: {', '.join(self.unused)}")
+        rows = self._find_rows(data)
+        events = self._collect(data, rows, say)
+        names = tuple(sorted({line.category for line in self.lines} - {""}))
+        if categories is not None:
+            for line in self.lines:
+                if line.category and line.category not in categories:
+                    raise self._wrong(line, f"category must be one of the network, {_some(categories)}", line.category)
+            names = tuple(categories)
+        splits = self._find_splits(rows, events, data, split, needed)
+
+        # ---- A row for each category of each video ----
+        seconds, background = data.audio.shape[1], len(names)
+        shown = {row: sorted(own) for row, own in events.items()}
+        extra = [(row, category) for row, own in shown.items() for category in own[1:]]
+        owners = torch.cat([torch.arange(len(data.audio)), torch.tensor([row for row, _ in extra], dtype=torch.int64)])
+        labels = torch.zeros(len(owners), seconds, background + 1)
+        video_labels = torch.zeros(len(owners), background + 1)
+        firsts = [(row, row, own[0] if own else None) for row, own in shown.items()]
+        lasts = [(len(data.audio) + place, row, category) for place, (row, category) in enumerate(extra)]
+        for place, row, category in [*firsts, *lasts]:
+            label = background if category is None else names.index(category)
+            video_labels[place, label] = 1
+            labels[place, : _length(data, row), background] = 1
+            for first, end in [span for spans in events[row].values() for span in spans]:
+                labels[place, first:end] = 0
+            for first, end in events[row].get(category or "", []):
+                labels[place, first:end] = 0
+                labels[place, first:end, label] = 1
+
+        self._remark(data, rows, shown, splits, say)
+        members = {
+            name: [place for place, row in enumerate(owners.tolist()) if splits.get(row) == name] for name in SPLITS
+        }
+        return replace(
+            data,
+            visual=RowView(data.visual, owners) if extra else data.visual,
+            audio=RowView(data.audio, owners) if extra else data.audio,
+            labels=labels,
+            splits={name: torch.tensor(own) for name, own in members.items() if own},
+            categories=names,
+            names=None if data.names is None else tuple(data.names[row] for row in owners.tolist()),
+            video_labels=video_labels,
+            background_visual=None,
+            background_audio=None,
+            background_labels=None,
+            background_lengths=None,
+            object_cells=None,
+            decoy_cells=None,
+            lengths=None if data.lengths is None else data.lengths[owners],
+            eventless_category=None,
+            is_ave=False,
+        )
+
+    def with_splits(self, data: AVEData) -> list[dict[str, object]]:
+        """Return the lines with the splits of a dataset that has these labels, as rows for a CSV file.
+
+        Args:
+            data: the return value of :meth:`apply`.
+        """
+        names = list(map(str, range(len(data.labels)))) if data.names is None else data.names
+        split_of = {names[row]: split for split, rows in data.splits.items() for row in rows.tolist()}
+        return [
+            {
+                "video": line.video,
+                "start": line.start if line.category else None,
+                "end": line.end if line.category else None,
+                "category": line.category or None,
+                "split": split_of.get(line.video) or split_of[Path(line.video).stem],
+            }
+            for line in self.lines
+        ]
+
+    def _find_rows(self, data: AVEData) -> dict[str, int]:
+        """Find the row of each video. A name in the file may have a directory and a suffix that the dataset's lacks."""
+        known = tuple(map(str, range(len(data.audio)))) if data.names is None else data.names
+        rows = {name: row for row, name in reversed([*enumerate(known)])}
+        counts, found, owners = Counter(known), dict[str, int](), dict[int, str]()
+        for line in self.lines:
+            name = line.video if line.video in rows else Path(line.video).stem
+            if name not in rows:
+                raise self._wrong(line, f"video must be one of the dataset, {_some(known)}", line.video)
+            if counts[name] > 1:
+                raise self._wrong(
+                    line, "video must be the name of one video", f"{line.video}, of {counts[name]} videos"
+                )
+            row = rows[name]
+            if owners.setdefault(row, line.video) != line.video:
+                raise self._wrong(line, f"video must have one name, {owners[row]}", line.video)
+            found[line.video] = row
+        return found
+
+    def _collect(
+        self, data: AVEData, rows: Mapping[str, int], say: Callable[[str], object]
+    ) -> dict[int, dict[str, list[tuple[int, int]]]]:
+        """Return the seconds of all events by row and category, from the first to the end, exclusive."""
+        events: dict[int, dict[str, list[tuple[int, int]]]] = {}
+        earlier: defaultdict[int, list[Line]] = defaultdict(list)
+        joined, shared = list[tuple[int, int]](), list[tuple[int, int]]()
+        for line in self.lines:
+            row = rows[line.video]
+            others = earlier[row]
+            if any(not (line.category and other.category) for other in others):
+                came = f"{line.video}, which line {others[0].number} lists, too"
+                raise self._wrong(line, "a video without events must have one line, without others", came)
+            others.append(line)
+            spans = events.setdefault(row, {})
+            if not line.category:
+                continue
+            length = _length(data, row)
+            if line.start >= length + 0.5 or line.end >= length + 1:
+                came = f"{line.start:g} to {line.end:g}"
+                raise self._wrong(line, f"the event must be in the {length} s of {line.video}", came)
+            spans.setdefault(line.category, []).append(_round(line.start, line.end, length))
+            for other in others[:-1]:
+                if line.start < other.end and other.start < line.end:
+                    (joined if line.category == other.category else shared).append((other.number, line.number))
+        for pairs, what in ((joined, "of the same category are joined"), (shared, "of different categories overlap")):
+            if pairs:
+                first, second = pairs[0]
+                say(f"{len(pairs)} pairs of events {what}, for example lines {first} and {second}")
+        return events
+
+    def _find_splits(
+        self,
+        rows: Mapping[str, int],
+        events: Mapping[int, Mapping[str, object]],
+        data: AVEData,
+        split: str | None,
+        needed: Collection[Split],
+    ) -> dict[int, str]:
+        """Return the split of each row that has labels."""
+        splits: dict[int, str] = {}
+        if self.has_splits:
+            if split is not None:
+                raise ValueError(f"--split must be left out, as {self.path} has a column split, got {split}")
+            for line in self.lines:
+                if splits.setdefault(rows[line.video], line.split) != line.split:
+                    expected = f"all lines of {line.video} must have one split, {splits[rows[line.video]]}"
+                    raise self._wrong(line, expected, line.split)
+        else:
+            names = {row: name if data.names is None else data.names[row] for name, row in rows.items()}
+            groups = {names[row]: min(own, default="") for row, own in events.items()}
+            by_name = split_videos(groups, split or DEFAULT_SPLIT)
+            splits = {row: by_name[names[row]] for row in events}
+        for name in needed:
+            if name not in splits.values():
+                advice = "" if self.has_splits else ": list more videos of each category, or add a column split"
+                raise ValueError(f"{self.path} must have videos for {name}, got none among its {len(splits)}{advice}")
+        if "train" in needed and not any(splits[row] == "train" and own for row, own in events.items()):
+            raise ValueError(f"{self.path} must have an event in train, got none")
+        return splits
+
+    def _remark(
+        self,
+        data: AVEData,
+        rows: Mapping[str, int],
+        shown: Mapping[int, Sequence[str]],
+        splits: Mapping[int, str],
+        say: Callable[[str], object],
+    ) -> None:
+        """Count the videos of each kind, and name what the network cannot learn."""
+        sizes = Counter(splits.values())
+        counts = ", ".join(f"{sizes[name]} {name}" for name in SPLITS if sizes[name])
+        how = "by its column split" if self.has_splits else "by video"
+        silent = sum(not own for own in shown.values())
+        say(f"{self.path.name}: {len(shown)} videos, {silent} of them without events, split {how}: {counts}")
+        if several := [row for row, own in shown.items() if len(own) > 1]:
+            name = next(name for name, row in rows.items() if row == several[0])
+            say(
+                f"{len(several)} videos have several categories, for example {name}: each is a row for each category, "
+                f"where the events of the others have no label"
+            )
+        if left := [row for row in range(len(data.audio)) if row not in shown]:
+            name = str(left[0]) if data.names is None else data.names[left[0]]
+            say(f"{len(left)} videos of the dataset are not in {self.path.name}, and are left out, for example {name}")
+        trained = {category for row, own in shown.items() if splits[row] == "train" for category in own}
+        if trained and (unseen := sorted({category for own in shown.values() for category in own} - trained)):
+            say(f"{len(unseen)} categories have no video in train, so they cannot be learned: {_some(unseen)}")
+
+    def _wrong(self, line: Line, expected: str, came: object) -> ValueError:
+        return ValueError(f"{self.path}, line {line.number}: {expected}, got {printable(came, 80)}")
+
+
+def split_videos(groups: Mapping[str, str], split: str) -> dict[str, str]:
+    """Divide videos among train, val and test. The result depends only on the arguments, not on their order.
+
+    Within each category, videos are in the order of a digest of their names. The first one of each category is in
+    train; each other one is in the split that lacks most, so that each split has its share of every category.
+
+    Args:
+        groups: the category of each video, by the name of the video.
+        split: the shares of train, val and test in percent, which sum to 100. That of val may be 0.
+
+    Raises:
+        ValueError: if ``split`` is not three such numbers.
+
+    Examples:
+        >>> groups = {f"video {number}": "dog" if number % 2 else "cat" for number in range(20)}
+        >>> Counter(split_videos(groups, "60/20/20").values())
+        Counter({'train': 12, 'test': 4, 'val': 4})
+    """
+    shares = [int(part) for part in split.split("/")] if re.fullmatch(r"\d{1,3}/\d{1,3}/\d{1,3}", split) else []
+    if sum(shares) != 100 or not (shares[0] and shares[2]):
+        raise ValueError(
+            f"--split must be the shares of train, val and test in percent, such as {DEFAULT_SPLIT}, that sum to 100, "
+            f"got {split}"
+        )
+    wanted = dict(zip(SPLITS, shares, strict=True))
+    counts, chosen = dict.fromkeys(SPLITS, 0), dict[str, str]()
+    digests = {name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest() for name in groups}
+    started = set[str]()
+    for name in sorted(groups, key=lambda name: (groups[name], digests[name])):
+        lacking = {place: wanted[place] * (len(chosen) + 1) - 100 * counts[place] for place in reversed(SPLITS)}
+        place = max(lacking, key=lambda place: lacking[place]) if groups[name] in started else "train"
+        started.add(groups[name])
+        counts[place] += 1
+        chosen[name] = place
+    return chosen
+
+
+def _read_line(path: Path, number: int, cells: Mapping[str, str]) -> Line:
+    """Convert the cells of a line, and check those that need no dataset."""
+    place, (video, *event) = f"{path}, line {number}", [cells[name] for name in COLUMNS]
+    split = cells.get("split", "")
+    if not video:
+        raise ValueError(f"{place} must name a video, got none")
+    if split not in ("", *SPLITS):
+        raise ValueError(f"{place}: split must be train, val or test, got {printable(split, 40)}")
+    if not any(event):
+        return Line(number, video, 0, 0, "", split)
+    if not all(event):
+        lacking = next(name for name, cell in zip(COLUMNS[1:], event, strict=True) if not cell)
+        raise ValueError(f"{place} must have start, end and category, or none of them for background, got no {lacking}")
+    if event[2].lower() == "background":
+        raise ValueError(f"{place} must be an event, got background, which is where no event is: leave the line out")
+    try:
+        start, end = float(event[0]), float(event[1])
+    except ValueError:
+        start = end = math.nan
+    if not (0 <= start < end < math.inf):
+        came = printable(f"{event[0]} to {event[1]}", 60)
+        raise ValueError(f"{place}: start and end must be seconds, at least 0, the end after the start, got {came}")
+    return Line(number, video, start, end, event[2], split)
+
+
+def _round(start: float, end: float, length: int) -> tuple[int, int]:
+    """Return the first second of an event and the end, exclusive, by the rule in :meth:`OwnLabels.apply`.
+
+    Examples:
+        >>> _round(0.5, 2.5, 10), _round(0.51, 2.51, 10), _round(3.1, 3.2, 10), _round(9.7, 10.4, 10)
+        ((0, 2), (1, 3), (3, 4), (9, 10))
+    """
+    first, stop = math.ceil(start - 0.5), min(math.ceil(end - 0.5), length)
+    if first >= stop:
+        first = min(math.floor((start + end) / 2), length - 1)
+        stop = first + 1
+    return first, stop
+
+
+def _length(data: AVEData, row: int) -> int:
+    return data.audio.shape[1] if data.lengths is None else int(data.lengths[row])
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """List the first few of several names."""
+    listed = ", ".join(printable(name, 40) for name in names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} others"

@@ -1,0 +1,69 @@
+"""Find mean and standard deviation of signed features, over the seconds of the training split.
+
+Axes: N videos, T segments of a second, H x W positions, C visual channels, A audio channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ave.data.dataset import AVEData, Rows
+from crossmodal_attn import padding_mask
+
+__all__ = ["find_statistics"]
+
+BLOCK = 16
+"""Number of videos that are read at once."""
+TRIED = 64
+"""Number of videos in which negative features are looked for."""
+
+
+def find_statistics(data: AVEData) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return mean and standard deviation of each channel of the features that have negative values.
+
+    Features without negative values, such as those after a ReLU, are left as they are, as in the AVE release. Negative
+    values are looked for in the first 64 videos of train. Padding is left out.
+
+    Args:
+        data: the dataset.
+
+    Returns:
+        dict: for "video", "audio", both or neither of them, the mean and the standard deviation, each float32, (C,) or
+        (A,). The deviation of a constant channel is 1.
+    """
+    rows = data.splits["train"]
+    arrays: dict[str, Rows] = {"video": data.visual, "audio": data.audio}
+    signed = {}
+    for name, array in arrays.items():
+        if any((block < 0).any() for block in _read_valid(array, rows[:TRIED], data.lengths)):
+            signed[name] = _measure(array, rows, data.lengths)
+    return signed
+
+
+def _measure(array: Rows, rows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    # Deviations from the first vector: the sums lose no digits, however large the mean is.
+    origin = next(iter(_read_valid(array, rows[:1], lengths)))[0]
+    for block in _read_valid(array, rows, lengths):
+        block -= origin
+        count += len(block)
+        total, squares = total + block.sum(0), squares + block.square().sum(0)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    deviation[deviation <= 1e-6 * (mean + origin).abs()] = 1
+    return (mean + origin).float(), deviation.float()
+
+
+def _read_valid(array: Rows, rows: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
+    """Yield the vectors of some videos at a time, float64 (vectors, channels), without padding."""
+    for own in rows.split(BLOCK):
+        block = (
+            array.index_select(0, own.to(array.device)) if isinstance(array, Tensor) else array[own.tolist()]
+        ).cpu()
+        mask = torch.zeros(block.shape[:2], dtype=torch.bool)
+        if lengths is not None:
+            mask = padding_mask(lengths[own], block.shape[1])
+        yield block[~mask].double().flatten(0, -2)
