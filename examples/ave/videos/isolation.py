@@ -20,15 +20,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
 import torch
 
 from ave.printing import printable
 from ave.stopping import lacks_memory
-from ave.videos.decoding import Sampling, Second, VideoInfo, describe, read_seconds
+from ave.videos.decoding import Second, VideoInfo, describe, read_seconds
+from ave.videos.sampling import Sampling
 
 __all__ = ["MEMORY", "TIMEOUT", "describe_isolated", "read_seconds_isolated", "serve", "stop_children"]
 
@@ -150,7 +152,7 @@ class _Child:
         if not _idle:
             atexit.register(stop_children)
         self._owner = os.getpid()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._late = False
         paths = [path or os.getcwd() for path in sys.path]
         self._process = subprocess.Popen(  # noqa: S603
@@ -186,7 +188,7 @@ class _Child:
         try:
             head = self._process.stdout.read(9)
             content = bytearray(int.from_bytes(head[1:], "big"))
-            if len(head) == 9 and self._process.stdout.readinto(content) == len(content):
+            if len(head) == 9 and cast("BufferedReader", self._process.stdout).readinto(content) == len(content):
                 return head[:1], content
         finally:
             timer.cancel()
@@ -232,6 +234,8 @@ def serve() -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
+    with suppress(ImportError):  # which is told when a file is opened
+        import av  # noqa: F401  # before memory is limited
     while True:
         _Answer(json.loads(requests.get()), answers).give()
 

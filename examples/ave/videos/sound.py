@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ave.printing import printable
 from ave.videos.containers import LONGEST_STILL, Damage, decode, find_audio, open_video
+from ave.videos.sampling import Sampling
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -40,9 +41,8 @@ class Sound:
     Args:
         path: the file.
         start: the time in the file at which the first second starts, in seconds.
-        rate: samples per second of the waveforms.
-        context: seconds before and after each second that belong to its waveform.
-        normalize_peak: whether to divide by the largest magnitude of the sound, which is then read twice.
+        sampling: rate and context of the waveforms, and whether to divide them by the largest magnitude of the sound,
+            which is then read twice.
         damage: counts the damaged packets.
         remark: called with a line about sound that is missing.
         alive: called often while the sound is read for its peak.
@@ -52,9 +52,7 @@ class Sound:
         self,
         path: Path,
         start: Fraction,
-        rate: int,
-        context: float,
-        normalize_peak: bool,
+        sampling: Sampling,
         damage: Damage,
         remark: Callable[[str], None],
         alive: Callable[[], None],
@@ -68,11 +66,11 @@ class Sound:
             remark(f"sound starts {track.late:.2f} s late: silence is used before")
         elif track.late < -NOTABLE:
             remark(f"sound starts {-track.late:.2f} s before the first frame: that part is left out")
-        if normalize_peak and track.rate:
+        if sampling.normalize_peak and track.rate:
             again = _Track(path, start, Damage(alive=alive))
-            blocks = _resample(again.blocks, again.rate, rate)
+            blocks = _resample(again.blocks, again.rate, sampling.rate)
             self._peak = max((float(np.abs(block).max(initial=0)) for block in blocks), default=0.0) or 1.0
-        self._waveforms = _read_waveforms(track, rate, context)
+        self._waveforms = _read_waveforms(track, sampling.rate, sampling.context)
 
     def __next__(self) -> Samples:
         """Return the waveform of the next second."""
