@@ -294,3 +294,23 @@ CASES: dict[str, Case] = {
         masked=False,
     ),
 }
+
+
+def slow_events(logits: Any, background: int, lengths: Sequence[int]) -> list[list[tuple[Any, ...]]]:
+    """Return the events of each video second by second, as they are defined: start, end, category, score."""
+    videos: list[list[tuple[Any, ...]]] = []
+    for video, length in enumerate(lengths):
+        row = logits.category[video].tolist()
+        category = max(range(len(row)), key=lambda index: row[index])
+        powers = [math.exp(logit - max(row)) for logit in row]
+        events, running = [], []
+        for second in range(length + 1):
+            logit = logits.event[video, second].item() if second < length else -1.0
+            if logit >= 0 and category != background:
+                running.append(1 / (1 + math.exp(-logit)))
+            elif running:
+                score = sum(running) / len(running) * powers[category] / sum(powers)
+                events.append((second - len(running), second, category, score))
+                running = []
+        videos.append(events)
+    return videos

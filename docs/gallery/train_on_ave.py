@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from ave.data.batches import evaluation_loader, training_loader
 from ave.data.dataset import AVEData
 from ave.data.procedural import make_procedural_set
+from ave.events import find_events
 from ave.networks.cmran import CMRAN
-from ave.predict import find_events
 from ave.results.metrics import background_accuracy, segment_accuracy
 
 torch.manual_seed(0)

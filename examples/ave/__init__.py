@@ -4,6 +4,7 @@
 - ``data``: datasets and their files, the procedural set, batches
 - ``networks``: CMRAN and its rivals, their losses and decisions, and how they are saved and loaded
 - ``results``: metrics, tables, figures, files
+- ``events``: events in the decisions of a network, and windows of long videos
 - ``checkpoints``: the checkpoints of a run; ``devices``: the device, and measuring its time and memory
 - ``stopping``: signals and failures that end a run early
 - ``videos``: the networks that turn frames and sound into features

@@ -1,4 +1,4 @@
-"""Find the events in videos from their features.
+"""Find the events in videos, from their features or from the video files.
 
 Axes: N videos, B of them in a batch, T segments of a second, H x W positions, C visual channels, A audio channels.
 """
@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.npz import read_npz
 from ave.data.opening import read_features
 from ave.devices import Precision, make_accelerator
+from ave.events import Prediction, find_events
 from ave.networks import load_network
 from ave.networks.localizer import Decision, Localizer
 from ave.networks.registry import describe_network
@@ -29,8 +29,9 @@ from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
+from ave.videos.prediction import open_videos
 
-__all__ = ["Event", "PredictConfig", "Prediction", "find_events", "main", "predict", "read_batches"]
+__all__ = ["PredictConfig", "main", "predict", "read_batches"]
 
 COLUMNS = ("video", "row", "start_s", "end_s", "category", "score")
 SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
@@ -38,27 +39,47 @@ SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Find the events in videos, from their features, with a trained network.
+    """Find the events in videos with a trained network, from the video files or from their features.
 
-    The features are in a directory: the AVE release, your own dataset in that layout, or the output of `prepare`. Only
-    the visual and audio features are needed. Or they are in an .npz file with the arrays `visual` (videos, seconds,
-    height, width, channels) or (videos, seconds, channels), and `audio` (videos, seconds, channels). For a single
-    video, leave out the first axis. An .npz file may also have `names`, which is text, and the lengths of padded videos
-    in seconds as `lengths`.
+    With `--videos`, the features are extracted as for the training of the network, second by second. Videos longer than
+    `--window` are cut into windows that overlap by half. Beside the files below, `videos/` has the events of each video
+    as subtitles (SRT and WebVTT) and as a label track for Audacity. This needs the extra `video`.
 
-    The command writes events.csv and events.json: for each event the video, its row in the features, the start and end
-    in seconds, the category and the score. The score, in [0, 1], is the probability of an event times the probability
-    of the category, averaged over the seconds of the event. timelines.png shows some videos of different categories.
+    With `--data`, the features are in a directory: the AVE release, your own dataset in that layout, or the output of
+    `prepare` or `extract`. Only the visual and audio features are needed. Or they are in an .npz file with the arrays
+    `visual` (videos, seconds, height, width, channels) or (videos, seconds, channels), and `audio` (videos, seconds,
+    channels). For a single video, leave out the first axis. An .npz file may also have `names`, which is text, and the
+    lengths of padded videos in seconds as `lengths`.
+
+    The command writes events.csv and events.json: for each event the video, its row, the start and end in seconds, the
+    category and the score. The score, in [0, 1], is the probability of an event times the probability of the category,
+    averaged over the seconds of the event. timelines.png shows some videos of different categories.
     """
 
-    data: Path
+    data: Path | None = None
     """directory or .npz file of features, see above (--features is the same)"""
+    videos: tuple[Path, ...] = ()
+    """video files, or directories of them, instead of --data"""
     checkpoint: str | None = None
     """directory of a run, of one seed, or of save_pretrained; or hf:owner/name from the Hugging Face Hub"""
     official: Path | None = None
     """checkpoint of the authors' code, .pth.tar, instead of --checkpoint"""
     split: Split | None = None
     """use only this split of a directory; if omitted: all videos"""
+    visual: str | None = None
+    """network for the frames of --videos, as for `extract`; if omitted: that of the training"""
+    visual_weights: Path | None = None
+    """file of its weights, if it needs one"""
+    audio: str | None = None
+    """network for the sound of --videos, as for `extract`; if omitted: that of the training"""
+    audio_weights: Path | None = None
+    """file of its weights, if it needs one"""
+    frames_per_second: int | None = None
+    """frames of --videos to average in each second; if omitted: as in the training"""
+    window: int | None = None
+    """seconds of the windows of --videos, 0 for whole videos; if omitted: the longest of the training, or 10"""
+    annotate: bool = False
+    """also write each of the --videos with heat map, timeline and sound as mp4, and a contact sheet as PNG"""
     device: str = "auto"
     """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "fp32"
@@ -77,8 +98,10 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
     Raises:
         InputError: if a setting or a file is wrong. This is checked before any work.
         FloatingPointError: if the scores are not finite.
+        OSError: if a file cannot be written, or some of the videos failed: the others are written.
     """
     with checking_input():
+        check_options(config)
         model = load_network(config.checkpoint, config.official, AVE_CATEGORIES)
         accelerator = make_accelerator(config.device, config.precision)
         if accelerator.num_processes > 1:
@@ -87,21 +110,39 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             )
         output = new_output(config.output, "predict")
         check_output(output)
-        data = read_features(config.data) if config.data.is_dir() else read_npz(config.data)
-        if config.split is not None and config.split not in data.splits:
-            raise ValueError(f"--split {config.split} needs {config.split}_order, got {config.data} without it")
-        rows = torch.arange(len(data.audio)) if config.split is None else data.splits[config.split]
-        check_features(data, rows, model)
+        source = {"network": config.checkpoint or str(config.official)}
+        if config.data is not None:
+            data, rows = open_features(config.data, config.split, model)
+            names, place, files = data.names, printable(config.data), None
+            source["features"] = str(config.data)
+        else:
+            files = open_videos(
+                config.videos,
+                model,
+                accelerator,
+                visual=config.visual,
+                visual_weights=config.visual_weights,
+                audio=config.audio,
+                audio_weights=config.audio_weights,
+                frames_per_second=config.frames_per_second,
+                window=config.window,
+                annotate=config.annotate,
+            )
+            names, place = tuple(files.paths), f"{len(files.paths)} videos"
+            source |= files.facts
     split = "" if config.split is None else f", {config.split} split"
-    title = f"{describe_network(model)}, on {printable(config.data)}{split}"
+    title = f"{describe_network(model)}, on {place}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
-        batches = read_batches(data, rows, accelerator.device, "predicting")
-        predictions = predict(network, batches)
+        if files is None:
+            predictions = predict(network, read_batches(data, rows, accelerator.device, "predicting"))
+        else:
+            found = files.predict(network, categories, output)
+            rows, predictions = torch.tensor(list(found), dtype=torch.int64), list(found.values())
         events = [
             {
-                "video": str(row) if data.names is None else data.names[row],
+                "video": str(row) if names is None else names[row],
                 "row": row,  # two videos may have the same name
                 "start_s": event.start,
                 "end_s": event.end,
@@ -112,8 +153,8 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             for event in prediction.events
         ]
         write_csv(output / "events.csv", events, COLUMNS)
-        source = {"network": config.checkpoint or str(config.official), "features": str(config.data)}
-        write_json(output / "events.json", {**source, "videos": len(rows), "events": events})
+        notes = {} if files is None else {"failed": files.failed, "remarks": files.remarks}
+        write_json(output / "events.json", {**source, "videos": len(rows), **notes, "events": events})
         if draw:
             labels = [prediction.labels for prediction in predictions]
             chosen = choose_videos(labels, model.num_categories, SHOWN_VIDEOS)
@@ -123,66 +164,47 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
                 [prediction.event_score for prediction in shown],
                 categories,
                 title if len(shown) == len(rows) else f"{title}: {len(shown)} of {len(rows)} videos",
-                names=[name_video(data.names, row) for row in rows[chosen].tolist()],
+                names=[name_video(names, row) for row in rows[chosen].tolist()],
             )
             save_figures(output, {"timelines.png": figure})
     print(_table(title, predictions, categories))
     print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    if files is not None and files.failed:
+        raise OSError(f"{len(files.failed)} of {len(files.paths)} videos could not be predicted, see above")
     return events
 
 
-class Event(NamedTuple):
-    """One event of a video."""
+def check_options(config: PredictConfig) -> None:
+    """Reject options that exclude each other.
 
-    start: int
-    """The first second of the event."""
-    end: int
-    """The end in seconds, exclusive: the event lasts ``end - start`` seconds."""
-    category: int
-    score: float
-    """In [0, 1]: the probability of an event times the probability of its category, averaged over its seconds."""
-
-
-class Prediction(NamedTuple):
-    """The decisions for one video of T seconds, on the CPU."""
-
-    labels: Tensor
-    """int64 (T,): the label of each second; background is the last label."""
-    event_score: Tensor
-    """float32 (T,), in [0, 1]"""
-    events: list[Event]
-
-
-def find_events(decision: Decision, *, background: int = 28, padding_mask: Tensor | None = None) -> list[list[Event]]:
-    """Return the runs of consecutive seconds that have the same category.
-
-    Args:
-        decision: the decision for B videos.
-        background: the label of background, which is the number of categories.
-        padding_mask: bool (B, T), True = padding. There are no events in padding.
-
-    Returns:
-        list: for each of the B videos, its events in the order of time.
-
-    Examples:
-        >>> score = torch.tensor([[0.2, 0.9, 0.7, 0.1, 0.8]])
-        >>> decision = Decision(torch.tensor([[3, 1, 1, 3, 1]]), score, torch.full((1, 5), 0.5))
-        >>> for event in find_events(decision, background=3)[0]:
-        ...     print(event.start, event.end, event.category, round(event.score, 2))
-        1 3 1 0.4
-        4 5 1 0.4
+    Raises:
+        ValueError: if not exactly one of --data and --videos is given, or an option belongs to the other of them.
     """
-    labels = decision.labels if padding_mask is None else decision.labels.masked_fill(padding_mask, background)
-    score = decision.event_score * decision.category_score
-    # A run begins where the label differs from the previous one, and ends where it differs from the next one.
-    differs = F.pad(labels, (1, 1), value=background).diff(dim=1) != 0
-    starts = (differs[:, :-1] & (labels != background)).nonzero().tolist()
-    ends = (differs[:, 1:] & (labels != background)).nonzero().tolist()
-    events: list[list[Event]] = [[] for _ in range(len(labels))]
-    for (video, start), (_, last) in zip(starts, ends, strict=True):
-        category = int(labels[video, start])
-        events[video].append(Event(start, last + 1, category, float(score[video, start : last + 1].mean())))
-    return events
+    if (config.data is None) == (not config.videos):
+        given = ", ".join(map(str, config.videos)) or None
+        raise ValueError(f"one of --data and --videos must be given, got {config.data} and {given}")
+    if config.data is None:
+        if config.split is not None:
+            raise ValueError(f"--split must be given with --data, got {config.split} with --videos")
+        return
+    for name in ("visual", "visual_weights", "audio", "audio_weights", "frames_per_second", "window", "annotate"):
+        if (value := getattr(config, name)) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} must be given with --videos, got {value} with --data")
+
+
+def open_features(path: Path, split: Split | None, model: Localizer) -> tuple[AVEData, Tensor]:
+    """Open a directory or an .npz file of features for a network, and return them with the rows to predict.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if the features are damaged, or do not fit the network, or there is no such split.
+    """
+    data = read_features(path) if path.is_dir() else read_npz(path)
+    if split is not None and split not in data.splits:
+        raise ValueError(f"--split {split} needs {split}_order, got {path} without it")
+    rows = torch.arange(len(data.audio)) if split is None else data.splits[split]
+    check_features(data, rows, model)
+    return data, rows
 
 
 @torch.no_grad()

@@ -1,0 +1,350 @@
+"""Annotate a video: AGSCA's attention as a heat map over the frames, its events on a timeline, and the original sound.
+
+The video is read as a stream, so memory does not depend on its length. Times of frames and sound stay those of the
+source, so that a variable frame rate stays right.
+
+Axes: T seconds, H x W cells of the attention, h x w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ave.events import Prediction
+from ave.printing import printable
+from ave.results.figures import save_figures
+from ave.results.files import writing
+from ave.videos.containers import Damage, decode, find_audio, find_video, open_video, orient, timed_frames
+from crossmodal_attn.plots import plot_timeline
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.video.frame import VideoFrame
+
+__all__ = [
+    "Annotation",
+    "Overlay",
+    "Timeline",
+    "annotate_video",
+    "choose_seconds",
+    "draw_contact_sheet",
+    "scale_attention",
+]
+
+Pixels = NDArray[np.uint8]
+
+LARGEST, SMALLEST = 1280, 480
+"""Larger frames are shrunk to this many pixels in the longer side, and smaller ones enlarged."""
+OPACITY = 0.7
+"""The opacity of the heat map where the attention is largest."""
+WEAKEST_PEAK = 2.0
+"""The color scale ends at least at this attention, relative to uniform attention, so that noise is not amplified."""
+CURSOR_COLOR = (213, 94, 0)
+COPIED_SOUND = ("aac", "mp3", "opus", "flac")
+"""Sound that browsers play in an mp4. All other sound is encoded as AAC."""
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+SHEET_COLUMNS, SHEET_FRAMES, SHEET_PIXELS, SHEET_INCHES = 6, 60, 320, 2.0
+"""A contact sheet has at most 60 frames, of at most 320 pixels in the longer side."""
+LONGEST_NAME = 40
+
+
+class Annotation(NamedTuple):
+    """What is drawn over a video of T seconds."""
+
+    prediction: Prediction
+    categories: Sequence[str]
+    """The names of the labels, without background."""
+    attention: Tensor | None = None
+    """The spatial attention of AGSCA (T, H, W), or None: no heat map."""
+
+    def name(self, second: int) -> str:
+        """Return the label of a second with its event score."""
+        label = int(self.prediction.labels[second])
+        name = printable(self.categories[label], LONGEST_NAME) if label < len(self.categories) else "background"
+        return f"{name}  {self.prediction.event_score[second]:.2f}"
+
+
+def scale_attention(attention: Tensor) -> Tensor:
+    """Scale spatial attention to [0, 1] for a heat map, with one scale for all seconds.
+
+    0 is uniform attention or less. 1 is the largest attention of the video, or twice the uniform attention if that is
+    more: attention that is almost uniform everywhere stays invisible.
+
+    Args:
+        attention: (T, H, W), where each second sums to one.
+
+    Examples:
+        >>> scale_attention(torch.tensor([[[0.7, 0.1], [0.1, 0.1]], [[0.25, 0.25], [0.25, 0.25]]])).flatten(1).tolist()
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    relative = attention.float() * attention[0].numel()
+    return ((relative - 1) / (max(float(relative.max()), WEAKEST_PEAK) - 1)).clamp(0, 1)
+
+
+class Overlay:
+    """Blend one heat map a second into frames. Each is stretched over the whole frame.
+
+    Args:
+        heat: (T, H, W), in [0, 1].
+    """
+
+    def __init__(self, heat: Tensor) -> None:
+        self.heat = heat
+        self._drawn: tuple[int, int, int] | None = None
+
+    def blend(self, frame: Pixels, second: int) -> Pixels:
+        """Return a frame (h, w, 3) with the heat map of a second over it."""
+        if self._drawn != (second, *frame.shape[:2]):
+            self._drawn = (second, *frame.shape[:2])
+            heat = F.interpolate(self.heat[second][None, None], size=frame.shape[:2], mode="bilinear")[0, 0].numpy()
+            color = colormaps["inferno"](heat)[..., :3] * 255
+            opacity = OPACITY * heat[..., None]
+            self._kept = np.uint16(256 * (1 - opacity) + 0.5)
+            self._added = np.uint16(256 * opacity * color + 128)
+        blended: Pixels = ((frame * self._kept + self._added) >> 8).clip(max=255).astype(np.uint8)
+        return blended
+
+
+class Timeline:
+    """Draw the strip below a video: labels and event scores over time, the label of this second, and a moving cursor.
+
+    Args:
+        annotation: the events of T seconds.
+        width: of the strip in pixels.
+    """
+
+    def __init__(self, annotation: Annotation, width: int) -> None:
+        self.annotation, self.width = annotation, width
+        self.seconds = len(annotation.prediction.labels)
+        self.height = 2 * round(0.1 * min(width, 1000) + 12)
+        size = max(6.5, min(width, 1000) / 85)
+        figure = Figure(figsize=(width / 100, self.height / 100), dpi=100)
+        self._canvas = cast("Any", FigureCanvasAgg(figure))  # which has no types
+        self._axes = figure.add_axes((0.11, 0.24, 0.86, 0.56))
+        names = [printable(name, LONGEST_NAME) for name in annotation.categories]
+        plot_timeline(annotation.prediction.labels, annotation.prediction.event_score, categories=names, ax=self._axes)
+        self._axes.set(xlim=(0, self.seconds), xlabel="")
+        self._axes.set_yticks(self._axes.get_yticks(), ["label", "score"])
+        for axes in (self._axes, *self._axes.child_axes):
+            axes.tick_params(labelsize=size, pad=1, length=0)
+        for text in self._axes.texts:
+            text.set(fontsize=size, parse_math=False)
+        self._text = figure.text(0.11, 0.98, "", fontsize=size, va="top", parse_math=False, animated=True)
+        self._canvas.draw()
+        self._empty = self._canvas.copy_from_bbox(figure.bbox)
+        self._drawn: int | None = None
+        self._strip: Pixels = np.empty(0, np.uint8)
+
+    def draw(self, time: float) -> Pixels:
+        """Return the strip (height, width, 3) at a time in seconds."""
+        second = min(max(int(time), 0), self.seconds - 1)
+        if self._drawn != second:
+            self._drawn = second
+            minutes, rest = divmod(second, 60)
+            self._text.set_text(f"{minutes}:{rest:02}   {self.annotation.name(second)}")
+            self._canvas.restore_region(self._empty)
+            self._canvas.figure.draw_artist(self._text)
+            self._strip = np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+        strip = self._strip.copy()
+        left = round(self._axes.transData.transform((min(max(time, 0.0), self.seconds), 0))[0])
+        strip[round(0.2 * self.height) : round(0.76 * self.height), max(left - 1, 0) : left + 1] = CURSOR_COLOR
+        return strip
+
+
+def annotate_video(
+    source: Path, output: Path, sheet: Path, annotation: Annotation, remark: Callable[[str], None]
+) -> None:
+    """Write an annotated video, H.264 in an mp4 that browsers play, and a contact sheet.
+
+    Args:
+        source: the video.
+        output: the annotated video, ``.mp4``. Without the timeline, its longer side has 480 to 1280 pixels.
+        sheet: the contact sheet, ``.png``: a frame for each second, or 60 of them if the video is longer.
+        annotation: what is drawn.
+        remark: called with a line about each thing that differs from the source.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+        ValueError: if the source is no video that can be decoded.
+    """
+    import av
+
+    seconds = len(annotation.prediction.labels)
+    overlay = None if annotation.attention is None else Overlay(scale_attention(annotation.attention))
+    thumbnails: dict[int, Pixels] = {}
+    shown = set(choose_seconds(seconds))
+    with ExitStack() as stack:
+        container = stack.enter_context(open_video(source))
+        stream = find_video(container, source)
+        stream.thread_type = "AUTO"
+        frames = timed_frames(container, stream, source, Damage())
+        first = next(frames, None)
+        if first is None:
+            raise ValueError(f"no frame of {printable(source)} can be decoded")
+        origin = max(Fraction(container.start_time or 0, 1_000_000), Fraction(0))
+        temporary = stack.enter_context(writing(output))
+        result = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
+        # A second reader of the file, so that sound and frames that are far apart in it need not be held.
+        sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        height, width, _ = read_pixels(first[1], aspect).shape
+        timeline = Timeline(annotation, width)
+        pictures = _Pictures(result, stream, (height + timeline.height, width), origin)
+        for time, frame in chain([first], frames):
+            passed = float(time - first[0])
+            second = min(int(passed), seconds - 1)
+            pixels = read_pixels(frame, aspect)
+            if overlay is not None:
+                pixels = overlay.blend(pixels, second)
+            if second in shown and (second not in thumbnails or passed <= second + 0.5):
+                thumbnails[second] = _shrink(pixels)  # in the end, of the middle of the second
+            sound.write(time)
+            pictures.write(np.concatenate([pixels, timeline.draw(passed)]), time)
+        pictures.close()
+        sound.write(None)
+    draw_contact_sheet(sheet, annotation, thumbnails)
+
+
+class _Pictures:
+    """Encode frames as H.264, at the times of the source."""
+
+    def __init__(self, result: OutputContainer, source: Any, size: tuple[int, int], origin: Fraction) -> None:
+        self.result, self.origin = result, origin
+        self.unit = Fraction(source.time_base)
+        self.last: int | None = None
+        rate = source.average_rate or source.guessed_rate or 25
+        self.stream: Any = result.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
+        self.stream.pix_fmt, (self.stream.height, self.stream.width) = "yuv420p", size
+        self.stream.time_base = self.stream.codec_context.time_base = self.unit
+
+    def write(self, pixels: Pixels, time: Fraction) -> None:
+        """Encode a frame (height, width, 3). A frame at the time of the previous one is left out."""
+        import av
+
+        stamp = round((time - self.origin) / self.unit)
+        if self.last is not None and stamp <= self.last:
+            return
+        self.last = stamp
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = stamp, self.unit
+        self.result.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Write the frames that the encoder still holds."""
+        self.result.mux(self.stream.encode(None))
+
+
+class _Sound:
+    """Copy the packets of the sound, or encode it as AAC if browsers cannot play it in an mp4."""
+
+    def __init__(
+        self, source: InputContainer, result: OutputContainer, origin: Fraction, remark: Callable[[str], None]
+    ) -> None:
+        self.result, self.origin = result, origin
+        self.packets: Iterator[Any] = iter(())
+        if (stream := find_audio(source)) is None:
+            return
+        codec = stream.codec_context.name
+        self.copied = codec in COPIED_SOUND
+        if self.copied:
+            self.stream: Any = result.add_stream_from_template(stream)
+        else:
+            remark(f"the annotated video has its sound encoded as AAC, as browsers do not play {codec} in an mp4")
+            rate = stream.codec_context.sample_rate
+            rate = rate if rate in AAC_RATES else 48_000
+            self.stream = result.add_stream("aac", rate=rate, layout="mono" if stream.channels == 1 else "stereo")
+        self.packets = self._read(source, stream)
+
+    def write(self, until: Fraction | None) -> None:
+        """Write the packets up to a time of the source; None: all that are left."""
+        for packet, time in self.packets:
+            self.result.mux(packet)
+            if until is not None and time >= until:
+                return
+
+    def _read(self, source: InputContainer, stream: Any) -> Iterator[tuple[Any, Fraction]]:
+        """Yield packets for the result, and their times in the source."""
+        import av
+
+        unit = Fraction(stream.time_base)
+        shift = round(self.origin / unit)
+        if not self.copied:
+            time = Fraction(0)
+            for frame in chain(decode(source, stream, Damage()), [None]):  # None: what the encoder still holds
+                if frame is not None:
+                    time = frame.pts * Fraction(frame.time_base)
+                    frame.pts -= round(self.origin / Fraction(frame.time_base))
+                for packet in self.stream.encode(frame):
+                    yield packet, time
+            return
+        packets = source.demux(stream)
+        with suppress(av.FFmpegError):  # the file ends early
+            for packet in packets:
+                if packet.pts is not None and packet.dts is not None:
+                    time = packet.pts * unit
+                    packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                    packet.stream = self.stream
+                    yield packet, time
+
+
+def draw_contact_sheet(path: Path, annotation: Annotation, thumbnails: Mapping[int, Pixels]) -> None:
+    """Write a picture of frames (h, w, 3) of a video, each with its second, label and event score."""
+    columns = min(SHEET_COLUMNS, len(thumbnails))
+    rows = -(-len(thumbnails) // columns)
+    height, width, _ = next(iter(thumbnails.values())).shape
+    figure = Figure(
+        figsize=(columns * SHEET_INCHES, rows * (SHEET_INCHES * height / width + 0.25)), layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    background = len(annotation.categories)
+    for axes, (second, pixels) in zip(grid, sorted(thumbnails.items()), strict=False):
+        axes.imshow(pixels)
+        color = "#666666" if annotation.prediction.labels[second] == background else "black"
+        axes.set_title(f"{second} s: {annotation.name(second)}", fontsize=7, color=color, pad=2)
+    save_figures(path.parent, {path.name: figure})
+
+
+def choose_seconds(seconds: int) -> list[int]:
+    """Return the seconds of a contact sheet: all, or evenly spaced ones if there are more than 60.
+
+    Examples:
+        >>> choose_seconds(3), choose_seconds(3600)[:4]
+        ([0, 1, 2], [0, 60, 120, 180])
+    """
+    shown = min(seconds, SHEET_FRAMES)
+    return [place * seconds // shown for place in range(shown)]
+
+
+def read_pixels(frame: VideoFrame, aspect: float = 1.0) -> Pixels:
+    """Convert a frame to RGB (h, w, 3) with square pixels, turned upright, of even size.
+
+    Args:
+        frame: the decoded frame.
+        aspect: the width of its pixels, divided by their height.
+    """
+    width = frame.width * aspect
+    longest = max(width, frame.height)
+    scale = min(max(longest, SMALLEST), LARGEST) / longest
+    sides = {"width": 2 * max(round(width * scale / 2), 1), "height": 2 * max(round(frame.height * scale / 2), 1)}
+    return orient(frame, np.asarray(frame.reformat(**sides, format="rgb24").to_ndarray(), np.uint8))
+
+
+def _shrink(pixels: Pixels) -> Pixels:
+    """Return a copy of a frame for the contact sheet: every n-th pixel of it."""
+    step = -(-max(pixels.shape) // SHEET_PIXELS)
+    return pixels[::step, ::step].copy()

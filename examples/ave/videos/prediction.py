@@ -1,0 +1,359 @@
+"""Find the events in videos while their features are extracted: only the features of a window are held.
+
+Axes: T segments of a second, H x W positions, C visual channels, A audio channels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+from typing_extensions import Self
+
+from ave.data.dataset import AVE_CATEGORIES
+from ave.events import Event, Prediction, cut_windows, find_events, join_windows
+from ave.networks.localizer import Decision, Localizer
+from ave.printing import printable
+from ave.results.annotation import Annotation, annotate_video
+from ave.results.files import make_directory
+from ave.results.subtitles import Caption, write_subtitles
+from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
+from ave.videos.decoding import Sampling, describe
+from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
+from crossmodal_attn import AGSCA, record_attention
+
+__all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
+
+AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
+"""What the features of the AVE release came from. The digests depend on the files that hold these weights."""
+AVE_SECONDS = 10
+"""The length of the videos of AVE."""
+SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv")
+"""The suffixes of videos in a directory."""
+T = TypeVar("T")
+
+
+class VideoPrediction(NamedTuple):
+    """The decisions for a video of T seconds, on the CPU, and where the network looked."""
+
+    prediction: Prediction
+    attention: Tensor | None
+    """The spatial attention of AGSCA, float32 (T, H, W), or None: not recorded, or the network has none."""
+
+
+@torch.no_grad()
+def predict_seconds(
+    model: Localizer,
+    seconds: Iterable[tuple[Tensor, Tensor]],
+    *,
+    window: int,
+    device: torch.device | str = "cpu",
+    record: bool = False,
+) -> VideoPrediction:
+    """Find the events in a stream of seconds.
+
+    Args:
+        model: a network in evaluation mode.
+        seconds: the visual features (H, W, C) and the audio features (A,) of each second.
+        window: the length in seconds of the windows into which a longer video is cut; 0: no windows.
+        device: the device of the network.
+        record: whether to record spatial attention. A map with a single position is left out.
+
+    Raises:
+        FloatingPointError: if the logits are not finite.
+        ValueError: if there is no second, or its features do not fit the network.
+    """
+    starts: list[int] = []
+    decisions: list[Decision] = []
+    maps: list[Tensor] = []
+    covered = 0
+    record = record and any(isinstance(layer, AGSCA) for layer in model.modules())
+    with record_attention(model) if record else nullcontext(dict[str, Tensor]()) as recorded:
+        for start, held in cut_windows(seconds, window):
+            video, audio = (torch.stack(features).to(device)[None] for features in zip(*held, strict=True))
+            logits = model(video, audio)
+            if not all(part.isfinite().all() for part in model.name_logits(logits).values()):
+                raise FloatingPointError("the scores are not finite: try --precision fp32")
+            starts.append(start)
+            decisions.append(Decision(*(part.cpu() for part in model.decide(logits))))
+            found = next((weights for path, weights in recorded.items() if path.endswith("spatial_map")), None)
+            if found is not None and found[0, 0].numel() > 1:
+                maps.append(found[0, covered - start :].float().cpu())  # the seconds that no earlier window had
+            covered = start + len(held)
+    joined = join_windows(starts, decisions, background=model.num_categories)
+    (events,) = find_events(joined, background=model.num_categories)
+    prediction = Prediction(joined.labels[0], joined.event_score[0].float(), events)
+    return VideoPrediction(prediction, torch.cat(maps) if maps else None)
+
+
+@dataclass
+class VideoFiles:
+    """Video files to predict, and how their features are extracted."""
+
+    paths: Mapping[str, Path]
+    """The files by their names, which are different."""
+    visual: VisualBackbone
+    audio: AudioBackbone
+    sampling: Sampling
+    window: int
+    annotate: bool
+    accelerator: Accelerator
+    failed: list[dict[str, str]] = field(default_factory=list)
+    """For each video that could not be predicted, its name and the reason."""
+    remarks: list[dict[str, str]] = field(default_factory=list)
+    """What is unusual in a video, such as missing sound, with its name."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the events depend on, as JSON can hold it."""
+        return {"features": asdict(Extraction.of(self.visual, self.audio, self.sampling)), "window": self.window}
+
+    def predict(self, network: Localizer, categories: Sequence[str], output: Path) -> dict[int, Prediction]:
+        """Predict all videos, and write the subtitles of each, and the annotated video, to ``output/videos``.
+
+        A video that fails is named in ``failed``, and the others go on.
+
+        Args:
+            network: a network in evaluation mode.
+            categories: the names of its categories, without background.
+            output: the directory of the results.
+
+        Returns:
+            dict: the predictions by the places of the videos, but for those that failed.
+
+        Raises:
+            OSError: if every video fails, or a file cannot be written.
+        """
+        found: dict[int, Prediction] = {}
+        with _Progress(self.paths.values()) as progress:
+            for row, (name, path) in enumerate(self.paths.items()):
+                progress.start(path)
+                try:
+                    result = self._read(network, name, path, progress)
+                except (ValueError, OSError, FloatingPointError) as error:
+                    self._fail(name, str(error), progress)
+                    continue
+                found[row] = result.prediction
+                events, seconds = result.prediction.events, len(result.prediction.labels)
+                progress.say(f"{name}: {len(events)} event{'s' * (len(events) != 1)} in {seconds} s")
+                make_directory(output / "videos")
+                write_subtitles(output / "videos", name, list_captions(events, categories))
+                if self.annotate:
+                    try:
+                        self._annotate(name, path, result, categories, output / "videos", progress)
+                    except ValueError as error:
+                        self._fail(name, f"the annotated video could not be written: {error}", progress)
+        if not found:
+            raise OSError(f"no video could be predicted; {self.failed[0]['video']}: {self.failed[0]['reason']}")
+        return found
+
+    def _read(self, network: Localizer, name: str, path: Path, progress: _Progress) -> VideoPrediction:
+        """Extract and predict one video."""
+        remark = partial(self._remark, name, progress)
+        autocast = self.accelerator.autocast
+        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, autocast=autocast)
+        with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
+            return predict_seconds(
+                network,
+                progress.count(seconds),
+                window=self.window,
+                device=self.accelerator.device,
+                record=self.annotate,
+            )
+
+    def _annotate(
+        self,
+        name: str,
+        path: Path,
+        result: VideoPrediction,
+        categories: Sequence[str],
+        directory: Path,
+        progress: _Progress,
+    ) -> None:
+        """Write the annotated video and the contact sheet of one video."""
+        remark = partial(self._remark, name, progress)
+        annotation = Annotation(result.prediction, categories, result.attention)
+        annotate_video(path, directory / f"{name}.mp4", directory / f"{name}.png", annotation, remark)
+
+    def _remark(self, name: str, progress: _Progress, text: str) -> None:
+        self.remarks.append({"video": name, "remark": text})
+        progress.say(f"{name}: {text}")
+
+    def _fail(self, name: str, reason: str, progress: _Progress) -> None:
+        self.failed.append({"video": name, "reason": reason})
+        progress.say(f"{name}: failed: {reason}")
+
+
+def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Caption]:
+    """Return a caption for each event: its category and its score.
+
+    Examples:
+        >>> list_captions([Event(2, 5, 0, 0.876)], ["Bark"])
+        [Caption(start=2000, end=5000, text='Bark (0.88)')]
+    """
+    return [
+        Caption(1000 * event.start, 1000 * event.end, f"{categories[event.category]} ({event.score:.2f})")
+        for event in events
+    ]
+
+
+class _Progress:
+    """Show how many videos are done, how fast, and the time that is left. The bar is shown on a terminal only."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.lengths = {path: _duration(path) for path in paths}
+        self.begun = 0
+        self.before = 0.0
+        self.bar = tqdm(
+            total=sum(self.lengths.values()),
+            desc="predicting",
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def start(self, path: Path) -> None:
+        """Begin with a video. The seconds of those before it count as their headers say."""
+        self.bar.update(self.before - self.bar.n)
+        self.begun, self.before = self.begun + 1, self.before + self.lengths[path]
+
+    def count(self, seconds: Iterable[T]) -> Iterator[T]:
+        """Yield the seconds of a video, and count each."""
+        for second in seconds:
+            yield second
+            self.bar.update(min(1.0, max(0.0, self.before - self.bar.n)))
+            elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
+            done = f"video {self.begun} of {len(self.lengths)}, {self.bar.n / elapsed:.1f} times real time"
+            self.bar.set_postfix_str(done, refresh=False)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(printable(line))
+
+
+def _duration(path: Path) -> float:
+    """Return the length of a video in seconds, as its header says it, or 0."""
+    try:
+        return describe(path).duration or 0.0
+    except (ValueError, OSError):
+        return 0.0  # it will be named when its turn comes
+
+
+def open_videos(
+    paths: Sequence[Path],
+    model: Localizer,
+    accelerator: Accelerator,
+    *,
+    visual: str | None = None,
+    visual_weights: Path | None = None,
+    audio: str | None = None,
+    audio_weights: Path | None = None,
+    frames_per_second: int | None = None,
+    window: int | None = None,
+    annotate: bool = False,
+) -> VideoFiles:
+    """Find the videos, and the networks for their features, which must be those of the training of the network.
+
+    Args:
+        paths: video files, or directories of them.
+        model: the network that will predict.
+        accelerator: its device and precision.
+        visual: the name of the network for frames. Default: as in the training.
+        visual_weights: the file of its weights.
+        audio: the name of the network for sound. Default: as in the training.
+        audio_weights: the file of its weights.
+        frames_per_second: the frames that are averaged in each second. Default: as in the training.
+        window: the length of the windows in seconds, 0 for whole videos. Default: the longest video of the training.
+        annotate: whether to write annotated videos.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if a file, a name or a number is wrong, or features would differ from those of the training.
+    """
+    if window is not None and window < 0:
+        raise ValueError(f"--window must be 0 or more seconds, got {window}")
+    found = find_videos(paths)
+    known = model.features or AVE_FEATURES
+    if model.features is None and model.categories != AVE_CATEGORIES and (visual is None or audio is None):
+        raise ValueError("--visual and --audio must be given, as the network does not say what its features came from")
+    seer = find_visual(visual or known.visual, visual_weights, accelerator.device)
+    hearer = find_audio(audio or known.audio, audio_weights, accelerator.device)
+    rate = known.frames_per_second if frames_per_second is None else frames_per_second
+    sampling = make_sampling(seer, hearer, rate, as_release=known.as_release)
+    check_backbones(model, seer, hearer, sampling)
+    return VideoFiles(found, seer, hearer, sampling, AVE_SECONDS if window is None else window, annotate, accelerator)
+
+
+def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbone, sampling: Sampling) -> None:
+    """Reject networks for frames and sound other than those that made the features of the training of a network.
+
+    Raises:
+        ValueError: if a name, the weights or the number of channels differ.
+    """
+    if model.features is not None:
+        difference = model.features.find_difference(Extraction.of(visual, audio, sampling))
+        if difference is not None:
+            raise ValueError(
+                f"the networks for frames and sound must be those of the training, got {difference}: "
+                f"other features would mean nothing to the network"
+            )
+    elif getattr(visual, "training_of_weights", None) == "torchvision" and model.categories == AVE_CATEGORIES:
+        raise ValueError(
+            "--visual-weights must be those of the AVE release, on whose features the network was trained, got "
+            "torchvision's VGG-19: a training of its own, whose channels mean something else"
+        )
+    (*_, channels), width = probe(visual, audio, sampling)
+    for option, name, came, needed in (
+        ("--visual", visual.name, channels, model.video_dim),
+        ("--audio", audio.name, width, model.audio_dim),
+    ):
+        if came != needed:
+            raise ValueError(f"{option} must give {needed} channels, as the network needs, got {came} from {name}")
+
+
+def find_videos(paths: Iterable[Path]) -> dict[str, Path]:
+    """Find video files, and give each a name: that of the file, without its suffix unless two differ only in it.
+
+    Args:
+        paths: files, or directories, of which all files with the suffix of a video are taken.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if a directory has no videos, or two files have the same name.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"--videos must be files or directories, got {path}, which does not exist")
+        own = [path]
+        if path.is_dir():
+            own = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            if not own:
+                raise ValueError(
+                    f"--videos must be directories with videos ({', '.join(SUFFIXES)}), got {path} without"
+                )
+        files += own
+    stems = Counter(file.stem.casefold() for file in files)
+    named: dict[str, Path] = {}
+    for file in files:
+        name = file.stem if stems[file.stem.casefold()] == 1 else file.name
+        if name.casefold() in {other.casefold() for other in named}:
+            raise ValueError(f"--videos must have different names, got two of {name}: rename one, or predict it alone")
+        named[name] = file
+    return named

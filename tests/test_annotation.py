@@ -1,0 +1,144 @@
+"""Annotated videos: overlay and timeline against slow loops, and times, sound and format of the file, read back."""
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ave.events import Event, Prediction
+from ave.results.annotation import Annotation, Overlay, Timeline, annotate_video, choose_seconds, scale_attention
+from made_videos import write_video
+
+CATEGORIES = ["Bark", "Church bell $x$"]
+
+
+def annotate(tmp_path, source, seconds, attention=None):
+    """Annotate a video whose even seconds are events. Return the file, its contact sheet, and the remarks."""
+    labels = torch.tensor([2, 0] * seconds)[:seconds]
+    events = [Event(second, second + 1, 0, 0.75) for second in range(1, seconds, 2)]
+    prediction = Prediction(labels, torch.where(labels == 0, 0.75, 0.125), events)
+    remarks = []
+    annotation = Annotation(prediction, CATEGORIES, attention)
+    annotate_video(source, tmp_path / "out.mp4", tmp_path / "out.png", annotation, remarks.append)
+    return tmp_path / "out.mp4", tmp_path / "out.png", remarks
+
+
+def read(path, kind="video"):
+    """Return the times of a stream and its decoded frames."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(**{kind: 0}))
+        return [frame.pts * frame.time_base for frame in frames], frames
+
+
+def read_packets(path):
+    """Return times and bytes of the packets of the sound."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+        return [(packet.pts * packet.time_base, bytes(packet)) for packet in packets]
+
+
+def test_scale():
+    """Relative to uniform attention, cell by cell; the scale is that of the whole video."""
+    attention = torch.rand(5, 3, 2, generator=torch.Generator().manual_seed(0))
+    attention /= attention.sum((1, 2), keepdim=True)
+    peak = max(2.0, 6 * attention.max().item())
+    scaled = scale_attention(attention)
+    for second in range(5):
+        for row in range(3):
+            for column in range(2):
+                expected = max(0.0, (6 * attention[second, row, column].item() - 1) / (peak - 1))
+                assert scaled[second, row, column].item() == pytest.approx(expected, abs=1e-6)
+    assert not scale_attention(torch.full((3, 7, 7), 1 / 49)).any()
+
+
+def test_overlay_is_stretched_over_the_frame():
+    """A pixel is the frame where the attention is at most uniform, and moves to the color of its cell elsewhere."""
+    heat = torch.zeros(2, 3, 5)
+    heat[1, 2, 0] = 1
+    frame = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    overlay = Overlay(heat)
+    assert np.array_equal(overlay.blend(frame, 0), frame)
+    blended = overlay.blend(frame, 1)
+    changed = (blended != frame).any(-1)
+    assert changed[25:, :5].all()  # the center of the cell
+    assert not changed[:14].any()
+    assert not changed[:, 16:].any()
+    assert np.array_equal(overlay.blend(frame[:, :20], 0), frame[:, :20])  # a new size
+    expected = 0.3 * frame[27, 3] + 0.7 * np.array([252, 255, 164])  # the last color of inferno
+    assert np.abs(blended[27, 3] - expected).max() <= 2
+
+
+def test_cursor_moves_over_the_timeline():
+    prediction = Prediction(torch.tensor([2, 0, 1, 2]), torch.tensor([0.1, 0.9, 0.8, 0.2]), [])
+    timeline = Timeline(Annotation(prediction, CATEGORIES), 500)
+    found = []
+    for time in (-1, 0.5, 1.5, 3.9, 100):
+        strip = timeline.draw(time)
+        assert strip.shape == (timeline.height, 500, 3)
+        columns = np.flatnonzero((strip == (213, 94, 0)).all(-1).any(0))
+        assert len(columns) == 2
+        found.append(columns[1])
+    per_second = (found[3] - found[1]) / 3.4
+    assert found == sorted(found)
+    assert found[2] - found[1] == pytest.approx(per_second, abs=1.5)
+    assert found[4] - found[0] == pytest.approx(4 * per_second, abs=1.5)
+    assert np.array_equal(timeline.draw(0.5)[: timeline.height // 5], timeline.draw(0.9)[: timeline.height // 5])
+    assert not np.array_equal(timeline.draw(0.5)[: timeline.height // 5], timeline.draw(1.0)[: timeline.height // 5])
+
+
+def test_a_variable_rate_and_the_sound_stay(tmp_path):
+    times = [0, 0.1, 0.11, 0.5, 1.3, 1.35, 1.9]
+    source = write_video(tmp_path / "in.mp4", 2, times=times, size=(66, 50))
+    output, sheet, remarks = annotate(tmp_path, source, 2)
+    assert read(output)[0] == read(source)[0]
+    assert read_packets(output) == read_packets(source)
+    assert remarks == []
+    _, frames = read(output)
+    assert {frame.format.name for frame in frames} == {"yuv420p"}
+    assert frames[0].width % 2 == frames[0].height % 2 == 0
+    content = output.read_bytes()
+    assert content.find(b"moov") < content.find(b"mdat")  # a browser can start before it has the whole file
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_heat_map_lies_upright_on_a_rotated_video(tmp_path):
+    """The attention is in the upper left cell of what a player shows; there the annotated video is brighter."""
+    source = write_video(tmp_path / "in.mp4", 1, fps=5, size=(64, 48), rotation=90, sound=False, square=[])
+    attention = torch.zeros(1, 4, 3)
+    attention[0, 0, 0] = 1
+    with_map, without = (
+        read(annotate(tmp_path, source, 1, map_)[0])[1][2].to_ndarray(format="rgb24").astype(int)
+        for map_ in (attention, None)
+    )
+    change = (with_map - without).mean(-1)
+    assert change[:480].shape == (480, 360)
+    assert change[:100, :100].mean() > 30
+    assert np.abs(change[200:480]).max() < 12
+    assert np.abs(change[:480, 200:]).max() < 12
+
+
+def test_sound_that_browsers_do_not_play_is_encoded(tmp_path):
+    source = write_video(tmp_path / "in.mkv", 2, fps=5, audio_codec="pcm_s16le", rate=22_050)
+    output, _, remarks = annotate(tmp_path, source, 2)
+    assert remarks == ["the annotated video has its sound encoded as AAC, as browsers do not play pcm_s16le in an mp4"]
+    with av.open(str(output)) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
+        assert container.streams.audio[0].duration * container.streams.audio[0].time_base == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("options", [{"sound": False}, {"size": (17, 11)}, {"late": 0.5, "early": 0.5}])
+def test_hard_kinds(options, tmp_path):
+    source = write_video(tmp_path / "in.mkv", 2, fps=5, **options)
+    output, _, _ = annotate(tmp_path, source, 2)
+    assert read(output)[0] == pytest.approx(read(source)[0], abs=1e-3)
+    if options.get("sound", True):
+        assert float(read_packets(output)[0][0]) == pytest.approx(float(read_packets(source)[0][0]), abs=1e-3)
+
+
+def test_seconds_of_a_contact_sheet():
+    assert choose_seconds(1) == [0]
+    assert choose_seconds(60) == list(range(60))
+    for seconds in (61, 1000, 36_000):
+        chosen = choose_seconds(seconds)
+        assert len(set(chosen)) == 60
+        assert max(chosen) < seconds
