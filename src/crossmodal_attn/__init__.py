@@ -7,7 +7,7 @@ from crossmodal_attn.drop_in import replace_multihead_attention
 from crossmodal_attn.masks import padding_mask, zero_padding
 from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
-from crossmodal_attn.windows import relation_mask
+from crossmodal_attn.windows import relation_mask, relation_window
 
 __all__ = [
     "AGSCA",
@@ -23,6 +23,7 @@ __all__ = [
     "relation_attention",
     "relation_mask",
     "relation_weights",
+    "relation_window",
     "replace_multihead_attention",
     "spatial_attention",
     "summarize_relations",

@@ -12,6 +12,7 @@ from crossmodal_attn._checks import check_features, check_mask, check_match, che
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout
 from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["AVInteraction"]
 
@@ -65,7 +66,7 @@ class AVInteraction(nn.Module):
         audio: Tensor,
         *,
         padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Fuse the two modalities.

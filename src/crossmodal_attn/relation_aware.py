@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import (
-    check_attention_mask,
     check_contexts,
     check_divisible,
     check_features,
@@ -24,7 +23,8 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout, ReLUDropout
-from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.masks import check_attention_mask, zero_steps
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
 
@@ -105,7 +105,7 @@ class CrossModalRelation(nn.Module):
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Relate the query to the memory [contexts..., query].
@@ -221,7 +221,11 @@ class InternalTemporalRelation(nn.Module):
         )
 
     def forward(
-        self, features: Tensor, *, padding_mask: Tensor | None = None, attn_mask: Tensor | None = None
+        self,
+        features: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
     ) -> Tensor:
         """Relate the segments to one another.
 
@@ -341,8 +345,8 @@ class RelationAware(nn.Module):
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
-        context_attn_mask: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
+        context_attn_mask: Tensor | RelationWindow | Sequence[Tensor | RelationWindow | None] | None = None,
     ) -> Tensor:
         """Relate the query modality to the context modalities and to itself.
 
@@ -390,8 +394,8 @@ class RelationAware(nn.Module):
         query: Tensor,
         context: Tensor | Sequence[Tensor | None],
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-        context_attn_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+        context_attn_mask: Tensor | RelationWindow | Sequence[Tensor | RelationWindow | None] | None,
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | RelationWindow | None]]:
         """Check the contexts and their masks, and return contexts, padding masks and attention masks as lists."""
         names, contexts, (paddings, masks) = list_contexts(
             context, context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
