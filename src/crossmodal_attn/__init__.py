@@ -9,7 +9,7 @@ from crossmodal_attn.memory import Memory
 from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
 from crossmodal_attn.rotary import RotaryTime, rotate_by_time
-from crossmodal_attn.windows import relation_mask
+from crossmodal_attn.windows import relation_mask, relation_window
 
 __all__ = [
     "AGSCA",
@@ -27,6 +27,7 @@ __all__ = [
     "relation_attention",
     "relation_mask",
     "relation_weights",
+    "relation_window",
     "replace_multihead_attention",
     "rotate_by_time",
     "spatial_attention",

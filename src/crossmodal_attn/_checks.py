@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_attention_mask",
     "check_contexts",
     "check_device",
     "check_divisible",
@@ -163,39 +162,6 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
         )
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
-    check_device(name, mask, "its features", like)
-
-
-def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor, *, per_head: bool) -> None:
-    """Check that an attention mask fits the scores (B, H, T, M) and is on the device of the features ``like``.
-
-    Args:
-        name: the argument's name.
-        mask: the mask, bool or floating point.
-        shape: the shape of the scores, (B, H, T, M).
-        like: the features that the mask belongs to.
-        per_head: whether three dimensions mean (H, T, M), as in broadcasting. If False they mean (B, T, M) or
-            (B * H, T, M), as in the layers.
-    """
-    check_tensor(name, mask)
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(
-            f"{name} must be bool (True = may not attend) or floating point (added), got {mask.dtype}: use mask.bool() "
-            "if 1 means may not attend; mask == 0 if 1 means may attend (Hugging Face's attention_mask)"
-        )
-    came = tuple(mask.shape)
-    batch, heads, length, memory = shape
-    if per_head or len(came) == 4:
-        pairs = zip(reversed(came), reversed(shape), strict=False)
-        if len(came) > 4 or not all(size in (1, wanted) for size, wanted in pairs):
-            raise ValueError(f"{name} must broadcast to shape {tuple(shape)}, got {came}")
-    else:
-        leading: list[tuple[int, ...]] = [(), (batch,), (batch * heads,)]
-        if not any(came in ((*sizes, length, memory), (*sizes, 1, memory)) for sizes in leading):
-            expected = " or ".join(str((*sizes, length, memory)) for sizes in leading)
-            raise ValueError(
-                f"{name} must have shape {expected}, or four dimensions that broadcast to {tuple(shape)}, got {came}"
-            )
     check_device(name, mask, "its features", like)
 
 

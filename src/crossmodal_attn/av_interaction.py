@@ -13,6 +13,7 @@ from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout
 from crossmodal_attn.masks import zero_steps
 from crossmodal_attn.rotary import Clock, RotaryTime, list_times
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["AVInteraction"]
 
@@ -69,7 +70,7 @@ class AVInteraction(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         times: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Fuse the two modalities.

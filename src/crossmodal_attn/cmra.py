@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from crossmodal_attn._checks import (
-    check_attention_mask,
     check_contexts,
     check_divisible,
     check_dtype,
@@ -30,15 +29,21 @@ from crossmodal_attn._checks import (
     list_contexts,
 )
 from crossmodal_attn._recorders import record_maps
-from crossmodal_attn.masks import join_masks, zero_steps, zero_where
+from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
 from crossmodal_attn.memory import Memory, check_memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
+from crossmodal_attn.windows import RelationWindow, band_weights, gather_blocks, join_blocks
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
 
 def relation_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | RelationWindow | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     r"""Compute scaled dot-product attention of projected heads. A query that may attend to nothing gets zero.
 
@@ -52,7 +57,7 @@ def relation_attention(
         value: (B, H, M, D).
         attn_mask: bool, True = may not attend, or floating point, added to the scores. It must broadcast to
             (B, H, T, M): three dimensions mean (H, T, M), unlike in :meth:`CMRA.forward`, where they mean (B, T, M)
-            or (B * H, T, M).
+            or (B * H, T, M). Or a :func:`relation_window` for T and M, with linear cost.
         dropout_p: probability of dropping an attention weight, in [0, 1].
 
     Returns:
@@ -67,12 +72,15 @@ def relation_attention(
     check_probability("dropout_p", dropout_p)
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    if isinstance(attn_mask, RelationWindow):
+        *blocks, mask = gather_blocks(attn_mask, query, key, value)
+        return join_blocks(attn_mask, relation_attention(*blocks, attn_mask=mask, dropout_p=dropout_p))
     mask, empty = _unmask_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
     return zero_where(empty, output)
 
 
-def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
+def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | RelationWindow | None = None) -> Tensor:
     """Return the attention weights of :func:`relation_attention`, before dropout.
 
     Args:
@@ -82,7 +90,8 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
 
     Returns:
         Tensor: (B, H, T, M), computed in at least float32 and returned in the dtype of ``query``, even under autocast.
-        Each row sums to one, or to zero if it may attend to nothing.
+        Each row sums to one, or to zero if it may attend to nothing. With a window, the banded weights (B, H, T, W):
+        see :class:`~crossmodal_attn.windows.RelationWindow`.
 
     Examples:
         >>> weights = relation_weights(torch.randn(2, 4, 10, 64), torch.randn(2, 4, 20, 64))
@@ -90,6 +99,9 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         (torch.Size([2, 4, 10, 20]), True)
     """
     _check_heads(query, key, key, attn_mask)
+    if isinstance(attn_mask, RelationWindow):
+        queries, keys, _, mask = gather_blocks(attn_mask, query, key)
+        return band_weights(attn_mask, relation_weights(queries, keys, attn_mask=mask))
     # As in the fused kernels, only inputs and outputs are in half precision.
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
@@ -128,7 +140,7 @@ def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor
     return attn_mask.masked_fill(empty, 0), empty
 
 
-def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
+def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | RelationWindow | None) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, tensor)
         if tensor.dim() != 4:
@@ -324,7 +336,7 @@ class CMRA(nn.Module):
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
         query_times: Tensor | None = None,
         context_times: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from the query to the memory [contexts..., query].
@@ -347,13 +359,14 @@ class CMRA(nn.Module):
                 modality.
             attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),
                 (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions that broadcast to (B, H, T, M). M
-                is the length of the whole memory.
+                is the length of the whole memory. Or a :func:`relation_window`, whose cost does not grow with T x M.
             need_weights: whether to return the attention weights too.
 
         Returns:
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
-            ``need_weights`` also the weights (B, H, T, M), before dropout. Padded values, even NaN or Inf, never affect
-            valid steps, forward or backward. A query that may attend to nothing gets zero attention.
+            ``need_weights`` also the weights (B, H, T, M), before dropout; with a window the banded weights
+            (B, H, T, W), which its method ``to_dense`` converts. Padded values, even NaN or Inf, never affect valid
+            steps, forward or backward. A query that may attend to nothing gets zero attention.
 
         Raises:
             ValueError: if no context is given, but the layer needs one: with ``include_query=False``, with a

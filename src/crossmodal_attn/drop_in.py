@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from crossmodal_attn._checks import check_attention_mask, check_features, check_mask, check_match, check_tensor
+from crossmodal_attn._checks import check_features, check_mask, check_match, check_tensor
 from crossmodal_attn.cmra import CMRA
-from crossmodal_attn.masks import join_masks
+from crossmodal_attn.masks import check_attention_mask, join_masks
 
 __all__ = ["ReplacementReport", "replace_multihead_attention"]
 
@@ -287,6 +287,7 @@ class MultiheadCMRA(CMRA):
         added = key_padding_mask[:, None, None]
         if attn_mask is None:
             return added
+        check_tensor("attn_mask", attn_mask)  # a window cannot be added
         batch, memory = key_padding_mask.shape
         shape = (batch, self.num_heads, query.shape[1], memory)
         check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)

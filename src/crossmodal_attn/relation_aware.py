@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import (
-    check_attention_mask,
     check_contexts,
     check_divisible,
     check_features,
@@ -24,9 +23,10 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout, ReLUDropout
-from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.masks import check_attention_mask, zero_steps
 from crossmodal_attn.memory import Memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, list_times
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
 
@@ -117,7 +117,7 @@ class CrossModalRelation(nn.Module):
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
         query_times: Tensor | None = None,
         context_times: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Relate the query to the memory [contexts..., query].
@@ -298,7 +298,7 @@ class InternalTemporalRelation(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         times: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
     ) -> Tensor:
         """Relate the segments to one another.
 
@@ -426,8 +426,8 @@ class RelationAware(nn.Module):
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
         query_times: Tensor | None = None,
         context_times: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
-        context_attn_mask: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
+        context_attn_mask: Tensor | RelationWindow | Sequence[Tensor | RelationWindow | None] | None = None,
     ) -> Tensor:
         """Relate the query modality to the context modalities and to itself.
 
@@ -484,8 +484,14 @@ class RelationAware(nn.Module):
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
         query_times: Tensor | None,
         context_times: Tensor | Sequence[Tensor | None] | None,
-        context_attn_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None], Tensor | None, list[Tensor | None]]:
+        context_attn_mask: Tensor | RelationWindow | Sequence[Tensor | RelationWindow | None] | None,
+    ) -> tuple[
+        list[Tensor | None],
+        list[Tensor | None],
+        list[Tensor | RelationWindow | None],
+        Tensor | None,
+        list[Tensor | None],
+    ]:
         """Check the contexts, their masks and all times.
 
         Return contexts, padding masks and attention masks as lists, the times of the query, and those of each context.
