@@ -73,8 +73,9 @@ def relation_attention(
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     if isinstance(attn_mask, RelationWindow):
-        *blocks, mask = gather_blocks(attn_mask, query, key, value)
-        return join_blocks(attn_mask, relation_attention(*blocks, attn_mask=mask, dropout_p=dropout_p))
+        groups = gather_blocks(attn_mask, query, key, value)
+        outputs = [relation_attention(*blocks, attn_mask=mask, dropout_p=dropout_p) for *blocks, mask in groups]
+        return join_blocks(attn_mask, outputs)
     mask, empty = _unmask_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
     return zero_where(empty, output)
@@ -100,8 +101,8 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | Relation
     """
     _check_heads(query, key, key, attn_mask)
     if isinstance(attn_mask, RelationWindow):
-        queries, keys, _, mask = gather_blocks(attn_mask, query, key)
-        return band_weights(attn_mask, relation_weights(queries, keys, attn_mask=mask))
+        groups = gather_blocks(attn_mask, query, key)
+        return band_weights(attn_mask, [relation_weights(*blocks[:2], attn_mask=blocks[3]) for blocks in groups])
     # As in the fused kernels, only inputs and outputs are in half precision.
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():

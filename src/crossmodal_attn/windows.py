@@ -26,7 +26,7 @@ TOLERANCE = 1e-6
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
 
-COPY_COST = 128
+COPY_COST = 100
 """The time in which a step of the memory is copied for a block is that of about as many scores."""
 
 
@@ -322,6 +322,8 @@ class _Blocks(NamedTuple):
     """For each memory the length of the spans that blocks share."""
     band_widths: tuple[int, ...]
     """For each memory the length of the widest span of one query. They sum to W."""
+    groups: tuple[tuple[int, bool], ...]
+    """Groups of consecutive blocks: the number of blocks, and whether all of them have the same mask."""
     starts: Tensor
     """int64 (N, C): for each memory and block the column where the shared span starts."""
     first: Tensor
@@ -354,15 +356,35 @@ def _make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int])
     sizes = [size for size in BLOCK_SIZES if size < first.shape[1]]
     size = min([first.shape[1], *sizes], key=cost)
     starts, widths = widths_of(size)
+    blocks = [_to_blocks(edge, size) for edge in (first, last)]
+    relative = torch.stack([edge - starts.unsqueeze(2) for edge in blocks])  # (2, N, C, Q)
     offsets = torch.tensor(lengths, device="cpu").cumsum(0).unsqueeze(1) - bounds
     return _Blocks(
         size,
         tuple(widths.tolist()),
         tuple((last - first).amax(1).tolist()),
+        _group((relative[:, :, 1:] == relative[:, :, :-1]).all(3).all(1).all(0).tolist()),
         starts + offsets,
-        _to_blocks(first + offsets, size),
-        _to_blocks(last + offsets, size),
+        *(edge + offsets.unsqueeze(2) for edge in blocks),
     )
+
+
+def _group(alike: Sequence[bool]) -> tuple[tuple[int, bool], ...]:
+    """Divide the blocks into groups, from whether each block has the same mask as the one before it.
+
+    At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
+    time and memory. More groups than these three would cost more than they save.
+    """
+    count, begin, longest = len(alike) + 1, 0, (0, 1)
+    for block in range(1, count + 1):
+        if block == count or not alike[block - 1]:
+            longest = max(longest, (begin, block), key=lambda run: run[1] - run[0])
+            begin = block
+    begin, end = longest
+    if end - begin < count / 2:
+        return ((count, False),)
+    groups = ((begin, False), (end - begin, True), (count - end, False))
+    return tuple((size, same) for size, same in groups if size)
 
 
 def _to_blocks(values: Tensor, size: int, fill: int = 0) -> Tensor:
@@ -374,8 +396,8 @@ def _to_blocks(values: Tensor, size: int, fill: int = 0) -> Tensor:
 
 def gather_blocks(
     window: RelationWindow, query: Tensor, key: Tensor, value: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return queries, keys, values and mask of the attention in which each block of queries is a sample of the batch.
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Return the queries, keys, values and mask of each group of c blocks. Each block is a sample of a batch.
 
     Args:
         window: the window.
@@ -384,58 +406,83 @@ def gather_blocks(
         value: (B, H, M, D), or None for the keys.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor, Tensor]: (B * C, H, Q, D), twice (B * C, H, K, D) and bool (B * C, 1, Q, K), where
-        K is the number of steps that a block shares, from all memories.
+        list[tuple[Tensor, Tensor, Tensor, Tensor]]: (c * B, H, Q, D), twice (c * B, H, K, D) and bool (c * B, 1, Q, K)
+        or, for all samples, (1, 1, Q, K). K is the number of steps that a block shares, from all memories.
     """
     blocks, batch, device = window._blocks, query.shape[0], query.device
     starts, first, last = (table.to(device) for table in (blocks.starts, blocks.first, blocks.last))
-    count = starts.shape[1]
-    columns, outside = [], []
-    for memory, width in enumerate(blocks.widths):
-        steps = starts[memory].unsqueeze(1) + torch.arange(width, device=device)
-        columns.append(steps)
-        before = steps.unsqueeze(1) < first[memory].unsqueeze(2)
-        outside.append(before | (steps.unsqueeze(1) >= last[memory].unsqueeze(2)))
-    index, mask = torch.cat(columns, 1), torch.cat(outside, 2)  # (C, K) and (C, Q, K)
-    mask = mask.unsqueeze(1).expand(batch, -1, -1, -1, -1)
-    if window._padding is not None:
-        mask = mask | window._padding[:, index][:, :, None, None]
+    count, groups = starts.shape[1], blocks.groups if window._padding is None else ((starts.shape[1], False),)
+    columns = [start.unsqueeze(1) + torch.arange(width, device=device) for start, width in zip(starts, blocks.widths)]
+    index = torch.cat(columns, 1)
+    # The rows (C, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
+    rows = index.unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
 
-    def gather(features: Tensor) -> Tensor:
+    def gather(features: Tensor) -> Sequence[Tensor]:
         if count == 1 and index.shape[1] == features.shape[2]:
-            return features  # all steps
-        # Rows of all heads, which are contiguous in the output of a projection, are copied at a time.
-        rows = features.transpose(1, 2).index_select(1, index.flatten())
-        gathered: Tensor = rows.reshape(batch * count, index.shape[1], *rows.shape[2:]).transpose(1, 2)
-        return gathered
+            return [features.unsqueeze(0)]  # all steps
+        gathered = features.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
+        return divide(gathered.reshape(*rows.shape, *gathered.shape[1:]).transpose(2, 3))
+
+    def divide(features: Tensor) -> Sequence[Tensor]:
+        """Divide (C, B, H, *) into the groups."""
+        return features.split([size for size, _ in groups]) if len(groups) > 1 else [features]
+
+    def exclude(part: slice) -> Tensor:
+        """Return the mask of some blocks (c, 1, Q, K)."""
+        masks = [
+            (steps[part].unsqueeze(1) < begin[part].unsqueeze(2)) | (steps[part].unsqueeze(1) >= end[part].unsqueeze(2))
+            for steps, begin, end in zip(columns, first, last, strict=True)
+        ]
+        return torch.cat(masks, 2).unsqueeze(1)
 
     added = count * blocks.size - query.shape[2]
     queries = F.pad(query, (0, 0, 0, added)) if added else query
-    queries = queries.unflatten(2, (count, blocks.size)).transpose(1, 2).flatten(0, 1)
     keys = gather(key)
-    return queries, keys, keys if value is None else gather(value), mask.flatten(0, 1)
+    parts = zip(
+        divide(queries.unflatten(2, (count, blocks.size)).permute(2, 0, 1, 3, 4)),
+        keys,
+        keys if value is None else gather(value),
+        strict=True,
+    )
+    result, done = [], 0
+    for (size, alike), part in zip(groups, parts, strict=True):
+        if alike:
+            mask = exclude(slice(done, done + 1))
+        elif window._padding is None:
+            mask = exclude(slice(done, done + size)).unsqueeze(1).expand(-1, batch, -1, -1, -1).flatten(0, 1)
+        else:
+            mask = (exclude(slice(count)).unsqueeze(1) | window._padding.flatten()[rows][:, :, None, None]).flatten(
+                0, 1
+            )
+        queries, keys, values = (features.flatten(0, 1) for features in part)
+        result.append((queries, keys, values, mask))
+        done += size
+    return result
 
 
-def join_blocks(window: RelationWindow, output: Tensor) -> Tensor:
-    """Return the rows (B, H, T, *) of an attention over blocks (B * C, H, Q, *)."""
+def join_blocks(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows (B, H, T, *) of the attention of all groups of blocks, (c * B, H, Q, *) each."""
     count = window._blocks.starts.shape[1]
-    joined: Tensor = output.unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3)
+    output = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    output = output.reshape(count, output.shape[0] // count, *output.shape[1:])
+    joined: Tensor = output.permute(1, 2, 0, 3, 4).flatten(2, 3)
     return joined[:, :, : window.query_length]
 
 
-def band_weights(window: RelationWindow, weights: Tensor) -> Tensor:
-    """Return the banded weights (B, H, T, W) from the weights over blocks (B * C, H, Q, K)."""
+def band_weights(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
+    """Return the banded weights (B, H, T, W) from those of all groups of blocks, (c * B, H, Q, K) each."""
     blocks = window._blocks
+    weights = torch.cat(list(parts))
     starts, first, last = (table.to(weights.device) for table in (blocks.starts, blocks.first, blocks.last))
-    weights = weights.unflatten(0, (-1, starts.shape[1]))
-    parts = []
+    count = starts.shape[1]
+    weights = weights.reshape(count, weights.shape[0] // count, *weights.shape[1:])
+    banded = []
     for memory, part in enumerate(weights.split(blocks.widths, -1)):
         steps = first[memory].unsqueeze(2) + torch.arange(blocks.band_widths[memory], device=weights.device)
-        outside = (steps >= last[memory].unsqueeze(2)).unsqueeze(1)  # (C, 1, Q, W), as are the places in the block
-        places = (steps - starts[memory, :, None, None]).unsqueeze(1).masked_fill(outside, 0)
-        taken = part.gather(-1, places.expand(*part.shape[:-1], -1))
-        parts.append(taken.masked_fill(outside, 0))
-    return join_blocks(window, torch.cat(parts, -1).flatten(0, 1))
+        outside = (steps >= last[memory].unsqueeze(2))[:, None, None]  # (C, 1, 1, Q, W), as are the places in the block
+        places = (steps - starts[memory, :, None, None])[:, None, None].masked_fill(outside, 0)
+        banded.append(part.gather(-1, places.expand(*part.shape[:-1], -1)).masked_fill(outside, 0))
+    return join_blocks(window, [torch.cat(banded, -1).flatten(0, 1)])
 
 
 def add_padding(window: RelationWindow, padding: Tensor | None) -> RelationWindow:
