@@ -20,6 +20,7 @@ RATE, FFT, HOP, BANDS, FRAMES = 44_100, 2048, 1024, 96, 100
 SAMPLES = FFT + (FRAMES - 1) * HOP
 CONTEXT = (SAMPLES - RATE) / 2 / RATE
 """The seconds of sound before and after a second that make 100 windows, centered on it: 0.67."""
+CHANNELS = (64, 128, 256, 512)
 SCALE = 9.457798957824707
 """The largest value of the spectrograms that the network was trained on."""
 NEEDED = "aisfx needs its package: run pip install --no-deps aisfx==0.1.2 (it pins a numpy that nothing else takes)"
@@ -94,9 +95,9 @@ class AISFX(nn.Module):
             raise ValueError(NEEDED)
         self.sha256: str | None = sha256(path)
         with torch.device("meta"):
-            self.blocks = nn.ModuleList([_Block(1, 64), _Block(64, 128), _Block(128, 256), _Block(256, 512)])
+            self.blocks = nn.ModuleList(map(_Block, (1, *CHANNELS), CHANNELS))
         state_dict = read_state_dict(path, ALLOWED)
-        for index in range(4):
+        for index in range(len(CHANNELS)):
             ours, theirs = f"{index}.", f"embedding_net.conv_block{index + 1}."
             state_dict = {name.replace(theirs, ours): value for name, value in state_dict.items()}
         fill(self.blocks, state_dict, path, self.name, ignored=("fc.",))

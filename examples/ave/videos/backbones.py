@@ -176,7 +176,7 @@ def _make_own(name: str, weights: Path | None, device: torch.device, option: str
     """Import the module of "module:function", and call the function."""
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise ValueError(f"{option} must be MODULE:FUNCTION, such as my_networks:make_visual, got {name!r:.60}")
+        raise ValueError(f"{option} must be MODULE:FUNCTION, such as my_networks:make, got {name!r:.60}")
     _check_exists(weights, option)
     if (here := str(Path.cwd())) not in sys.path:  # as `python -m` does
         sys.path.insert(0, here)

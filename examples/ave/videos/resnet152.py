@@ -40,8 +40,8 @@ class _Bottleneck(nn.Module):
         y = self.bn1(self.conv1(x)).relu()
         y = self.bn2(self.conv2(y)).relu()
         y = self.bn3(self.conv3(y))
-        shortcut: Tensor = self.downsample(x)
-        return (y + shortcut).relu()
+        summed: Tensor = y + self.downsample(x)
+        return summed.relu()
 
 
 class Bottlenecks(nn.Module):

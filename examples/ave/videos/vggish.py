@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -56,16 +57,21 @@ def compute_log_mel(waveform: Tensor) -> Tensor:
 class VGGishNetwork(nn.Module):
     """The network of VGGish: from 96 log-mel spectra to 128 numbers.
 
+    Args:
+        channels: the channels of the convolutions, between four poolings.
+        hidden: the width of the two hidden layers.
+
     Shape:
         - input: (N, 96, 64)
         - output: (N, 128), not negative
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Sequence[Sequence[int]] = CHANNELS, hidden: int = 4096) -> None:
         super().__init__()
-        self.features = build_stack(CHANNELS, inputs=1)
+        self.features = build_stack(channels, inputs=1)
+        width = channels[-1][-1] * (EXAMPLE // 16) * (BANDS // 16)
         self.embeddings = nn.Sequential(
-            nn.Linear(512 * 6 * 4, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 128), nn.ReLU()
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 128), nn.ReLU()
         )
 
     def forward(self, x: Tensor) -> Tensor:
