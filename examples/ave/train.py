@@ -38,11 +38,10 @@ from ave.results.files import (
     new_output,
     write_csv,
     write_json,
-    write_predictions,
     writing_directory,
 )
 from ave.results.metrics import Epoch, Outcomes, best_test, choose_epoch, measure, observe, segment_accuracy, summarize
-from ave.results.report import report
+from ave.results.report import report, write_predictions
 from ave.results.tables import files_table
 from ave.stopping import pointing_to_resume
 from crossmodal_attn import __version__
