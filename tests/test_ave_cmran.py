@@ -189,7 +189,8 @@ def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
     monkeypatch.setattr(CMRAN, "compile", compile_quickly)
     options = ("--data", release, "--epochs", 1, "--batch-size", 13)
     (_, expected), (_, metrics) = (
-        run_main(tmp_path, *options, *extra, network=partial(SMALL, num_layers=1)) for extra in ((), ("--compile",))
+        run_main(tmp_path, *options, *extra, network=partial(SMALL, num_layers=0, guidance="mean"))
+        for extra in ((), ("--compile",))
     )
     assert len(compiled) == 1
     assert metrics["history"][0]["loss"] == pytest.approx(expected["history"][0]["loss"], rel=0.05)
@@ -300,9 +301,8 @@ def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
     assert not (tmp_path / "evaluation").exists()
 
 
-@pytest.mark.parametrize("options", [{"video_dim": 13}, {"categories": ["Bark", "Clock"]}])
-def test_evaluation_without_data_asks_for_it(tmp_path, capsys, options):
-    CMRAN(**options).save_pretrained(tmp_path / "model")
+def test_evaluation_without_data_asks_for_it(tmp_path, capsys):
+    SMALL(categories=["Bark", "Clock"]).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit) as stop:
         call_main("evaluate", "--checkpoint", tmp_path / "model", "--output", tmp_path / "evaluation")
     assert stop.value.code == 2
@@ -416,7 +416,7 @@ def test_help_names_every_subcommand(capsys):
 
 
 def test_only_the_command_needs_tyro(tmp_path):
-    """The modules of ``ave``, the tests and the benchmarks can be imported without tyro."""
+    """``ave`` can be imported without tyro, and neither it nor ``benchmarks`` mentions it."""
     (tmp_path / "tyro.py").write_text("raise ImportError('tyro was imported')")
     examples = Path(ave_cmran.__file__).parent
     paths = [*examples.glob("ave/**/*.py"), *examples.parent.glob("benchmarks/*.py")]
@@ -428,9 +428,7 @@ def test_only_the_command_needs_tyro(tmp_path):
     assert all("tyro" not in path.read_text() for path in paths)
 
 
-@pytest.mark.parametrize(
-    ("package", "argument"), [("tyro", "--help"), ("accelerate", "check"), ("matplotlib", "train")]
-)
+@pytest.mark.parametrize(("package", "argument"), [("tyro", "--help"), ("matplotlib", "train")])
 def test_without_the_extra_it_says_what_to_install(tmp_path, package, argument):
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
     code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(ave_cmran.__file__).parent)!r}]\n"

@@ -167,7 +167,7 @@ def lose_one(rank, port, end, patience, arguments, errors):
 
 @pytest.mark.skipif(os.name == "nt", reason="these signals are those of POSIX")
 @pytest.mark.parametrize(
-    ("end", "patience"), [(signal.SIGKILL, ave.devices.PATIENCE), (signal.SIGSTOP, timedelta(seconds=15))]
+    ("end", "patience"), [(signal.SIGKILL, ave.devices.PATIENCE), (signal.SIGSTOP, timedelta(seconds=8))]
 )
 def test_a_lost_process_ends_the_others_with_one_line(end, patience, release, tmp_path, processes):
     """A killed or stopped process ends the other with one line; the waiting time is shortened here."""

@@ -269,7 +269,7 @@ COMBINED = {
         "num_layers": 1,
     },
     "cmra-f-0-layers": {"relation": "cmra-f", "num_layers": 0},
-    "none-feedforward": {"relation": "none-feedforward"},
+    "none-feedforward": {"relation": "none-feedforward", "num_layers": 1},
 }
 """Every part of the variants in few networks, as tracing takes seconds. "self" and "none" have those of the second; own
 projections are compiled and exported in test_compile_export.py."""

@@ -15,9 +15,9 @@ from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
 from ave.networks.localizer import Localizer
 from ave.networks.registry import describe_network
-from ave.results.files import check_output, clearing, new_output, write_predictions
+from ave.results.files import check_output, clearing, new_output
 from ave.results.metrics import measure, observe, summarize
-from ave.results.report import report
+from ave.results.report import report, write_predictions
 
 __all__ = ["EvaluateConfig", "main"]
 

@@ -40,11 +40,10 @@ from ave.results.files import (
     new_output,
     write_csv,
     write_json,
-    write_predictions,
     writing_directory,
 )
 from ave.results.metrics import Epoch, Outcomes, best_test, choose_epoch, measure, observe, segment_accuracy, summarize
-from ave.results.report import report
+from ave.results.report import report, write_predictions
 from ave.results.tables import files_table
 from ave.stopping import pointing_to_resume
 from crossmodal_attn import __version__
@@ -439,7 +438,9 @@ def main(
                 "history": [dataclasses.asdict(epoch) for epoch in history],
             }
             if accelerator.is_main_process:
-                _save_network(model, place / "model", {"data": data.describe(config.data), "metrics": metrics})
+                card = {"data": data.describe(config.data), "metrics": metrics}
+                with writing_directory(place / "model") as temporary:
+                    model.save_pretrained(temporary, model_card_kwargs=card)
                 write_predictions(place, outcomes, data, "test")
             runs.append(metrics)
             histories[seed] = history
@@ -529,12 +530,6 @@ def _restore(
             raise ValueError(f"a history that is not of epochs 1 to {facts.epoch}")
     accelerator.print(f"continuing after epoch {facts.epoch}")
     return list(facts.history), best
-
-
-def _save_network(model: Localizer, directory: Path, card: dict[str, Any]) -> None:
-    """Save a network with its configuration and model card. If that fails, nothing is left."""
-    with writing_directory(directory) as temporary:
-        model.save_pretrained(temporary, model_card_kwargs=card)
 
 
 def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:

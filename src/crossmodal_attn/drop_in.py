@@ -33,7 +33,7 @@ _HOOKS = (
 
 
 def replace_multihead_attention(model: nn.Module) -> "ReplacementReport":
-    """Replace every ``nn.MultiheadAttention`` by a :class:`CMRA` that is called in the same way.
+    """Replace the ``nn.MultiheadAttention`` layers of a model by :class:`CMRA` layers that are called in the same way.
 
     The rest of ``model`` does not change. The new layers take the arguments of the old ones: ``key_padding_mask`` (bool
     or floating point), ``attn_mask``, ``need_weights``, ``average_attn_weights`` and ``is_causal``, batch first or not,
