@@ -33,6 +33,8 @@ def write_video(
     early: float = 0,
     rotation: int = 0,
     mirrored: bool = False,
+    gains: Sequence[float] | None = None,
+    between: int = 0,
 ) -> Path:
     """Write a video. Its format follows from the suffix of the name.
 
@@ -48,13 +50,15 @@ def write_video(
         video: whether there is a video stream.
         sound: whether there is sound.
         rate: samples per second.
-        layout: channels: "mono", "stereo" or "5.1". The tone is in all of them.
+        layout: channels: "mono", "stereo" or "5.1".
         audio_codec: encoder of the sound, such as "aac", or "pcm_s16le" for exact samples (in .mkv and .mov).
         hertz: frequency of the tone.
         late: seconds after which the sound starts.
         early: seconds before the end at which the sound ends.
         rotation: degrees by which a player rotates the frames clockwise (.mp4 and .mov).
         mirrored: whether a player mirrors the frames left to right before it rotates them.
+        gains: factor of the tone in each channel; 1 by default.
+        between: number of frames in a row that are coded after a later one.
     """
     import av
 
@@ -70,7 +74,7 @@ def write_video(
             picture.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
             picture.time_base = picture.codec_context.time_base = clock
             if codec == "libx264":
-                picture.options = {"preset": "ultrafast", "crf": "10"}
+                picture.options = {"preset": "ultrafast", "crf": "10", "bf": str(between)}
         if sound:
             waveform = container.add_stream(audio_codec, rate=rate, layout=layout)
         if picture is not None:
@@ -86,7 +90,8 @@ def write_video(
             samples = samples[round(late * rate) :]
             for start in range(0, len(samples), 1024):
                 block = samples[start : start + 1024]
-                channels = np.repeat(block[None], len(av.AudioLayout(layout).channels), 0)
+                factors = np.ones(len(av.AudioLayout(layout).channels)) if gains is None else np.array(gains)
+                channels = (factors[:, None] * block).astype(np.float32)
                 frame = av.AudioFrame.from_ndarray(channels, format="fltp", layout=layout)
                 frame.sample_rate = rate
                 frame.pts, frame.time_base = start + round(late * rate), Fraction(1, rate)
@@ -134,7 +139,7 @@ def damage_packets(path: Path, numbers: Collection[int], kind: str = "video") ->
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         for number, packet in enumerate(container.demux(**{kind: 0})):
-            if number in numbers:
+            if number in numbers and packet.pos is not None:
                 # The bytes after the first 4 are the NAL unit or the header of the frame.
                 content[packet.pos + 4 : packet.pos + packet.size] = b"\xff" * (packet.size - 4)
     path.write_bytes(content)

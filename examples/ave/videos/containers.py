@@ -167,11 +167,15 @@ def timed_frames(container: InputContainer, stream: Any, path: Path, damage: Dam
         ValueError: if the time stamps jump by more than an hour.
     """
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    # Packets of AVI have no presentation times. Its frames are shown in the order in which they are decoded.
+    # Packets of AVI have no presentation times, but each takes the time of one frame. Decoding delays the first ones.
     by_order = container.format.name == "avi"
+    delay: int | None = None
     last: Fraction | None = None
     for frame in decode(container, stream, damage):
-        stamp = frame.dts if by_order else frame.pts
+        stamp = frame.pts
+        if by_order and (stamp := frame.dts) is not None:
+            delay = stamp - (stream.start_time or 0) if delay is None else delay
+            stamp -= delay
         if stamp is None:
             time = Fraction(0) if last is None else last + 1 / Fraction(rate)
         else:

@@ -41,6 +41,9 @@ MEMORY = 4 << 30
 AHEAD = 64 << 20
 """Bytes of seconds that the child decodes in advance. It is at least one second in advance."""
 LONGEST_TEXT = 1 << 16
+"""Most bytes of a message about an error or a remark."""
+GRACE = 10.0
+"""Seconds within which a child ends that has closed its output."""
 START = "import sys; sys.path[:] = sys.argv[1:]; from ave.videos.isolation import serve; serve()"
 
 _idle: list[_Child] = []
@@ -69,10 +72,11 @@ def read_seconds_isolated(
     """
     frames = sampling.frames_per_second * 3 * sampling.size**2
     samples = round(sampling.rate * (1 + 2 * sampling.context))
-    for kind, content in _ask(path, timeout, memory, sampling=asdict(sampling)):
+    size = frames + 4 * samples
+    for kind, content in _ask(path, timeout, memory, size, sampling=asdict(sampling)):
         if kind == b"R":
-            remark(_read_text(content))
-        elif kind == b"S" and len(content) == frames + 4 * samples:
+            remark(printable(_read_text(content)))
+        elif kind == b"S" and len(content) == size:
             yield Second(
                 torch.from_numpy(
                     np.frombuffer(content, np.uint8, frames).reshape(
@@ -105,8 +109,10 @@ def stop_children() -> None:
         _idle.pop().stop()
 
 
-def _ask(path: Path, timeout: float, memory: int | None, **request: Any) -> Iterator[tuple[bytes, bytearray]]:
-    """Send a request to a child, and yield its messages up to the last one."""
+def _ask(
+    path: Path, timeout: float, memory: int | None, size: int = 0, **request: Any
+) -> Iterator[tuple[bytes, bytearray]]:
+    """Send a request to a child, and yield its messages of at most ``size`` bytes up to the last one."""
     child = None
     while child is None or not child.is_usable():
         child = _idle.pop() if _idle else _Child()
@@ -114,7 +120,7 @@ def _ask(path: Path, timeout: float, memory: int | None, **request: Any) -> Iter
     try:
         child.send({"path": str(path), "directory": os.getcwd(), "memory": memory, **request})
         while True:
-            kind, content = child.receive(path, timeout)
+            kind, content = child.receive(path, timeout, max(size, LONGEST_TEXT))
             if kind == b"D":
                 finished = True
                 return
@@ -175,7 +181,7 @@ class _Child:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
-    def receive(self, path: Path, timeout: float) -> tuple[bytes, bytearray]:
+    def receive(self, path: Path, timeout: float, most: int) -> tuple[bytes, bytearray]:
         """Return the kind and the content of the next message.
 
         Raises:
@@ -187,9 +193,13 @@ class _Child:
         timer.start()
         try:
             head = self._process.stdout.read(9)
-            content = bytearray(int.from_bytes(head[1:], "big"))
-            if len(head) == 9 and cast("BufferedReader", self._process.stdout).readinto(content) == len(content):
-                return head[:1], content
+            if len(head) == 9:
+                size = int.from_bytes(head[1:], "big")
+                if size > most:
+                    raise ValueError(f"{printable(path)} cannot be decoded: the decoder sent what it should not")
+                content = bytearray(size)
+                if cast("BufferedReader", self._process.stdout).readinto(content) == size:
+                    return head[:1], content
         finally:
             timer.cancel()
         raise ValueError(f"{printable(path)} cannot be decoded: {self._find_reason(timeout)}")
@@ -201,7 +211,10 @@ class _Child:
 
     def _find_reason(self, timeout: float) -> str:
         """Return in words why the child ended."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            return "the decoder closed its output"
         if self._late:
             return f"a second of it took more than {timeout:g} s"
         self._errors.seek(0)

@@ -101,7 +101,7 @@ class _Track:
         rate: samples per second, or 0 if there is no sound.
         missing: what is missing if there is no sound.
         late: seconds from the start to the first sample; negative if that comes before.
-        length: number of samples that were read.
+        length: number of samples from the start to the end of what was read; negative if that is earlier.
         gaps: number of samples that were inserted where time stamps jump ahead.
         overlaps: number of samples that were dropped where time stamps go back.
         ended: whether all was read.
@@ -143,29 +143,30 @@ class _Track:
                     f"the sound of {name} changes from {self.rate} to {frame.sample_rate} samples per second, "
                     f"so convert it to one rate first"
                 )
-            at = self.length
+            ahead = 0
             if frame.pts is not None and frame.time_base is not None:
-                at = round((frame.pts * float(frame.time_base) - offset) * self.rate)
-            ahead = at - self.length
+                ahead = round((frame.pts * float(frame.time_base) - offset) * self.rate) - self.length
             if abs(ahead) > LONGEST_STILL * self.rate:
                 raise ValueError(f"{name} is damaged: the time stamps of its sound jump by {ahead / self.rate:.2f} s")
             if first:
                 self.late = ahead / self.rate
                 yield np.zeros(0, np.float32)
+                self.length = min(ahead, 0)  # what comes before the start is left out
+                ahead = max(ahead, 0)
             elif abs(ahead) <= JITTER * self.rate:
                 ahead = 0
             elif ahead > 0:
                 self.gaps += ahead
             else:
                 self.overlaps += min(-ahead, len(block))
+                block = block[-ahead:]
             while ahead > 0:
                 silence = np.zeros(min(ahead, self.rate), np.float32)
                 ahead -= len(silence)
                 self.length += len(silence)
                 yield silence
-            block = block[-ahead:]
             self.length += len(block)
-            yield block
+            yield block[max(0, len(block) - max(self.length, 0)) :]
 
 
 def _to_mono(frame: AudioFrame, name: str) -> Samples:
