@@ -1,4 +1,4 @@
-"""Audio-visual event localization with CMRAN: check and prepare the AVE release, train, evaluate, predict.
+"""Audio-visual event localization with CMRAN: extract features, check and prepare datasets, train, evaluate, predict.
 
 The default subcommand is train. Without options, it trains on an embedded procedural set in the shape of AVE, which
 takes minutes on two CPU cores. `ave_cmran.py SUBCOMMAND --help` explains every option.
@@ -25,6 +25,8 @@ try:
     from ave import InputError, checking_input
     from ave.evaluate import EvaluateConfig
     from ave.evaluate import main as evaluate
+    from ave.extract import ExtractConfig
+    from ave.extract import main as extract
     from ave.paper_tables import TablesConfig
     from ave.paper_tables import main as tables
     from ave.predict import PredictConfig
@@ -48,6 +50,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., object]]] = {
     "tables": (TablesConfig, tables),
     "check": (CheckConfig, check),
     "prepare": (PrepareConfig, prepare),
+    "extract": (ExtractConfig, extract),
 }
 """For each subcommand: the dataclass of its settings, which are its options, and the function that runs it."""
 

@@ -149,24 +149,27 @@ def test_damage_is_named_and_mended(release, prepared, name, kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"prepared\.json must be what prepare wrote, got: Expecting property .*; run prepare again"),
-        ("[]", r"prepared\.json must be what prepare wrote, got: Manifest must be Manifest, got \[\]"),
-        ('{"form": 1}', r"prepared\.json must be what prepare wrote, got: Manifest needs dtype"),
+        ("{", r"prepared\.json must be what prepare or extract wrote, got: Expecting property .*; run it again"),
+        ("[]", r"prepared\.json must be what prepare or extract wrote, got: Manifest must be Manifest, got \[\]"),
+        ('{"form": 1}', r"prepared\.json must be what prepare or extract wrote, got: Manifest needs dtype"),
         (
             '{"form": 7, "dtype": "", "files": {}, "names": null}',
             "got: form 7, expected 1, so use a new directory; run",
         ),
-        ("[" * 200_000, r"prepared\.json must be what prepare wrote, got: lists or objects that are nested too deep"),
+        (
+            "[" * 200_000,
+            r"prepared\.json must be what prepare or extract wrote, got: lists or objects that are nested too deep",
+        ),
         ('{"form": 1, "dtype": 2, "files": {}, "names": null}', "got: Manifest.dtype must be"),
         (
             '{"form": 1, "dtype": "float16", "files": {"labels": 3}, "names": null}',
             r"got: Manifest.files.labels must be",
         ),
         ('{"form": 1, "dtype": "float16", "files": {}, "names": [1]}', r"got: Manifest.names must be"),
-        (json.dumps({"form": 1, "x" * 10**5: 1}), "got: Manifest has no x{60}; run prepare again"),
+        (json.dumps({"form": 1, "x" * 10**5: 1}), "got: Manifest has no x{60}; run it again"),
         (
             json.dumps({"form": 1, "dtype": "float16", "files": {"y" * 10**5: 1}, "names": None}),
-            "got: Manifest.files.y{60} must be Entry, got 1; run prepare again",
+            "got: Manifest.files.y{60} must be Entry, got 1; run it again",
         ),
     ],
 )

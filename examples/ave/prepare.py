@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +20,7 @@ from ave.data.layout import FILES, ReleaseFile, needed_files
 from ave.data.opening import inspect_set, label_set
 from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
 from ave.data.release import Found, examine_release
-from ave.results.files import clearing, is_leftover, write_json, writing
+from ave.results.files import clearing, is_leftover, write_array, write_json
 from ave.results.tables import files_table, format_table
 
 __all__ = ["CheckConfig", "PrepareConfig", "check", "prepare", "prepare_release"]
@@ -214,12 +212,9 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
     source, absolute, relative = Source.of(array.path), 0.0, 0.0
     features = CheckedFeatures(file, found) if file.is_features else None
     path = output / f"{file.name}.npy"
-    with writing(path) as temporary, temporary.open("wb") as stream:
-        header = io.BytesIO()
-        description = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(header, description)
-        digest = hashlib.sha256(header.getvalue())
-        stream.write(header.getvalue())
+
+    def convert() -> Iterator[NDArray[Any]]:
+        nonlocal absolute, relative
         for _, block in (features or array).blocks():
             for message in features.messages() if features else ():
                 raise ValueError(f"{message}; there may be more: `check` finds all")
@@ -231,10 +226,11 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
                     raise ValueError(f"{array.path}: {came}: use --dtype float32")
                 errors = _rounding_errors(block, values)
                 absolute, relative = max(absolute, errors[0]), max(relative, errors[1])
-            digest.update(values.data)
-            stream.write(values.data)
+            yield values
             bar.update(block.nbytes)
-    return Entry(source, absolute, relative, array.shape, kind.name, path.stat().st_size, digest.hexdigest())
+
+    size, digest = write_array(path, array.shape, kind, convert())
+    return Entry(source, absolute, relative, array.shape, kind.name, size, digest)
 
 
 def _dtype_of(file: ReleaseFile, dtype: str) -> np.dtype[Any]:

@@ -33,6 +33,7 @@ from ave.networks.localizer import Localizer, Recipe
 from ave.networks.registry import NETWORKS, PUBLISHED, PUBLISHED_CELLS, VARIANT, Network, find_recipe, network_title
 from ave.networks.variants import Guidance, Interaction, Relation
 from ave.reading import convert, expecting, read_json
+from ave.results.baselines import find_baselines
 from ave.results.figures import draw_learning_curves
 from ave.results.files import (
     check_output,
@@ -286,6 +287,7 @@ def main(
             if saved is not None and saved.data_digest != digest:
                 raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
             data, cached = cache_features(data, config.cache, accelerator, config.setting)
+            baselines = find_baselines(data, config.setting)
             statistics = {} if data.is_ave or config.as_published else find_statistics(data)
             batches = training_loader(
                 data,
@@ -435,6 +437,7 @@ def main(
                 "best_test_accuracy": best_test(history).test_accuracy,
                 "best_test_epoch": best_test(history).epoch,
                 **measure(outcomes, data, "test"),
+                **baselines,
                 "history": [dataclasses.asdict(epoch) for epoch in history],
             }
             if accelerator.is_main_process:

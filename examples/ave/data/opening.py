@@ -103,7 +103,8 @@ def inspect_set(
         found = _examine(directory, FEATURES, _files_without_labels(splits=False))
     compare_labels(found)
     if is_prepared(directory):  # the digests are already checked
-        kind = f"prepared in {read_manifest(directory).dtype}"
+        made = read_manifest(directory)
+        kind = f"prepared in {made.dtype}" if made.extraction is None else f"features by {made.extraction}"
     else:
         scan_features(found)
         kind = "the AVE release" if found.is_ave else "a dataset in the layout of the AVE release"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ave.data.dataset import AVEData, Rows
 from crossmodal_attn import padding_mask
 
-__all__ = ["find_statistics"]
+__all__ = ["find_statistics", "read_valid"]
 
 BLOCK = 16
 """Number of videos that are read at once."""
@@ -38,7 +38,7 @@ def find_statistics(data: AVEData) -> dict[str, tuple[Tensor, Tensor]]:
     arrays: dict[str, Rows] = {"video": data.visual, "audio": data.audio}
     signed = {}
     for name, array in arrays.items():
-        if any((block < 0).any() for block in _read_valid(array, rows[:TRIED], data.lengths)):
+        if any((block < 0).any() for block in read_valid(array, rows[:TRIED], data.lengths)):
             signed[name] = _measure(array, rows, data.lengths)
     return signed
 
@@ -46,9 +46,9 @@ def find_statistics(data: AVEData) -> dict[str, tuple[Tensor, Tensor]]:
 def _measure(array: Rows, rows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     # Deviations from the first vector: the sums lose no digits, however large the mean is.
-    origin = next(iter(_read_valid(array, rows[:1], lengths)))[0]
-    for block in _read_valid(array, rows, lengths):
-        block -= origin
+    origin = next(read_valid(array, rows[:1], lengths)).flatten(0, -2)[0]
+    for vectors in read_valid(array, rows, lengths):
+        block = vectors.flatten(0, -2) - origin
         count += len(block)
         total, squares = total + block.sum(0), squares + block.square().sum(0)
     mean = total / count
@@ -57,8 +57,17 @@ def _measure(array: Rows, rows: Tensor, lengths: Tensor | None) -> tuple[Tensor,
     return (mean + origin).float(), deviation.float()
 
 
-def _read_valid(array: Rows, rows: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
-    """Yield the vectors of some videos at a time, float64 (vectors, channels), without padding."""
+def read_valid(array: Rows, rows: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
+    """Yield the features of all seconds of the given videos, some videos at a time: float64, without padding.
+
+    Args:
+        array: (N, T, ..., channels).
+        rows: int64, the rows of the videos.
+        lengths: int64 (N,), the length of each video, or None without padding.
+
+    Yields:
+        Tensor: (seconds, ..., channels), a copy.
+    """
     for own in rows.split(BLOCK):
         block = (
             array.index_select(0, own.to(array.device)) if isinstance(array, Tensor) else array[own.tolist()]
@@ -66,4 +75,4 @@ def _read_valid(array: Rows, rows: Tensor, lengths: Tensor | None) -> Iterator[T
         mask = torch.zeros(block.shape[:2], dtype=torch.bool)
         if lengths is not None:
             mask = padding_mask(lengths[own], block.shape[1])
-        yield block[~mask].double().flatten(0, -2)
+        yield block[~mask].double()

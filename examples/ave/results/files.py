@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from ave import InputError, checking_input
 
@@ -22,6 +26,7 @@ __all__ = [
     "is_leftover",
     "make_directory",
     "new_output",
+    "write_array",
     "write_csv",
     "write_json",
     "writing",
@@ -176,6 +181,31 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_array(
+    path: Path, shape: tuple[int, ...], kind: np.dtype[Any], blocks: Iterable[NDArray[Any]]
+) -> tuple[int, str]:
+    """Write an array to a .npy file, block by block, and return its size in bytes and its SHA-256.
+
+    If that fails, no file is left.
+
+    Args:
+        path: the file.
+        shape: the shape of the array.
+        kind: the dtype of the array and of all blocks.
+        blocks: contiguous blocks of rows.
+    """
+    with writing(path) as temporary, temporary.open("wb") as stream:
+        header = io.BytesIO()
+        description = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, description)
+        digest = hashlib.sha256(header.getvalue())
+        stream.write(header.getvalue())
+        for block in blocks:
+            digest.update(block.data)
+            stream.write(block.data)
+    return path.stat().st_size, digest.hexdigest()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ METRICS = {
     "event_recall": ("event vs. background: recall", "%"),
     "event_f1": ("event vs. background: F1", "%"),
     "background_accuracy": ("baseline: predict background everywhere", "%"),
+    "frequent_category_accuracy": ("baseline: predict the most frequent category everywhere", "%"),
+    "linear_probe_accuracy": ("baseline: linear probe on pooled features", "%"),
     "object_attention": ("AGSCA's attention on the true object in event seconds", "%"),
     "object_attention_if_uniform": ("the same if attention were uniform", "%"),
 }

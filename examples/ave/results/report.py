@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ave.data.dataset import AVEData, Split
+from ave.results.baselines import warn
 from ave.results.figures import draw_confusion, draw_examples, save_figures
 from ave.results.files import write_csv, write_json, writing
 from ave.results.metrics import Outcomes
@@ -29,7 +30,7 @@ def report(
     *,
     figures: Mapping[str, Figure] | None,
 ) -> None:
-    """Write the metrics and the figures, and print the tables.
+    """Write the metrics and the figures, and print the tables, and a warning if simple rivals are as good.
 
     Args:
         output: the directory of the results.
@@ -49,6 +50,8 @@ def report(
         save_figures(output, {**drawn, "confusion.png": confusion, **figures})
     print(category_table(summary))
     print(results_table(title, runs, summary))
+    if (warning := warn(summary)) is not None:
+        print(warning)
 
 
 def _write_scores(

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ave.videos.decoding import Sampling, Second
-from ave.videos.decoding import read_seconds as read_seconds_isolated
+from ave.videos.decoding import Second
+from ave.videos.isolation import read_seconds_isolated
+from ave.videos.sampling import Sampling
 
 if TYPE_CHECKING:
     from ave.videos.backbones import AudioBackbone, VisualBackbone
@@ -47,6 +48,13 @@ class Extraction:
         """Describe an extraction with these networks."""
         networks = (visual.name, visual.sha256, audio.name, audio.sha256)
         return cls(*networks, sampling.frames_per_second, sampling.as_release)
+
+    def __str__(self) -> str:
+        """Describe the networks, their weights and the sampling in one line."""
+        names = ((self.visual, self.visual_sha256), (self.audio, self.audio_sha256))
+        networks = " and ".join(name if digest is None else f"{name} ({digest[:8]})" for name, digest in names)
+        rule = ", by the rule of the release" if self.as_release else ""
+        return f"{networks}, {self.frames_per_second} frames a second{rule}"
 
     def find_difference(self, other: Extraction) -> str | None:
         """Return in words the first difference in networks or weights, or None. Sampling may differ.

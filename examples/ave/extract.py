@@ -1,0 +1,242 @@
+"""Extract the features of videos, and write them as a dataset in prepared form."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ave import checking_input
+from ave.data.prepared import Manifest, Source
+from ave.devices import Precision, make_accelerator
+from ave.printing import printable
+from ave.results.files import clearing
+from ave.videos.assembly import Assembly
+from ave.videos.backbones import find_audio, find_visual
+from ave.videos.containers import NO_PYAV
+from ave.videos.extraction import BATCH, Extraction, extract_seconds, make_sampling, probe
+
+__all__ = ["ExtractConfig", "find_videos", "main"]
+
+SUFFIXES = {
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+    *(".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+}
+"""The suffixes of the files that are taken from a directory."""
+DOWNLOADED = "--visual efficientnet-lite0 --audio aisfx take weights from packages, without a download"
+GPU_BATCH = 64
+"""Number of frames that go through the network at once on a GPU."""
+REPORT_EVERY = 60.0
+"""Seconds between two lines about the progress, if there is no terminal for a progress bar."""
+MOST_LISTED = 3
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Turn videos into a dataset of features, with a network for the frames and one for the sound.
+
+    The defaults are the networks of the AVE release, whose weights you download. `--visual efficientnet-lite0 --audio
+    aisfx` needs no download: their weights come with packages. The dataset has no labels: give yours to `check`,
+    `train` and `evaluate` with --labels. The name of a video is that of its file, without the suffix.
+
+    If the command is stopped, run it again with the same options: it continues after the last finished video. Videos
+    that cannot be read are listed at the end. The dataset is complete when all videos are extracted.
+    """
+
+    videos: tuple[Path, ...]
+    """video files, or directories, whose videos are taken, also those in their subdirectories"""
+    output: Path
+    """new directory for the dataset, or one where `extract` was stopped"""
+    visual: str = "vgg19"
+    """network for the frames: vgg19, resnet152, efficientnet-lite0, or MODULE:FUNCTION of your own"""
+    visual_weights: Path | None = None
+    """file with the weights of the network for the frames"""
+    audio: str = "vggish"
+    """network for the sound: vggish, aisfx, or MODULE:FUNCTION of your own"""
+    audio_weights: Path | None = None
+    """file with the weights of the network for the sound"""
+    frames_per_second: int = 16
+    """number of frames of each second whose features are averaged; fewer are faster"""
+    as_release: bool = False
+    """choose the frames by the index rule of the AVE release, for clips of 10 s; otherwise by time"""
+    device: str = "auto"
+    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
+    precision: Precision = "fp32"
+    """mixed precision of the networks; fp16 needs a GPU"""
+
+
+def main(config: ExtractConfig) -> Manifest:
+    """Extract the features of all videos, and return the manifest of the dataset.
+
+    Raises:
+        InputError: if a setting or a file is wrong. This is checked before any work.
+        OSError: if videos cannot be read, or a file cannot be written. Finished videos are kept.
+    """
+    with checking_input():
+        if config.frames_per_second < 1:
+            raise ValueError(f"--frames-per-second must be at least 1, got {config.frames_per_second}")
+        videos = find_videos(config.videos)
+        if importlib.util.find_spec("av") is None:
+            raise ValueError(NO_PYAV)
+        accelerator = make_accelerator(config.device, config.precision)
+        if accelerator.num_processes > 1:
+            came = accelerator.num_processes
+            raise ValueError(f"extract must run in one process, got {came}: start it without a launcher")
+        try:
+            visual = find_visual(config.visual, config.visual_weights, accelerator.device)
+            audio = find_audio(config.audio, config.audio_weights, accelerator.device)
+        except ValueError as error:
+            if config.visual_weights is None and config.audio_weights is None:
+                raise ValueError(f"{error}; {DOWNLOADED}") from error
+            raise
+        sampling = make_sampling(visual, audio, config.frames_per_second, as_release=config.as_release)
+        work = Assembly(config.output, Extraction.of(visual, audio, sampling), *probe(visual, audio, sampling))
+    batch = BATCH if accelerator.device.type == "cpu" else GPU_BATCH
+
+    def extract(video: Path, remark: Callable[[str], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        return extract_seconds(video, visual, audio, sampling, remark, batch=batch, autocast=accelerator.autocast)
+
+    with clearing(config.output, new=False), _pointing_to_repetition():
+        with checking_input():
+            done = work.open(videos)
+        if done is not None:
+            print(f"{config.output} is complete, and every digest is right: there is nothing to do")
+            return done
+        print(f"{len(videos)} videos, on {accelerator.device}, {config.precision}")
+        failed = _extract_all(videos, work, extract)
+        if failed:
+            listed = "; ".join(f"{printable(video)}: {reason}" for video, reason in [*failed.items()][:MOST_LISTED])
+            more = f"; and {len(failed) - MOST_LISTED} more" if len(failed) > MOST_LISTED else ""
+            advice = f"{config.output} is not complete: repair or remove them, and run extract again"
+            raise OSError(f"{len(failed)} of {len(videos)} videos could not be extracted, so {advice}: {listed}{more}")
+        manifest = work.complete(videos)
+    seconds = [shape[0] for shape in work.finished.values()]
+    size = tqdm.format_sizeof(sum(entry.bytes for entry in manifest.files.values()), "B")
+    print(f"written to {config.output}: {len(videos)} videos, {sum(seconds)} s, {size}; they have no labels yet")
+    if max(seconds) * len(seconds) > 4 * sum(seconds):
+        longest = max(videos, key=lambda name: work.finished[name][0])
+        print(printable(f"note: most of it is padding up to the {max(seconds)} s of {longest}: cut long videos"))
+    return manifest
+
+
+def find_videos(places: Sequence[Path]) -> dict[str, Path]:
+    """Find the videos in files and directories, and return their paths by their names, sorted.
+
+    Raises:
+        FileNotFoundError: if a file or directory does not exist.
+        ValueError: if there is no video, or two files have the same name without their suffix.
+    """
+    found: defaultdict[str, dict[Path, Path]] = defaultdict(dict)
+    for place in places:
+        if not place.exists():
+            raise FileNotFoundError(f"--videos must be files or directories, got {place}, which does not exist")
+        files = [place]
+        if place.is_dir():
+            files = [
+                path
+                for path in place.rglob("*")
+                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+            ]
+            if not files:
+                raise ValueError(f"--videos must hold videos, such as .mp4, got none in the directory {place}")
+        for path in files:
+            found[path.stem].setdefault(path.resolve(), path)
+    for name, paths in sorted(found.items()):
+        if len(paths) > 1:
+            first, second, *_ = sorted(paths.values())
+            raise ValueError(f"--videos must have different names, got {name} twice: {first} and {second}")
+    if not found:
+        raise ValueError("--videos must name at least one video, got none")
+    return {name: next(iter(paths.values())) for name, paths in sorted(found.items())}
+
+
+def _extract_all(
+    videos: Mapping[str, Path],
+    work: Assembly,
+    extract: Callable[[Path, Callable[[str], None]], Iterator[tuple[Tensor, Tensor]]],
+) -> dict[Path, str]:
+    """Extract all videos that are not finished, and return why some of them could not be read."""
+    waiting = {name: path for name, path in videos.items() if name not in work.finished}
+    if work.finished:
+        print(f"continuing in {work.output}, where {len(work.finished)} videos are finished")
+    failed: dict[Path, str] = {}
+    progress = _Progress(len(videos) - len(waiting), {name: path.stat().st_size for name, path in waiting.items()})
+    with progress.bar:
+        for name, path in waiting.items():
+            progress.start(name)
+            source, rows = Source.of(path), []
+            try:
+                for row in extract(path, partial(progress.say, f"note: {name}: ")):
+                    rows.append(row)
+                    if len(rows) > work.longest:
+                        raise ValueError(f"it is longer than {work.longest} s, the most for these features: cut it")
+                    if not all(part.isfinite().all() for part in row):
+                        raise ValueError(f"its features have NaN or infinite values in second {len(rows) - 1}")
+            except (ValueError, OSError) as error:
+                failed[path] = printable(str(error), 300)
+                progress.say(f"failed: {path}: {failed[path]}")
+            else:
+                work.save(name, source, torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
+            progress.finish(name, len(rows))
+    return failed
+
+
+@contextmanager
+def _pointing_to_repetition() -> Iterator[None]:
+    """Add to the message of a stopped run how to continue it."""
+    advice = "finished videos are kept: run extract again to continue"
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise type(error)(f"stopped; {advice}") from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = f"{error.strerror}; {advice}"
+        raise OSError(error.errno, reason, error.filename) from error
+
+
+class _Progress:
+    """Show how many videos are finished, how fast, and how long the rest will take.
+
+    Args:
+        finished: number of videos that were finished before.
+        sizes: the bytes of each other video, by which the time left is estimated.
+    """
+
+    def __init__(self, finished: int, sizes: dict[str, int]) -> None:
+        self.done, self.videos, self.sizes = finished, finished + len(sizes), sizes
+        self.seconds, self.bytes = 0, 0
+        self.begin = self.reported = time.monotonic()
+        shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+        self.bar = tqdm(total=sum(sizes.values()), bar_format=shape, disable=None, leave=False, dynamic_ncols=True)
+
+    def start(self, name: str) -> None:
+        """Name the video that is extracted now."""
+        self.bar.set_description_str(f"video {self.done + 1} of {self.videos}, {printable(name, 30)}")
+
+    def say(self, *parts: str) -> None:
+        """Print a line above the bar."""
+        self.bar.write(printable("".join(parts)), file=sys.stdout)
+
+    def finish(self, name: str, seconds: int) -> None:
+        """Count a video of some seconds."""
+        self.done, self.seconds, self.bytes = self.done + 1, self.seconds + seconds, self.bytes + self.sizes[name]
+        now = time.monotonic()
+        speed = f"{self.seconds / max(now - self.begin, 1e-9):.1f} times real time"
+        self.bar.set_postfix_str(speed, refresh=False)
+        self.bar.update(self.sizes[name])
+        if self.bar.disable and now - self.reported >= REPORT_EVERY:
+            self.reported = now
+            left = (now - self.begin) / max(self.bytes, 1) * (sum(self.sizes.values()) - self.bytes)
+            print(f"{self.done} of {self.videos} videos, {speed}, about {tqdm.format_interval(left)} left", flush=True)
