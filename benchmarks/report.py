@@ -14,7 +14,7 @@ from benchmarks.pictures import draw_epochs, draw_growth, draw_ratios
 
 __all__ = ["main", "write_report"]
 
-ROWS = ("cmra", "agsca", "network", "rival_networks", "growth", "windows", "epoch")
+ROWS = ("cmra", "agsca", "network", "rival_networks", "growth", "windows", "streams", "epoch")
 MISSING = "-"
 
 

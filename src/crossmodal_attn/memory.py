@@ -114,6 +114,7 @@ class Memory(NamedTuple):
 # A registered name lets torch.export.save and AOTInductor write programs that take or return this type.
 if _register := getattr(torch.utils._pytree, "_register_namedtuple", None):
     _register(Memory, serialized_type_name="crossmodal_attn.Memory")
+torch.serialization.add_safe_globals([Memory])  # so that torch.load reads a saved memory, or program with one
 
 
 def check_memory(name: str, memory: Memory, query: Tensor, layer: nn.Module, heads: tuple[int, int]) -> None:
