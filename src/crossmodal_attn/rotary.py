@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_device, check_dtype, check_tensor
+from crossmodal_attn._eager import runs_eagerly
 
 __all__ = ["RotaryTime", "rotate_by_time"]
 
@@ -51,10 +52,7 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
     check_dtype("features", features, "features have", features.dtype)
     _check_times("times", times, (features.shape[0], features.shape[2]), features)
     _check_periods(min_period, max_period)
-    return _rotate(features, times, min_period, max_period)
 
-
-def _rotate(features: Tensor, times: Tensor, min_period: float, max_period: float) -> Tensor:
     pairs = features.shape[-1] // 2
     wide = torch.promote_types(features.dtype, torch.float32)
     times = _widen_times(times, features)
@@ -65,9 +63,23 @@ def _rotate(features: Tensor, times: Tensor, min_period: float, max_period: floa
     angles = times.unsqueeze(-1).fmod(periods) * (2 * math.pi / periods)
     angles = angles.unsqueeze(-3)  # the same for all heads
     cos, sin = angles.cos().to(wide), angles.sin().to(wide)
-    even, odd = features[..., : 2 * pairs].to(wide).unflatten(-1, (pairs, 2)).unbind(-1)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(features.dtype)
+    paired = features[..., : 2 * pairs].to(wide).unflatten(-1, (pairs, 2))
+    if _views_as_complex(paired):
+        # One vectorized product, which is six times as fast on a CPU. Compilers and exporters lack complex numbers.
+        rotated = torch.view_as_real(torch.view_as_complex(paired) * torch.complex(cos, sin))
+    else:
+        real, imaginary = paired.unbind(-1)
+        rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
+    rotated = rotated.flatten(-2).to(features.dtype)
     return torch.cat([rotated, features[..., 2 * pairs :]], -1) if features.shape[-1] % 2 else rotated
+
+
+def _views_as_complex(paired: Tensor) -> bool:
+    """Return whether pairs (..., 2) are on a CPU, can be viewed as complex numbers, and no code is traced."""
+    if paired.device.type != "cpu" or not runs_eagerly():
+        return False
+    *strides, last = paired.stride()
+    return last == 1 and not any(step % 2 for step in (*strides, paired.storage_offset()))
 
 
 @dataclass(frozen=True)
