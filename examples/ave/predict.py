@@ -170,7 +170,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
     print(_table(title, predictions, categories))
     print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
     if files is not None and files.failed:
-        raise OSError(f"{len(files.failed)} of {len(files.paths)} videos could not be predicted, see above")
+        raise OSError(f"{len(files.failed)} of {len(files.paths)} videos failed: see above")
     return events
 
 
@@ -188,7 +188,7 @@ def check_options(config: PredictConfig) -> None:
             raise ValueError(f"--split must be given with --data, got {config.split} with --videos")
         return
     for name in ("visual", "visual_weights", "audio", "audio_weights", "frames_per_second", "window", "annotate"):
-        if (value := getattr(config, name)) not in (None, False):
+        if (value := getattr(config, name)) is not None and value is not False:
             raise ValueError(f"--{name.replace('_', '-')} must be given with --videos, got {value} with --data")
 
 

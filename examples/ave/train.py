@@ -339,7 +339,7 @@ def main(
                 **config.variant(),
             )
             model.standardize(statistics)
-            model.features = data.extraction
+            model.features, model.longest = data.extraction, data.longest
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # a CUDA graph needs a fixed shape
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)

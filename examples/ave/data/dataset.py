@@ -118,6 +118,11 @@ class AVEData:
     extraction: Extraction | None = None
     """What the features were made with, if that is known."""
 
+    @property
+    def longest(self) -> int:
+        """The length in seconds of the longest video of the training split."""
+        return self.audio.shape[1] if self.lengths is None else int(self.lengths[self.splits["train"]].max())
+
     def describe(self, directory: Path | None) -> str:
         """Return a description of the dataset for titles. ``directory`` is None for the procedural set."""
         if directory is None:

@@ -109,6 +109,7 @@ class Localizer(Pretrained):
         self.categories = None if categories is None else tuple(categories)
         self.standardized: tuple[str, ...] = ()
         self._features: Extraction | None = None
+        self._longest: int | None = None
 
     @property
     def features(self) -> Extraction | None:
@@ -119,6 +120,16 @@ class Localizer(Pretrained):
     def features(self, extraction: Extraction | None) -> None:
         self._features = extraction
         self._configure("features", None if extraction is None else asdict(extraction))
+
+    @property
+    def longest(self) -> int | None:
+        """The length in seconds of the longest video of the training, if that is known. Saved with the network."""
+        return self._longest
+
+    @longest.setter
+    def longest(self, seconds: int | None) -> None:
+        self._longest = seconds
+        self._configure("longest", seconds)
 
     def _configure(self, name: str, value: object) -> None:
         """Set a value in config.json, or remove it if it is empty."""
@@ -132,7 +143,12 @@ class Localizer(Pretrained):
         """Build a network from its config.json: the arguments, and what was set later."""
         arguments = dict(arguments)
         standardized, features = arguments.pop("standardized", ()), arguments.pop("features", None)
+        longest = arguments.pop("longest", None)
         model = cls(**arguments)
+        if longest is not None:
+            if type(longest) is not int or longest < 1:
+                raise ValueError(f"longest must be an int of at least 1, got {longest!r:.60}")
+            model.longest = longest
         if features is not None:
             model.features = convert(Extraction, features)
         if not isinstance(standardized, list) and standardized != ():

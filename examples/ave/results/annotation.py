@@ -199,14 +199,14 @@ def annotate_video(
         result = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
         # A second reader of the file, so that sound and frames that are far apart in it need not be held.
         sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark)
-        aspect = float(stream.sample_aspect_ratio or 1)
-        height, width, _ = read_pixels(first[1], aspect).shape
+        scale = _Scaler(float(stream.sample_aspect_ratio or 1))
+        height, width, _ = scale(first[1]).shape
         timeline = Timeline(annotation, width)
         pictures = _Pictures(result, stream, (height + timeline.height, width), origin)
         for time, frame in chain([first], frames):
             passed = float(time - first[0])
             second = min(int(passed), seconds - 1)
-            pixels = read_pixels(frame, aspect)
+            pixels = scale(frame)
             if overlay is not None:
                 pixels = overlay.blend(pixels, second)
             if second in shown and (second not in thumbnails or passed <= second + 0.5):
@@ -330,18 +330,25 @@ def choose_seconds(seconds: int) -> list[int]:
     return [place * seconds // shown for place in range(shown)]
 
 
-def read_pixels(frame: VideoFrame, aspect: float = 1.0) -> Pixels:
-    """Convert a frame to RGB (h, w, 3) with square pixels, turned upright, of even size.
+class _Scaler:
+    """Convert frames to RGB (h, w, 3) with square pixels, turned upright, of even size.
 
     Args:
-        frame: the decoded frame.
-        aspect: the width of its pixels, divided by their height.
+        aspect: the width of a pixel of the source, divided by its height.
     """
-    width = frame.width * aspect
-    longest = max(width, frame.height)
-    scale = min(max(longest, SMALLEST), LARGEST) / longest
-    sides = {"width": 2 * max(round(width * scale / 2), 1), "height": 2 * max(round(frame.height * scale / 2), 1)}
-    return orient(frame, np.asarray(frame.reformat(**sides, format="rgb24").to_ndarray(), np.uint8))
+
+    def __init__(self, aspect: float) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._aspect, self._reformatter = aspect, VideoReformatter()  # keeps its tables from frame to frame
+
+    def __call__(self, frame: VideoFrame) -> Pixels:
+        width = frame.width * self._aspect
+        longest = max(width, frame.height)
+        scale = min(max(longest, SMALLEST), LARGEST) / longest
+        columns, rows = (2 * max(round(side * scale / 2), 1) for side in (width, frame.height))
+        scaled = self._reformatter.reformat(frame, columns, rows, "rgb24").to_ndarray()
+        return orient(frame, np.asarray(scaled, np.uint8))
 
 
 def _shrink(pixels: Pixels) -> Pixels:

@@ -27,8 +27,9 @@ from ave.results.annotation import Annotation, annotate_video
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
-from ave.videos.decoding import Sampling, describe
+from ave.videos.decoding import Sampling
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
+from ave.videos.isolation import describe_isolated
 from crossmodal_attn import AGSCA, record_attention
 
 __all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
@@ -181,6 +182,8 @@ class VideoFiles:
     ) -> None:
         """Write the annotated video and the contact sheet of one video."""
         remark = partial(self._remark, name, progress)
+        if result.attention is None:
+            remark("no heat map, as the network has no spatial attention of AGSCA over several positions")
         annotation = Annotation(result.prediction, categories, result.attention)
         annotate_video(path, directory / f"{name}.mp4", directory / f"{name}.png", annotation, remark)
 
@@ -250,7 +253,7 @@ class _Progress:
 def _duration(path: Path) -> float:
     """Return the length of a video in seconds, as its header says it, or 0."""
     try:
-        return describe(path).duration or 0.0
+        return describe_isolated(path).duration or 0.0
     except (ValueError, OSError):
         return 0.0  # it will be named when its turn comes
 
@@ -297,7 +300,8 @@ def open_videos(
     rate = known.frames_per_second if frames_per_second is None else frames_per_second
     sampling = make_sampling(seer, hearer, rate, as_release=known.as_release)
     check_backbones(model, seer, hearer, sampling)
-    return VideoFiles(found, seer, hearer, sampling, AVE_SECONDS if window is None else window, annotate, accelerator)
+    window = model.longest or AVE_SECONDS if window is None else window
+    return VideoFiles(found, seer, hearer, sampling, window, annotate, accelerator)
 
 
 def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbone, sampling: Sampling) -> None:

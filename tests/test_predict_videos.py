@@ -1,0 +1,189 @@
+"""Events in video files: the stream against whole features, what is written, what fails alone, and what is refused."""
+
+import csv
+import json
+import weakref
+
+import av
+import pytest
+import torch
+
+import ave_cmran
+from ave.events import cut_windows, find_events, join_windows
+from ave.networks.cmran import CMRAN
+from ave.videos.backbones import find_audio, find_visual
+from ave.videos.extraction import Extraction, extract_seconds, make_sampling
+from ave.videos.prediction import find_videos, predict_seconds
+from made_videos import write_video
+from oracles import fill_parameters
+from running import call_main
+
+COLORS, LOUDNESS = "small_backbones:make_colors", "small_backbones:make_loudness"
+FEATURES = Extraction(COLORS, None, LOUDNESS, None, 2)
+CATEGORIES = ["Bark", "Clock", "Horse"]
+
+
+def make_model(**options):
+    sizes = {"video_dim": 3, "audio_dim": 8, "embed_dim": 18, "num_heads": 3, "dim_feedforward": 29}
+    return fill_parameters(CMRAN(categories=CATEGORIES, **(sizes | options))).eval()
+
+
+def save(model, path, features=FEATURES, longest=4):
+    model.features, model.longest = features, longest
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two short clips, and what is no video."""
+    directory = tmp_path / "clips"
+    directory.mkdir()
+    write_video(directory / "long.mp4", 7, fps=5, square=[1, 2, 3], tone=[2, 3, 4])
+    write_video(directory / "short.mkv", 2, fps=5, sound=False)
+    (directory / "text.mp4").write_text("no video")
+    (directory / "notes.txt").write_text("not looked at")
+    return directory
+
+
+def slow_events(model, path, window):
+    """The events of a video from the features of all its seconds."""
+    visual, audio = find_visual(COLORS), find_audio(LOUDNESS)
+    features = list(extract_seconds(path, visual, audio, make_sampling(visual, audio, 2), lambda _: None))
+    starts, decisions = [], []
+    with torch.no_grad():
+        for start, held in cut_windows(features, window):
+            starts.append(start)
+            decisions.append(model.decide(model(*(torch.stack(part)[None] for part in zip(*held, strict=True)))))
+    (events,) = find_events(join_windows(starts, decisions, background=3), background=3)
+    return [(event.start, event.end, CATEGORIES[event.category], round(event.score, 4)) for event in events]
+
+
+@pytest.mark.parametrize("window", [None, 0])
+def test_files_and_failures(window, clips, tmp_path, capsys):
+    """Each video has the events of its features, in every format; one that fails is named, and stops no other."""
+    model = make_model()
+    save(model, tmp_path / "model")
+    arguments = ["--videos", clips, "--checkpoint", tmp_path / "model", "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit, match="1"):
+        call_main("predict", *arguments, *([] if window is None else ["--window", window]))
+    captured = capsys.readouterr()
+    assert captured.err == "ave_cmran.py: error: 1 of 3 videos failed: see above\n"
+    assert "short: no sound" in captured.out
+    assert "text: failed: " in captured.out
+    written = json.loads((tmp_path / "out/events.json").read_text())
+    assert written["window"] == (4 if window is None else window)
+    assert written["features"]["visual"] == COLORS
+    assert written["videos"] == 2
+    assert [failure["video"] for failure in written["failed"]] == ["text"]
+    assert {remark["video"] for remark in written["remarks"]} == {"short"}
+    found = {name: [] for name in ("long", "short")}
+    for event in written["events"]:
+        found[event["video"]].append((event["start_s"], event["end_s"], event["category"], event["score"]))
+    length = written["window"]
+    for row, (name, file) in enumerate([("long", "long.mp4"), ("short", "short.mkv")]):
+        assert found[name] == slow_events(model, clips / file, length)
+        assert {event["row"] for event in written["events"] if event["video"] == name} <= {row}
+        text = (tmp_path / f"out/videos/{name}.labels.txt").read_text()
+        rows = [line.split("\t") for line in text.splitlines()]
+        spans = [(int(float(start)), int(float(end)), label.rpartition(" ")[0]) for start, end, label in rows]
+        assert spans == [event[:3] for event in found[name]]
+        assert (tmp_path / f"out/videos/{name}.srt").read_text().count(" --> ") == len(spans)
+        assert (tmp_path / f"out/videos/{name}.vtt").read_text().count(" --> ") == len(spans)
+    assert found["long"]
+    with (tmp_path / "out/events.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(written["events"])
+    assert (tmp_path / "out/timelines.png").exists()
+
+
+@pytest.mark.parametrize("guidance", ["agsca", "mean"])
+def test_annotated_videos(guidance, clips, tmp_path, capsys):
+    """With a heat map where the network has one; else this is said."""
+    save(make_model(guidance=guidance), tmp_path / "model")
+    videos = [clips / "short.mkv", clips / "long.mp4"]
+    arguments = ["--checkpoint", tmp_path / "model", "--output", tmp_path / "out", "--annotate"]
+    call_main("predict", "--videos", *videos, *arguments)
+    assert ("no heat map" in capsys.readouterr().out) == (guidance == "mean")
+    for name, frames in (("short", 10), ("long", 35)):
+        with av.open(str(tmp_path / f"out/videos/{name}.mp4")) as container:
+            assert sum(1 for _ in container.decode(video=0)) == frames
+        assert (tmp_path / f"out/videos/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("window", [5, 0])
+def test_a_stream_holds_the_features_of_a_window(window):
+    """And its maps are those of each second by itself, whichever window it was in."""
+    model = make_model()
+    generator = torch.Generator().manual_seed(0)
+    alive, most = weakref.WeakSet(), 0
+
+    def stream():
+        nonlocal most
+        for _ in range(23):
+            second = torch.rand(4, 2, 3, generator=generator), torch.rand(8, generator=generator)
+            alive.add(second[0])
+            kept.append((second[0].clone(), second[1].clone()))
+            yield second
+            del second
+            most = max(most, len(alive))
+
+    kept = []
+    result = predict_seconds(model, stream(), window=window, record=True)
+    assert most <= (window + 2 if window else 23)
+    assert result.attention.shape == (23, 4, 2)
+    whole = predict_seconds(model, kept, window=0, record=True)
+    torch.testing.assert_close(result.attention, whole.attention)
+    torch.testing.assert_close(result.attention.sum((1, 2)), torch.ones(23))
+    assert result.prediction.labels.shape == result.prediction.event_score.shape == (23,)
+
+
+def refused(capsys, *arguments):
+    """The message of a command that is refused."""
+    with pytest.raises(SystemExit, match="2"):
+        ave_cmran.main(["predict", *map(str, arguments)])
+    return capsys.readouterr().err.removeprefix("ave_cmran.py: error: ").strip()
+
+
+def test_other_features_are_refused(clips, tmp_path, capsys):
+    arguments = ["--videos", clips, "--output", tmp_path / "out", "--checkpoint"]
+    other = save(make_model(), tmp_path / "other", Extraction(COLORS, "a1b2c3", LOUDNESS, None, 2))
+    message = refused(capsys, *arguments, other)
+    assert "must be those of the training, got visual weights unknown in place of a1b2c3" in message
+    same = save(make_model(), tmp_path / "same")
+    message = refused(capsys, *arguments, same, "--visual", "small_backbones:make_vectors")
+    assert f"got visual features by small_backbones:make_vectors in place of {COLORS}" in message
+    unknown = save(make_model(), tmp_path / "unknown", None)
+    assert "--visual and --audio must be given" in refused(capsys, *arguments, unknown)
+    wide = save(make_model(audio_dim=9), tmp_path / "wide", None)
+    message = refused(capsys, *arguments, wide, "--visual", COLORS, "--audio", LOUDNESS)
+    assert message == f"--audio must give 9 channels, as the network needs, got 8 from {LOUDNESS}"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of --data and --videos must be given, got None and None"),
+        (["--videos", "a.mp4", "--data", "b"], "one of --data and --videos must be given, got b and a.mp4"),
+        (["--videos", "a.mp4", "--split", "test"], "--split must be given with --data, got test with --videos"),
+        (["--data", "b", "--window", "0"], "--window must be given with --videos, got 0 with --data"),
+        (["--data", "b", "--annotate"], "--annotate must be given with --videos, got True with --data"),
+    ],
+)
+def test_options_that_exclude_each_other(arguments, message, capsys):
+    assert refused(capsys, *arguments, "--checkpoint", "none") == message
+
+
+def test_names_of_videos(tmp_path):
+    for name in ("b.mp4", "a.MKV", "c.mp4", "c.webm", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list(find_videos([tmp_path])) == ["a", "b", "c.mp4", "c.webm"]
+    assert find_videos([tmp_path / "notes.txt"]) == {"notes": tmp_path / "notes.txt"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must be directories with videos"):
+        find_videos([tmp_path / "empty"])
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        find_videos([tmp_path / "gone.mp4"])
+    (tmp_path / "empty/b.mp4").touch()
+    with pytest.raises(ValueError, match=r"must have different names, got two of b\.mp4"):
+        find_videos([tmp_path, tmp_path / "empty"])
