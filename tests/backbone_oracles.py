@@ -69,12 +69,12 @@ def resnet(x, blocks, state):
     return x
 
 
-def mel_weight(band, hertz, bands, lowest, highest):
-    """Compute the weight of a frequency in a triangular filter of peak 1."""
+def mel_weights(band, hertz, bands, lowest, highest):
+    """Compute the weights of frequencies in a triangular filter of peak 1."""
     low, high, mel = (1127 * np.log(1 + frequency / 700) for frequency in (lowest, highest, hertz))
     step = (high - low) / (bands + 1)
     distance = abs(mel - (low + (band + 1) * step))
-    return 0.0 if hertz == 0 else max(0.0, 1 - distance / step)
+    return np.where(hertz == 0, 0, relu(1 - distance / step))
 
 
 def magnitude(samples, frequency, fft):

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import backbone_oracles as oracles
-from ave.videos import aisfx, vgg19, vggish
+from ave.videos import aisfx, resnet152, vgg19, vggish
 from ave.videos.aisfx import AISFX
 from ave.videos.efficientnet_lite import FILE, HEAD, PACKAGE, EfficientNetLite0
 from ave.videos.inputs import count_samples
-from ave.videos.resnet152 import Bottlenecks
+from ave.videos.resnet152 import Bottlenecks, ResNet152
 from ave.videos.vgg19 import VGG19, build_stack
 from ave.videos.vggish import VGGish, VGGishNetwork
 from ave.videos.weights import fill, find_packaged, read_state_dict, sha256
@@ -67,7 +67,7 @@ def test_vggish_log_mel_is_its_definition(draw, assert_close):
         samples = waveform[0, index * 160 : index * 160 + 400].double().numpy() * window
         spectrum = [oracles.magnitude(samples, frequency, 512) for frequency in range(257)]
         for band in range(64):
-            weights = [oracles.mel_weight(band, frequency * 16_000 / 512, **BANDS) for frequency in range(257)]
+            weights = oracles.mel_weights(band, np.arange(257) * 16_000 / 512, **BANDS)
             expected[index, band] = np.log(np.dot(weights, spectrum) + 0.01)
     assert_close(vggish.compute_log_mel(waveform)[0], torch.from_numpy(expected), torch.float32)
 
@@ -75,18 +75,12 @@ def test_vggish_log_mel_is_its_definition(draw, assert_close):
 def test_aisfx_spectrogram_is_its_definition(draw, assert_close):
     waveform = draw(1, 4000, dtype=torch.float32).clamp(-1, 1)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(2048) / 2047)
-    weights = np.array(
-        [
-            [oracles.mel_weight(band, index * 44_100 / 2048, 96, 0, 22_050) for index in range(1025)]
-            for band in range(96)
-        ]
-    )
-    expected = np.zeros((2, 96))
-    for index in range(2):
-        samples = waveform[0, index * 1024 : index * 1024 + 2048].double().numpy() * window
-        power = [oracles.magnitude(samples, frequency, 2048) ** 2 for frequency in range(1025)]
-        expected[index] = np.log10(1 + 1e4 * (weights @ power) / weights.sum(1)) / 9.457798957824707
-    assert_close(aisfx.compute_spectrogram(waveform)[0], torch.from_numpy(expected), torch.float32)
+    hertz = np.arange(1025) * 44_100 / 2048
+    weights = np.array([oracles.mel_weights(band, hertz, 96, 0, 22_050) for band in range(96)])
+    samples = waveform[0, 1024:3072].double().numpy() * window
+    power = [oracles.magnitude(samples, frequency, 2048) ** 2 for frequency in range(1025)]
+    expected = np.log10(1 + 1e4 * (weights @ power) / weights.sum(1)) / 9.457798957824707
+    assert_close(aisfx.compute_spectrogram(waveform)[0, 1], torch.from_numpy(expected), torch.float32)
 
 
 def test_aisfx_takes_100_spectra_around_a_second():
@@ -118,6 +112,24 @@ def test_resnet_is_its_definition(draw, assert_close):
     x = draw(1, 3, 37, 29)
     expected = oracles.resnet(x[0].numpy(), (2, 1, 3), to_numpy(network))
     assert_close(network(x)[0], torch.from_numpy(expected))
+
+
+def test_resnet_from_a_file(tmp_path, monkeypatch, draw, assert_close):
+    make = partial(Bottlenecks, (1, 2), width=3)
+    network = draw_statistics(fill_parameters(make()), draw)
+    torch.save({**network.state_dict(), "fc.weight": torch.ones(7, 24)}, tmp_path / "resnet.pth")
+    monkeypatch.setattr(resnet152, "Bottlenecks", make)
+    monkeypatch.setattr(ResNet152, "input_size", 24)
+    frames = torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for frame, came in zip(frames, ResNet152(tmp_path / "resnet.pth")(frames), strict=True):
+        x = [
+            (color / 255 - mean) / std
+            for color, mean, std in zip(
+                frame.double().numpy(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True
+            )
+        ]
+        expected = oracles.resnet(np.stack(x), (1, 2), to_numpy(network)).transpose(1, 2, 0)
+        assert_close(came, torch.from_numpy(expected), torch.float32)
 
 
 def test_vggish_is_its_definition(draw, assert_close):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ave.videos import backbones, weights
-from ave.videos.backbones import check_release, find_audio, find_visual
+from ave.videos.backbones import find_audio, find_visual
 from ave.videos.weights import sha256
 
 PAGE = Path(__file__).parents[1] / "docs/own_backbone.md"
@@ -142,7 +142,7 @@ def test_code_of_the_page(own, monkeypatch):
             return SimpleNamespace(last_hidden_state=x.new_ones(len(x), 257 if x.dim() == 4 else 49, 768))
 
     fakes = {
-        "timm": SimpleNamespace(create_model=lambda *_, **options: Fake()),
+        "timm": SimpleNamespace(create_model=lambda *_, **__: Fake()),
         "transformers": SimpleNamespace(AutoModel=SimpleNamespace(from_pretrained=lambda _: Fake())),
     }
     for name, fake in fakes.items():
@@ -185,15 +185,6 @@ def test_packages_that_are_missing(find, name, message, monkeypatch):
     monkeypatch.setattr(weights.metadata, "files", fail)
     with pytest.raises(ValueError, match=message):
         find(name)
-
-
-def test_networks_of_the_release():
-    audio = SimpleNamespace(name="vggish")
-    check_release(SimpleNamespace(name="vgg19", training_of_weights="caffe"), audio)
-    with pytest.raises(ValueError, match=r"vgg19-d01eb7cb\.pth, got torchvision's"):
-        check_release(SimpleNamespace(name="vgg19", training_of_weights="torchvision"), audio)
-    with pytest.raises(ValueError, match="needs --visual vgg19 and --audio vggish, got resnet152 and vggish"):
-        check_release(SimpleNamespace(name="resnet152"), audio)
 
 
 def test_names_of_all_networks():

@@ -23,7 +23,7 @@ from ave.videos.vgg19 import VGG19
 from ave.videos.vggish import VGGish
 from ave.videos.weights import sha256
 
-__all__ = ["AudioBackbone", "VisualBackbone", "check_release", "find_audio", "find_visual"]
+__all__ = ["AudioBackbone", "VisualBackbone", "find_audio", "find_visual"]
 
 T = TypeVar("T")
 HIGHEST_RATE, LARGEST_SIZE, LONGEST_CONTEXT = 192_000, 4096, 60.0
@@ -123,23 +123,6 @@ def find_audio(
         return _OwnAudio(name, weights, torch.device(device), option)
     found: AudioBackbone = _find(AUDIO, name, weights, device, option)
     return found
-
-
-def check_release(visual: VisualBackbone, audio: AudioBackbone) -> None:
-    """Check that networks give the features of the AVE release, for CMRAN and others that were trained on them.
-
-    Raises:
-        ValueError: if they give other features, with the reason.
-    """
-    needed = "the network was trained on the features of the AVE release"
-    if (visual.name, audio.name) != ("vgg19", "vggish"):
-        came = f"{visual.name} and {audio.name}"
-        raise ValueError(f"{needed}: it needs --visual vgg19 and --audio vggish, got {came}")
-    if getattr(visual, "training_of_weights", None) != "caffe":
-        raise ValueError(
-            f"{needed}, which are of VGG-19 with the original weights: --visual-weights must be one of their files,"
-            f" {vgg19.ORIGINAL_FILES}, got torchvision's, which were trained anew and whose channels mean other things"
-        )
 
 
 def _find(

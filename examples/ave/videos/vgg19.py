@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ave.videos.inputs import normalize_imagenet, to_float
 from ave.videos.weights import fill, is_hdf5, read_keras, read_state_dict, sha256
 
-__all__ = ["FILES", "ORIGINAL_FILES", "VGG19", "build_stack"]
+__all__ = ["FILES", "VGG19", "build_stack"]
 
 CHANNELS = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512))
 """The channels of the convolutions between the poolings."""
@@ -24,8 +24,10 @@ CAFFE_MEANS = (103.939, 116.779, 123.68)  # blue, green, red
 Training = Literal["caffe", "torchvision"]
 DIGESTS: dict[str, Training] = {"d01eb7cb": "caffe", "dcbb9e9d": "torchvision"}
 """The training of the weights by the first digits of the digest of a .pth file, which its name carries."""
-ORIGINAL_FILES = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras or vgg19-d01eb7cb.pth"
-FILES = f"{ORIGINAL_FILES} (as in the AVE release), or torchvision's vgg19-dcbb9e9d.pth (other features)"
+FILES = (
+    "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras or vgg19-d01eb7cb.pth (as in the AVE release),"
+    " or torchvision's vgg19-dcbb9e9d.pth (other features)"
+)
 
 
 def build_stack(channels: Sequence[Sequence[int]], inputs: int = 3) -> nn.Sequential:

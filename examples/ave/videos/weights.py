@@ -23,7 +23,8 @@ TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """The last bytes of a checkpoint of TensorFlow 1."""
 PICKLES = (b"PK", b"\x80\x02")
 """The first bytes of files of PyTorch: a ZIP archive, or, of old versions, a pickle."""
-MOST_CHUNK_BYTES = 1 << 30
+MOST_CHUNK_BYTES = 64 << 20
+"""Size limit of a chunk, which HDF5 always unpacks as a whole."""
 
 
 def sha256(path: Path) -> str:
