@@ -20,6 +20,7 @@ from crossmodal_attn import (
     record_attention,
     relation_attention,
     relation_mask,
+    relation_window,
     replace_multihead_attention,
     rotate_by_time,
     summarize_relations,
@@ -58,6 +59,9 @@ def results(layer: CMRA, guide: AGSCA, model: Fusion, query: Tensor, memory: Ten
     assert_type(relation_attention(query, memory, memory, dropout_p=0.1), Tensor)
     assert_type(padding_mask([3, 1]), Tensor)
     assert_type(relation_mask(10, [40], causal=True, window=(2, None)), Tensor)
+    window = relation_window(10, [40], context_times=[memory], context_offsets=[0.5])
+    layer.forward(query, memory, attn_mask=window)
+    assert_type(window.mask(device="cpu"), Tensor)
     assert_type(summarize_relations(memory, [10, 10]).intra, Tensor)
     assert_type(replace_multihead_attention(model).skipped, dict[str, str])
     with record_attention(model) as maps:

@@ -26,7 +26,7 @@ TOLERANCE = 1e-6
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
 
-COPY_COST = 100
+COPY_COST = 192
 """The time in which a step of the memory is copied for a block is that of about as many scores."""
 
 
@@ -397,7 +397,9 @@ def _to_blocks(values: Tensor, size: int, fill: int = 0) -> Tensor:
 def gather_blocks(
     window: RelationWindow, query: Tensor, key: Tensor, value: Tensor | None = None
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return the queries, keys, values and mask of each group of c blocks. Each block is a sample of a batch.
+    """Return the queries, keys, values and mask of the attention of each group of c blocks.
+
+    The batch holds the blocks of all samples.
 
     Args:
         window: the window.
@@ -409,55 +411,53 @@ def gather_blocks(
         list[tuple[Tensor, Tensor, Tensor, Tensor]]: (c * B, H, Q, D), twice (c * B, H, K, D) and bool (c * B, 1, Q, K)
         or, for all samples, (1, 1, Q, K). K is the number of steps that a block shares, from all memories.
     """
-    blocks, batch, device = window._blocks, query.shape[0], query.device
+    blocks, padding, batch, device = window._blocks, window._padding, query.shape[0], query.device
     starts, first, last = (table.to(device) for table in (blocks.starts, blocks.first, blocks.last))
-    count, groups = starts.shape[1], blocks.groups if window._padding is None else ((starts.shape[1], False),)
-    columns = [start.unsqueeze(1) + torch.arange(width, device=device) for start, width in zip(starts, blocks.widths)]
-    index = torch.cat(columns, 1)
+    count = starts.shape[1]
+    groups = blocks.groups if padding is None else ((count, False),)
+    columns = [
+        start.unsqueeze(1) + torch.arange(width, device=device)
+        for start, width in zip(starts, blocks.widths, strict=True)
+    ]
     # The rows (C, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
-    rows = index.unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
+    rows = torch.cat(columns, 1).unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
 
     def gather(features: Tensor) -> Sequence[Tensor]:
-        if count == 1 and index.shape[1] == features.shape[2]:
+        if count == 1 and rows.shape[2] == features.shape[2]:
             return [features.unsqueeze(0)]  # all steps
         gathered = features.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
         return divide(gathered.reshape(*rows.shape, *gathered.shape[1:]).transpose(2, 3))
 
     def divide(features: Tensor) -> Sequence[Tensor]:
-        """Divide (C, B, H, *) into the groups."""
+        """Divide (C, B, *) into the groups."""
         return features.split([size for size, _ in groups]) if len(groups) > 1 else [features]
 
     def exclude(part: slice) -> Tensor:
-        """Return the mask of some blocks (c, 1, Q, K)."""
+        """Return the mask of some blocks (c, 1, 1, Q, K)."""
         masks = [
             (steps[part].unsqueeze(1) < begin[part].unsqueeze(2)) | (steps[part].unsqueeze(1) >= end[part].unsqueeze(2))
             for steps, begin, end in zip(columns, first, last, strict=True)
         ]
-        return torch.cat(masks, 2).unsqueeze(1)
+        return torch.cat(masks, 2)[:, None, None]
 
+    masks, done = [], 0
+    for size, alike in groups:
+        mask = exclude(slice(done, done + (1 if alike else size)))
+        if padding is not None:
+            mask = mask | padding.flatten()[rows][:, :, None, None]
+        elif not alike:
+            mask = mask.expand(-1, batch, -1, -1, -1)
+        masks.append(mask.flatten(0, 1))
+        done += size
     added = count * blocks.size - query.shape[2]
     queries = F.pad(query, (0, 0, 0, added)) if added else query
+    queries = queries.unflatten(2, (count, blocks.size)).permute(2, 0, 1, 3, 4)
     keys = gather(key)
-    parts = zip(
-        divide(queries.unflatten(2, (count, blocks.size)).permute(2, 0, 1, 3, 4)),
-        keys,
-        keys if value is None else gather(value),
-        strict=True,
-    )
-    result, done = [], 0
-    for (size, alike), part in zip(groups, parts, strict=True):
-        if alike:
-            mask = exclude(slice(done, done + 1))
-        elif window._padding is None:
-            mask = exclude(slice(done, done + size)).unsqueeze(1).expand(-1, batch, -1, -1, -1).flatten(0, 1)
-        else:
-            mask = (exclude(slice(count)).unsqueeze(1) | window._padding.flatten()[rows][:, :, None, None]).flatten(
-                0, 1
-            )
-        queries, keys, values = (features.flatten(0, 1) for features in part)
-        result.append((queries, keys, values, mask))
-        done += size
-    return result
+    values = keys if value is None else gather(value)
+    return [
+        (own.flatten(0, 1), their.flatten(0, 1), carried.flatten(0, 1), mask)
+        for own, their, carried, mask in zip(divide(queries), keys, values, masks, strict=True)
+    ]
 
 
 def join_blocks(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
