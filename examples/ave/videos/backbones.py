@@ -73,13 +73,12 @@ VISUAL: Mapping[str, Callable[[Any], Any]] = {
     "efficientnet-lite0": EfficientNetLite0,
 }
 AUDIO: Mapping[str, Callable[[Any], Any]] = {"vggish": VGGish, "aisfx": AISFX}
+"""The networks by name. Each takes the file of its weights; None stands for the one in its package."""
 NEEDED_FILES = {"vgg19": vgg19.FILES, "resnet152": resnet152.FILES, "vggish": vggish.FILES}
 """The files of weights for the networks whose weights come with no package."""
 
 
-def find_visual(
-    name: str, weights: Path | None = None, device: torch.device | str = "cpu", option: str = "--visual"
-) -> VisualBackbone:
+def find_visual(name: str, weights: Path | None = None, device: torch.device | str = "cpu") -> VisualBackbone:
     """Make the network for frames that ``--visual`` and ``--visual-weights`` name.
 
     Args:
@@ -89,21 +88,18 @@ def find_visual(
             (N, C). It may have the attribute ``signed``, False if no feature is negative.
         weights: the file of the weights.
         device: where the network runs.
-        option: the option that gave the name, for error messages.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if there is no such network, its package or weights are missing, or the file is of another network.
     """
     if ":" in name:
-        return _OwnVisual(name, weights, torch.device(device), option)
-    found: VisualBackbone = _find(VISUAL, name, weights, device, option)
+        return _OwnVisual(name, weights, torch.device(device), "--visual")
+    found: VisualBackbone = _find(VISUAL, name, weights, device, "--visual")
     return found
 
 
-def find_audio(
-    name: str, weights: Path | None = None, device: torch.device | str = "cpu", option: str = "--audio"
-) -> AudioBackbone:
+def find_audio(name: str, weights: Path | None = None, device: torch.device | str = "cpu") -> AudioBackbone:
     """Make the network for sound that ``--audio`` and ``--audio-weights`` name.
 
     Args:
@@ -113,15 +109,14 @@ def find_audio(
             ``signed``.
         weights: the file of the weights.
         device: where the network runs.
-        option: the option that gave the name, for error messages.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if there is no such network, its package or weights are missing, or the file is of another network.
     """
     if ":" in name:
-        return _OwnAudio(name, weights, torch.device(device), option)
-    found: AudioBackbone = _find(AUDIO, name, weights, device, option)
+        return _OwnAudio(name, weights, torch.device(device), "--audio")
+    found: AudioBackbone = _find(AUDIO, name, weights, device, "--audio")
     return found
 
 

@@ -49,14 +49,13 @@ class EfficientNetLite0(nn.Module):
         for part in HEAD:
             delattr(self.network, part)
         fill(self.network, read_state_dict(path), path, self.name, ignored=HEAD)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster, on a CPU too
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
         """Compute the features of frames."""
         network = self.network
         x: Tensor = (to_float(frames, self.input_size, next(self.parameters()).device) - 127) / 128
-        x = x.to(memory_format=torch.channels_last)
         x = network._swish(network._bn0(network._conv_stem(x)))
         for block in network._blocks:
             x = block(x)

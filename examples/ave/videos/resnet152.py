@@ -99,6 +99,7 @@ class ResNet152(nn.Module):
             self.network = Bottlenecks()
         self.sha256: str | None = sha256(weights)
         fill(self.network, read_state_dict(weights), weights, self.name, ignored=("fc.",))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:

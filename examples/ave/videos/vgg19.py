@@ -85,6 +85,7 @@ class VGG19(nn.Module):
             stored = read_state_dict(weights)
             state_dict = {name.removeprefix("features."): value for name, value in stored.items()}
         fill(self.features, state_dict, weights, self.name, ignored=("classifier.",))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
