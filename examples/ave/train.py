@@ -331,7 +331,7 @@ def main(
 
             # ---- Network and optimizer ----
             set_seed(seed)
-            model = (network or NETWORKS[config.network])(
+            model: Localizer = (network or NETWORKS[config.network])(
                 config.setting,
                 video_dim=data.visual.shape[-1],
                 audio_dim=data.audio.shape[-1],

@@ -1,7 +1,7 @@
 """All networks: by their names on the command line, and by the class names in saved networks."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -29,18 +29,18 @@ Network = Literal[
     "avsdn-cpsp",
     "dam",
 ]
-NETWORKS: Mapping[Network, Callable[..., Localizer]] = {
-    "cmran": CMRAN,
-    "ed-tcn": EDTCN,
+NETWORKS: Mapping[Network, partial[Any]] = {
+    "cmran": partial(CMRAN),
+    "ed-tcn": partial(EDTCN),
     "avel-a": partial(AVEL, streams="audio", attention=False),
     "avel-v": partial(AVEL, streams="video", attention=False),
     "avel-v-att": partial(AVEL, streams="video"),
     "avel-av": partial(AVEL, attention=False),
-    "avel-av-att": AVEL,
+    "avel-av-att": partial(AVEL),
     "avel-dmrn": partial(AVEL, fusion="dmrn"),
-    "avsdn": AVSDN,
-    "avsdn-cpsp": AVSDNTwoScores,
-    "dam": DAM,
+    "avsdn": partial(AVSDN),
+    "avsdn-cpsp": partial(AVSDNTwoScores),
+    "dam": partial(DAM),
 }
 """Functions that build the networks. Each takes the setting, and the arguments of :class:`Localizer` by keyword."""
 
@@ -62,8 +62,7 @@ VARIANT = ("as_published", "senses", "relation", "guidance", "interaction", "num
 
 def find_recipes(network: Network) -> Mapping[Setting, Recipe]:
     """Return the published hyperparameters of a network, for each setting that it has."""
-    kind = NETWORKS[network]
-    return CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
+    return CLASSES[NETWORKS[network].func.__name__].recipes
 
 
 def find_recipe(network: Network, setting: Setting) -> Recipe:
@@ -97,13 +96,11 @@ def describe_network(model: Localizer) -> str:
         'avel-v-att, supervised'
     """
     arguments, defaults = model.arguments, inspect.signature(type(model)).parameters
-    fixed = {
-        name: kind.keywords if isinstance(kind, partial) else {}
+    fitting = [
+        name
         for name, kind in NETWORKS.items()
-        if (kind.func if isinstance(kind, partial) else kind) is type(model)
-    }
-    fitting = [name for name, options in fixed.items() if options.items() <= arguments.items()]
-    name = max(fitting, key=lambda name: len(fixed[name]), default=type(model).__name__)
-    given = {option: arguments[option] for option in VARIANT if option in defaults}
-    variant = {option: value for option, value in given.items() if value != defaults[option].default}
-    return network_title(name, model.setting, variant)
+        if kind.func is type(model) and kind.keywords.items() <= arguments.items()
+    ]
+    name = max(fitting, key=lambda name: len(NETWORKS[name].keywords), default=type(model).__name__)
+    given = [option for option in VARIANT if option in defaults and arguments[option] != defaults[option].default]
+    return network_title(name, model.setting, {option: arguments[option] for option in given})
