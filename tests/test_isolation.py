@@ -21,7 +21,7 @@ SECOND = 2 * 3 * 11**2 + 4 * 100
 # Scripts that take the place of the child.
 SEND = f"import os, signal, sys, time; os.write(1, b'S' + ({SECOND}).to_bytes(8, 'big') + bytes({SECOND})); "
 CRASH = SEND + "os.kill(os.getpid(), signal.SIGSEGV)"
-FAIL = SEND + "print('Traceback ...'); sys.exit('no \\x1b[31m module')"
+FAIL = SEND + "print('Traceback ...', file=sys.stderr); sys.exit('no \\x1b[31m module')"
 STALL = SEND + "time.sleep(600)"
 CUT = SEND + "os.write(1, b'S' + (100).to_bytes(8, 'big') + b'few')"
 HUGE = SEND + "os.write(1, b'S' + b'\\xff' * 8); time.sleep(600)"
