@@ -63,12 +63,14 @@ def split(layer, projected):
     length=st.integers(0, 3),
     width=st.integers(1, 7),
     batched=st.booleans(),
+    transposed=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.int64]),
 )
-def test_rotation_is_the_formula(assert_close, batch, length, width, batched, dtype):
-    """For any shape and clock; the last of an odd number of channels stays as it is."""
+def test_rotation_is_the_formula(assert_close, batch, length, width, batched, transposed, dtype):
+    """For any shape, layout and clock; the last of an odd number of channels stays as it is."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(batch, 2, length, width, generator=generator, dtype=torch.float64)
+    features = features.mT.contiguous().mT if transposed else features
     times = (1000 * torch.randn((batch, length) if batched else (length,), generator=generator)).to(dtype)
     assert_close(rotate_by_time(features, times, min_period=3, max_period=700), rotate(features, times))
 
@@ -112,8 +114,8 @@ def test_equal_clocks_are_a_plain_rotary_embedding(draw, assert_close):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_weights_depend_on_differences_of_times(draw, dtype, tolerance):
     """They stay when all clocks shift, also by more than a day, and change when one does."""
-    layer = fill_parameters(CMRA(26, 2, rotary=ROTARY).to(dtype))
-    query, contexts = draw(2, 5, 26, dtype=dtype), [draw(2, 7, 26, dtype=dtype), draw(2, 3, 26, dtype=dtype)]
+    layer = fill_parameters(CMRA(44, 2, rotary=ROTARY).to(dtype))
+    query, contexts = draw(2, 5, 44, dtype=dtype), [draw(2, 7, 44, dtype=dtype), draw(2, 3, 44, dtype=dtype)]
     times = [(300 * draw(size, dtype=dtype)).round() / 8 for size in (5, 7, 3)]  # a shift of them is exact
 
     def weigh(*shifts):
@@ -145,11 +147,11 @@ def call_aligned(layer, features, times=(None, None), paddings=(None, None)):
 
 
 BLOCKS = {
-    "cmra": (lambda: CMRA(26, 2, include_query=False, rotary=ROTARY), call_with_context),
-    "cross-relation": (lambda: CrossModalRelation(26, 2, 29, norm_first=True, rotary=ROTARY), call_with_context),
-    "relation-aware": (lambda: RelationAware(26, 26, 26, 2, 1, 29, rotary=ROTARY), call_with_context),
-    "internal-relation": (lambda: InternalTemporalRelation(26, 2, 1, 29, rotary=ROTARY), call_alone),
-    "interaction": (lambda: AVInteraction(26, 2, rotary=ROTARY), call_aligned),
+    "cmra": (lambda: CMRA(44, 2, include_query=False, rotary=ROTARY), call_with_context),
+    "cross-relation": (lambda: CrossModalRelation(44, 2, 29, norm_first=True, rotary=ROTARY), call_with_context),
+    "relation-aware": (lambda: RelationAware(44, 44, 44, 2, 1, 29, rotary=ROTARY), call_with_context),
+    "internal-relation": (lambda: InternalTemporalRelation(44, 2, 1, 29, rotary=ROTARY), call_alone),
+    "interaction": (lambda: AVInteraction(44, 2, rotary=ROTARY), call_aligned),
 }
 
 
@@ -163,7 +165,7 @@ def block(request):
 def test_without_times_segments_follow_one_another(block, draw, assert_close):
     """Contexts cover the time of the query, also in M_self."""
     layer, call = block
-    features = draw(2, 5, 26), draw(2, 7, 26)
+    features = draw(2, 5, 44), draw(2, 7, 44)
     output, starts = call(layer, features), (torch.arange(5), torch.arange(7).double() * 5 / 7)
     assert_close(call(layer, features, starts), output)
     assert not torch.allclose(call(layer, features, [own * 2 for own in starts]), output)
@@ -172,7 +174,7 @@ def test_without_times_segments_follow_one_another(block, draw, assert_close):
 def test_times_at_padding_reach_nothing(block, draw, assert_close):
     """A NaN there changes neither valid outputs nor any gradient."""
     layer, call = block
-    features, paddings = (draw(2, 5, 26), draw(2, 7, 26)), (padding_mask([5, 2]), padding_mask([3, 7]))
+    features, paddings = (draw(2, 5, 44), draw(2, 7, 44)), (padding_mask([5, 2]), padding_mask([3, 7]))
     times = [40 * draw(2, 5), 40 * draw(2, 7)]
     results = []
     for value in (0.0, torch.nan, torch.inf):
@@ -199,41 +201,22 @@ def test_gradients(draw):
     assert torch.autograd.gradcheck(attend, inputs)
 
 
-def test_compiles_and_exports_with_dynamic_sizes(draw, assert_close):
-    """One graph, with and without times, serves every size."""
-    layer, call = fill_parameters(CMRA(26, 2, rotary=ROTARY).double()), call_with_context
-    sizes = [(2, 5, 7), (3, 7, 5), (7, 23, 11)]
-    for timed in (True, False):
-        counter = CompileCounterWithBackend("eager")
-        compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
-        for batch, length, other in sizes:
-            features = draw(batch, length, 26), draw(batch, other, 26)
-            arguments = (layer, features, (draw(length), draw(batch, other))) if timed else (layer, features)
-            assert_close(compiled(*arguments), call(*arguments))
-        assert counter.frame_count == 1
-    axes = [torch.export.Dim(name, max=2**20) for name in ("batch", "time", "other")]
-    batch, time, other = axes
-    shapes = {
-        "query": {0: batch, 1: time},
-        "context": {0: batch, 1: other},
-        "query_times": {0: time},
-        "context_times": {0: batch, 1: other},
-    }
-    program = None
-    for size in sizes:
-        own = dict(zip(axes, size, strict=True))
-        inputs = {
-            name: draw(*(own[axis] for axis in given.values()), *([26] if "times" not in name else []))
-            for name, given in shapes.items()
-        }
-        program = program or torch.export.export(layer, (), inputs, dynamic_shapes=shapes).module()
-        assert_close(program(**inputs), layer(**inputs))
+@pytest.mark.parametrize("timed", [True, False])
+def test_compiles_once_for_all_sizes(draw, assert_close, timed):
+    """Also where lengths are equal. ONNX export, with its own tests, shows that layers with times can be exported."""
+    layer, counter = fill_parameters(CMRA(44, 2, rotary=ROTARY).double()), CompileCounterWithBackend("eager")
+    compiled = torch.compile(call_with_context, fullgraph=True, dynamic=True, backend=counter)
+    for batch, length, other in [(2, 5, 7), (3, 11, 11)]:
+        features = draw(batch, length, 44), draw(batch, other, 44)
+        arguments = (layer, features, (draw(length), draw(batch, other))) if timed else (layer, features)
+        assert_close(compiled(*arguments), call_with_context(*arguments))
+    assert counter.frame_count == 1
 
 
 def test_vmap_is_a_loop(block, draw, assert_close):
     """Over features and times."""
     layer, call = block
-    features, times = (draw(3, 2, 5, 26), draw(3, 2, 7, 26)), (draw(3, 2, 5), draw(3, 7))
+    features, times = (draw(3, 2, 5, 44), draw(3, 2, 7, 44)), (draw(3, 2, 5), draw(3, 7))
 
     def attend(*tensors):
         return call(layer, tensors[:2], tensors[2:])
@@ -246,8 +229,8 @@ def test_vmap_is_a_loop(block, draw, assert_close):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_keeps_late_times_apart(draw, assert_close, autocast):
     """Angles are not computed in half precision, where 5000 and 5001 are one number."""
-    layer = fill_parameters(CMRA(26, 2, rotary=ROTARY)).bfloat16()
-    query, context = draw(2, 5, 26, dtype=torch.bfloat16), draw(2, 7, 26, dtype=torch.bfloat16)
+    layer = fill_parameters(CMRA(44, 2, rotary=ROTARY)).bfloat16()
+    query, context = draw(2, 5, 44, dtype=torch.bfloat16), draw(2, 7, 44, dtype=torch.bfloat16)
     times = {"query_times": 5000 + torch.arange(5), "context_times": 5000.5 + torch.arange(7)}
     expected = copy.deepcopy(layer).double()(query.double(), context.double(), **times)
     layer = layer.float() if autocast else layer
@@ -260,7 +243,7 @@ def test_half_precision_keeps_late_times_apart(draw, assert_close, autocast):
 def test_copies_state_and_devices(block, draw, assert_close):
     """The option is copied and pickled with the layer, is no part of its state, and works on the meta device."""
     layer, call = block
-    features = draw(2, 5, 26), draw(2, 7, 26)
+    features = draw(2, 5, 44), draw(2, 7, 44)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301
         assert_close(call(copied, features), call(layer, features))
         assert repr(copied) == repr(layer)
@@ -283,6 +266,7 @@ SECONDS = torch.arange(5.0)
         (lambda: RotaryTime(max_period=math.inf), ValueError, "max_period must be greater than 0 and finite, got inf"),
         (lambda: RotaryTime(4, 2), ValueError, "max_period must be at least min_period=4, got 2"),
         (lambda: RotaryTime("4"), TypeError, "min_period must be a number, got str"),
+        (lambda: CMRA(8, 8, rotary=ROTARY), ValueError, "at least twice num_heads, got embed_dim=8 and num_heads=8"),
         (lambda: CMRA(8, 2, rotary=True), TypeError, "rotary must be a RotaryTime or None, got bool"),
         (
             lambda: InternalTemporalRelation(8, 2, 0, rotary=4.0),

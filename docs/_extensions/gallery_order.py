@@ -11,6 +11,7 @@ GUIDES = (
     "variable_lengths.py",
     "long_videos.py",
     "live_events.py",
+    "who_came_first.py",
     "what_attends_to_what.py",
     "your_feature_maps.py",
     "train_on_ave.py",

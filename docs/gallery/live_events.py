@@ -150,7 +150,7 @@ assert torch.allclose(torch.cat(outputs, 1), windowed, atol=1e-5)
 # The time of a segment
 # ---------------------
 # Without memories, each new segment needs the whole stream again, and attention within it grows with the square of its
-# length. With memories, time grows with the length, and with a limit it does not grow. The sizes are those of the paper.
+# length. With memories, time grows with the length, and with a limit not at all. The sizes are those of the paper.
 
 relate = RelationAware(query_dim=512, context_dim=128).eval()
 LENGTHS, LIMIT = (100, 200, 400, 800, 1600), 100

@@ -207,7 +207,7 @@ class CMRA(nn.Module):
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_probability("dropout", dropout)
-        check_rotary(rotary)
+        check_rotary(rotary, embed_dim, num_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
@@ -342,7 +342,8 @@ class CMRA(nn.Module):
             query_times: (T,) or (B, T), the time of each segment, for a layer with ``rotary``. Floating point or
                 integers, in the unit of its periods. A time at padding may be NaN. Give the times of all modalities or
                 of none. Without times, the query's segments are at 0, 1, ..., T - 1, and a context covers the same
-                span: its segment j of S is at j * T / S.
+                span: its segment j of S is at j * T / S. Lengths include padding, so give the times of a padded batch
+                whose longest query and longest context differ in duration.
             context_times: (S,) or (B, S). For several contexts, a list with the times of each, and None for a missing
                 modality.
             attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),

@@ -278,7 +278,7 @@ class InternalTemporalRelation(nn.Module):
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_size("num_layers", num_layers, minimum=0)
-        check_rotary(rotary)
+        check_rotary(rotary, embed_dim, num_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.rotary = rotary
