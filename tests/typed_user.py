@@ -14,6 +14,7 @@ from crossmodal_attn import (
     CMRA,
     AVInteraction,
     CrossModalRelation,
+    Memory,
     RelationAware,
     RotaryTime,
     padding_mask,
@@ -55,6 +56,10 @@ def results(layer: CMRA, guide: AGSCA, model: Fusion, query: Tensor, memory: Ten
     layer.forward(query, [memory, None], context_padding_mask=[padding_mask([3, 1]), None])
     layer.forward(query, [memory, None], query_times=query[0, :, 0], context_times=[memory[:, :, 0], None])
     assert_type(rotate_by_time(query, memory, min_period=1, max_period=RotaryTime().max_period), Tensor)
+    past = layer.remember(memory, own=True)
+    assert_type(past.append(layer.remember(query), max_length=100), Memory)
+    assert_type(layer.remember([memory, None]), list[Memory | None])
+    layer.forward(query, [memory, None, past])
     assert_type(guide.forward(memory, query), Tensor | tuple[Tensor, Tensor, Tensor])
     assert_type(relation_attention(query, memory, memory, dropout_p=0.1), Tensor)
     assert_type(padding_mask([3, 1]), Tensor)

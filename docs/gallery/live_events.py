@@ -23,8 +23,8 @@ torch.manual_seed(0)
 # %%
 # A stream with events
 # --------------------
-# In each stream something is seen, and something is heard. Both are of one of three kinds, and change at different times.
-# It is an event while they are of the same kind. A single segment is so noisy that the segments before it help.
+# In each stream something is seen, and something is heard. Both are of one of three kinds, which change at different
+# times. It is an event while the kinds are the same. A single segment is so noisy that the segments before it help.
 
 VIDEO_DIM, AUDIO_DIM, KINDS = 24, 16, 3
 VIDEO_KINDS, AUDIO_KINDS = torch.randn(KINDS, VIDEO_DIM), torch.randn(KINDS, AUDIO_DIM)
@@ -82,12 +82,12 @@ print(f"accuracy per segment: {accuracy:.0%}; always the more frequent answer: {
 # ------------------
 # Every block has a memory of its own, since the input of the second block is the output of the first.
 # ``remember(..., own=True)`` projects the block's own input, by the projection that the block uses for its query. Given
-# as a context, the memory stands before the new segment: [past, segment]. This is what a causal mask leaves of the whole
-# stream, so it needs no mask.
+# as a context, the memory stands before the new segment: [past, segment]. This is what a causal mask leaves of the
+# whole stream, so the segment needs no mask.
 #
-# The last block has two memories. That of the audio is made by ``remember`` without ``own``, and includes the new
-# segment, since the video may attend to the audio of the same time. That of the video is its own past. The order is that
-# of the whole: [audio, video].
+# The last block has two memories. That of the audio is made without ``own``, and includes the new segment, since the
+# video may attend to the audio of the same time. That of the video is its own past. The order is that of the whole:
+# [audio, video].
 
 
 def remember(relate: RelationAware, features: Tensor) -> list[Memory]:
@@ -149,8 +149,8 @@ assert torch.allclose(torch.cat(outputs, 1), windowed, atol=1e-5)
 # %%
 # The time of a segment
 # ---------------------
-# Without memories, each new segment needs the whole stream again: its time grows with the square of the length, that of
-# a step with the length, and with a limit not at all. These are relations of the sizes of the paper.
+# Without memories, each new segment needs the whole stream again, and attention within it grows with the square of its
+# length. With memories, time grows with the length, and with a limit not at all. The sizes are those of the paper.
 
 relate = RelationAware(query_dim=512, context_dim=128).eval()
 LENGTHS, LIMIT = (100, 200, 400, 800, 1600), 100
@@ -224,7 +224,7 @@ print(tuple(output.shape), past.length, past.padding_mask.sum(1).tolist())
 # Training on a stream
 # --------------------
 # Gradients flow through memories to everything that they were made of. ``append(..., detach=True)`` ends them there, so
-# that each step of a long stream can be trained by itself. After a step of the optimizer, older keys and values are those
-# of the weights before it, as in Transformer-XL.
+# that each step of a long stream can be trained by itself. The older keys and values then remain those of the weights
+# before the update, as in Transformer-XL.
 #
-# Each step copies the memory, which is linear in its length; ``max_length`` bounds that, too.
+# A step copies the memories, when it attends to them and when it appends to them. ``max_length`` bounds this cost, too.
