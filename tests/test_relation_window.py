@@ -253,7 +253,12 @@ def test_exports_to_onnx(draw, assert_close, tmp_path):
     module, batch = make_windowed(torch.float32), torch.export.Dim("batch")
     sizes = ({0: batch},) * 3
     torch.onnx.export(
-        module.eval(), inputs(draw, 3, torch.float32), tmp_path / "x.onnx", dynamo=True, dynamic_shapes=sizes, verbose=False
+        module.eval(),
+        inputs(draw, 3, torch.float32),
+        tmp_path / "x.onnx",
+        dynamo=True,
+        dynamic_shapes=sizes,
+        verbose=False,
     )
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
     other = inputs(draw, 5, torch.float32)
