@@ -13,6 +13,7 @@ from ave.data.prepared import read_manifest
 from ave.videos.assembly import Assembly
 from ave.videos.decoding import read_seconds
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
+from ave.videos.files import find_videos
 from ave.videos.sampling import Sampling
 from fake_backbones import Audio, Visual
 from made_videos import write_video
@@ -81,7 +82,7 @@ def test_a_set_of_videos(videos, tmp_path, capsys, assert_close):
     assert data.lengths.tolist() == [*LENGTHS.values()]
     assert data.extraction == read_manifest(output).extraction == EXTRACTION
     for row, (name, seconds) in enumerate(LENGTHS.items()):
-        decoded = [*read_seconds(extract.find_videos([videos])[name], SAMPLING, print)]
+        decoded = [*read_seconds(find_videos([videos])[name], SAMPLING, print)]
         assert len(decoded) == seconds
         for second, (frames, waveform) in enumerate(decoded):
             assert_close(data.visual[[row]][0, second], Visual()(frames).mean(0))
@@ -250,7 +251,7 @@ def test_seconds_are_a_stream(assert_close):
         read.clear()
         stream = extract_seconds("x", Visual2(), Audio2(), sampling, print, batch=batch, read=decode)
         first = next(stream)
-        assert len(read) == max(1, min(7, batch // 3))
+        assert len(read) == 1
         results.append([first, *stream])
     assert_close(results[1], results[0])
     assert_close(results[2], results[0])

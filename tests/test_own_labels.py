@@ -49,7 +49,7 @@ def draw_lines():
 def test_each_second_has_the_label_of_its_middle(features, write):
     path = write(
         *("clip.0.mp4,0.5,2.49,saw,train", "clip.0.mp4,3.2,3.3,saw,train"),
-        *("clip.1,2.51,3.4,saw,test", "clip.2,0,1,saw,train", "clip.2,1.4,2.6,drill,train", "clip.3,,,,val"),
+        *("clip.1,2.51,3.4,saw,test", "clip.2,0,1,saw,train", "clip.2,1.4,2.6,drill,train", "clip.3,1,2,?,val"),
         header="\ufeffvideo, start,end, Category,split",
     )
     said = []
@@ -65,7 +65,7 @@ def test_each_second_has_the_label_of_its_middle(features, write):
         0: (saw, saw, background, saw, background),
         1: (background, background, saw, none, none),  # of 3 seconds
         2: (none, drill, drill, background, background),
-        3: [background] * 5,
+        3: (background, none, background, background, background),
         4: [none] * 5,
         VIDEOS: (saw, none, none, background, background),
     }.items():

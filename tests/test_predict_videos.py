@@ -13,7 +13,7 @@ from ave.events import cut_windows, find_events, join_windows
 from ave.networks.cmran import CMRAN
 from ave.videos.backbones import find_audio, find_visual
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
-from ave.videos.prediction import find_videos, predict_seconds
+from ave.videos.prediction import predict_seconds
 from made_videos import write_video
 from oracles import fill_parameters
 from running import call_main
@@ -70,7 +70,7 @@ def test_files_and_failures(window, clips, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == "ave_cmran.py: error: 1 of 3 videos failed: see above\n"
     assert "short: no sound" in captured.out
-    assert "text: failed: " in captured.out
+    assert "failed: text: " in captured.out
     written = json.loads((tmp_path / "out/events.json").read_text())
     assert written["window"] == (4 if window is None else window)
     assert written["features"]["visual"] == COLORS
@@ -172,18 +172,3 @@ def test_other_features_are_refused(clips, tmp_path, capsys):
 )
 def test_options_that_exclude_each_other(arguments, message, capsys):
     assert refused(capsys, *arguments, "--checkpoint", "none") == message
-
-
-def test_names_of_videos(tmp_path):
-    for name in ("b.mp4", "a.MKV", "c.mp4", "c.webm", "notes.txt"):
-        (tmp_path / name).touch()
-    assert list(find_videos([tmp_path])) == ["a", "b", "c.mp4", "c.webm"]
-    assert find_videos([tmp_path / "notes.txt"]) == {"notes": tmp_path / "notes.txt"}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="must be directories with videos"):
-        find_videos([tmp_path / "empty"])
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        find_videos([tmp_path / "gone.mp4"])
-    (tmp_path / "empty/b.mp4").touch()
-    with pytest.raises(ValueError, match=r"must have different names, got two of b\.mp4"):
-        find_videos([tmp_path, tmp_path / "empty"])

@@ -15,6 +15,7 @@ GUIDES = (
     "what_attends_to_what.py",
     "your_feature_maps.py",
     "train_on_ave.py",
+    "your_videos.py",
     "authors_checkpoint.py",
     "lora_and_int8.py",
     "distributed.py",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,19 +22,14 @@ from ave.videos.assembly import Assembly
 from ave.videos.backbones import find_audio, find_visual
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import BATCH, Extraction, extract_seconds, make_sampling, probe
+from ave.videos.files import find_videos
+from ave.videos.progress import Progress
 
-__all__ = ["ExtractConfig", "find_videos", "main"]
+__all__ = ["ExtractConfig", "main"]
 
-SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
-    *(".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-}
-"""The suffixes of the files that are taken from a directory."""
 DOWNLOADED = "--visual efficientnet-lite0 --audio aisfx take weights from packages, without a download"
 GPU_BATCH = 64
 """Number of frames that go through the network at once on a GPU."""
-REPORT_EVERY = 60.0
-"""Seconds between two lines about the progress, if there is no terminal for a progress bar."""
 MOST_LISTED = 3
 
 
@@ -129,37 +121,6 @@ def main(config: ExtractConfig) -> Manifest:
     return manifest
 
 
-def find_videos(places: Sequence[Path]) -> dict[str, Path]:
-    """Find the videos in files and directories, and return their paths by their names, sorted.
-
-    Raises:
-        FileNotFoundError: if a file or directory does not exist.
-        ValueError: if there is no video, or two files have the same name without their suffix.
-    """
-    found: defaultdict[str, dict[Path, Path]] = defaultdict(dict)
-    for place in places:
-        if not place.exists():
-            raise FileNotFoundError(f"--videos must be files or directories, got {place}, which does not exist")
-        files = [place]
-        if place.is_dir():
-            files = [
-                path
-                for path in place.rglob("*")
-                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-            ]
-            if not files:
-                raise ValueError(f"--videos must hold videos, such as .mp4, got none in the directory {place}")
-        for path in files:
-            found[path.stem].setdefault(path.resolve(), path)
-    for name, paths in sorted(found.items()):
-        if len(paths) > 1:
-            first, second, *_ = sorted(paths.values())
-            raise ValueError(f"--videos must have different names, got {name} twice: {first} and {second}")
-    if not found:
-        raise ValueError("--videos must name at least one video, got none")
-    return {name: next(iter(paths.values())) for name, paths in sorted(found.items())}
-
-
 def _extract_all(
     videos: Mapping[str, Path],
     work: Assembly,
@@ -170,7 +131,7 @@ def _extract_all(
     if work.finished:
         print(f"continuing in {work.output}, where {len(work.finished)} videos are finished")
     failed: dict[Path, str] = {}
-    progress = _Progress(len(videos) - len(waiting), {name: path.stat().st_size for name, path in waiting.items()})
+    progress = Progress(len(videos) - len(waiting), {name: path.stat().st_size for name, path in waiting.items()})
     with progress.bar:
         for name, path in waiting.items():
             progress.start(name)
@@ -204,39 +165,3 @@ def _pointing_to_repetition() -> Iterator[None]:
             raise
         reason = f"{error.strerror}; {advice}"
         raise OSError(error.errno, reason, error.filename) from error
-
-
-class _Progress:
-    """Show how many videos are finished, how fast, and how long the rest will take.
-
-    Args:
-        finished: number of videos that were finished before.
-        sizes: the bytes of each other video, by which the time left is estimated.
-    """
-
-    def __init__(self, finished: int, sizes: dict[str, int]) -> None:
-        self.done, self.videos, self.sizes = finished, finished + len(sizes), sizes
-        self.seconds, self.bytes = 0, 0
-        self.begin = self.reported = time.monotonic()
-        shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-        self.bar = tqdm(total=sum(sizes.values()), bar_format=shape, disable=None, leave=False, dynamic_ncols=True)
-
-    def start(self, name: str) -> None:
-        """Name the video that is extracted now."""
-        self.bar.set_description_str(f"video {self.done + 1} of {self.videos}, {printable(name, 30)}")
-
-    def say(self, *parts: str) -> None:
-        """Print a line above the bar."""
-        self.bar.write(printable("".join(parts)), file=sys.stdout)
-
-    def finish(self, name: str, seconds: int) -> None:
-        """Count a video of some seconds."""
-        self.done, self.seconds, self.bytes = self.done + 1, self.seconds + seconds, self.bytes + self.sizes[name]
-        now = time.monotonic()
-        speed = f"{self.seconds / max(now - self.begin, 1e-9):.1f} times real time"
-        self.bar.set_postfix_str(speed, refresh=False)
-        self.bar.update(self.sizes[name])
-        if self.bar.disable and now - self.reported >= REPORT_EVERY:
-            self.reported = now
-            left = (now - self.begin) / max(self.bytes, 1) * (sum(self.sizes.values()) - self.bytes)
-            print(f"{self.done} of {self.videos} videos, {speed}, about {tqdm.format_interval(left)} left", flush=True)

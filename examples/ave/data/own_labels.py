@@ -26,6 +26,8 @@ from ave.reading import read_text
 __all__ = ["DEFAULT_SPLIT", "OwnLabels", "RowView", "split_videos"]
 
 COLUMNS = ("video", "start", "end", "category")
+UNSURE = "?"
+"""The category of seconds that have no label."""
 DEFAULT_SPLIT = "70/15/15"
 """The shares of train, val and test in percent, for labels without a column `split`."""
 
@@ -98,7 +100,7 @@ class OwnLabels:
             if len(cells) != len(header):
                 raise ValueError(f"{path}, line {number} must have {len(header)} cells, as line 1, got {len(cells)}")
             lines.append(_read_line(path, number, dict(zip(header, cells, strict=True))))
-        if not any(line.category for line in lines):
+        if not any(line.category not in ("", UNSURE) for line in lines):
             raise ValueError(f"{path} must have at least one event, got none in its {len(lines)} lines")
         if "split" in header and (without := next((line for line in lines if not line.split), None)):
             raise ValueError(f"{path}, line {without.number} must name a split, train, val or test, got none")
@@ -138,17 +140,17 @@ class OwnLabels:
             say(f"columns that are not used: {', '.join(self.unused)}")
         rows = self._find_rows(data)
         events = self._collect(data, rows, say)
-        names = tuple(sorted({line.category for line in self.lines} - {""}))
+        names = tuple(sorted({line.category for line in self.lines} - {"", UNSURE}))
         if categories is not None:
             for line in self.lines:
-                if line.category and line.category not in categories:
+                if line.category not in ("", UNSURE, *categories):
                     raise self._wrong(line, f"category must be one of the network, {_some(categories)}", line.category)
             names = tuple(categories)
-        splits = self._find_splits(rows, events, data, split, needed)
+        shown = {row: sorted(own.keys() - {UNSURE}) for row, own in events.items()}
+        splits = self._find_splits(rows, shown, data, split, needed)
 
         # ---- A row for each category of each video ----
         seconds, background = data.audio.shape[1], len(names)
-        shown = {row: sorted(own) for row, own in events.items()}
         extra = [(row, category) for row, own in shown.items() for category in own[1:]]
         owners = torch.cat([torch.arange(len(data.audio)), torch.tensor([row for row, _ in extra], dtype=torch.int64)])
         labels = torch.zeros(len(owners), seconds, background + 1)
@@ -250,7 +252,7 @@ class OwnLabels:
                 raise self._wrong(line, f"the event must be in the {length} s of {line.video}", came)
             spans.setdefault(line.category, []).append(_round(line.start, line.end, length))
             for other in others[:-1]:
-                if line.start < other.end and other.start < line.end:
+                if UNSURE not in (line.category, other.category) and line.start < other.end and other.start < line.end:
                     (joined if line.category == other.category else shared).append((other.number, line.number))
         for pairs, what in ((joined, "of the same category are joined"), (shared, "of different categories overlap")):
             if pairs:
@@ -261,7 +263,7 @@ class OwnLabels:
     def _find_splits(
         self,
         rows: Mapping[str, int],
-        events: Mapping[int, Mapping[str, object]],
+        shown: Mapping[int, Sequence[str]],
         data: AVEData,
         split: str | None,
         needed: Collection[Split],
@@ -277,14 +279,14 @@ class OwnLabels:
                     raise self._wrong(line, expected, line.split)
         else:
             names = {row: name if data.names is None else data.names[row] for name, row in rows.items()}
-            groups = {names[row]: min(own, default="") for row, own in events.items()}
+            groups = {names[row]: min(own, default="") for row, own in shown.items()}
             by_name = split_videos(groups, split or DEFAULT_SPLIT)
-            splits = {row: by_name[names[row]] for row in events}
+            splits = {row: by_name[names[row]] for row in shown}
         for name in needed:
             if name not in splits.values():
                 advice = "" if self.has_splits else ": list more videos of each category, or add a column split"
                 raise ValueError(f"{self.path} must have videos for {name}, got none among its {len(splits)}{advice}")
-        if "train" in needed and not any(splits[row] == "train" and own for row, own in events.items()):
+        if "train" in needed and not any(splits[row] == "train" and own for row, own in shown.items()):
             raise ValueError(f"{self.path} must have an event in train, got none")
         return splits
 

@@ -8,6 +8,7 @@ Axes: T seconds, H x W cells of the attention, h x w pixels.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
@@ -27,7 +28,16 @@ from ave.events import Prediction
 from ave.printing import printable
 from ave.results.figures import save_figures
 from ave.results.files import writing
-from ave.videos.containers import Damage, decode, find_audio, find_video, open_video, orient, timed_frames
+from ave.videos.containers import (
+    Damage,
+    decode,
+    describe_error,
+    find_audio,
+    find_video,
+    open_video,
+    orient,
+    timed_frames,
+)
 from crossmodal_attn.plots import plot_timeline
 
 if TYPE_CHECKING:
@@ -182,6 +192,21 @@ def annotate_video(
     """
     import av
 
+    try:
+        thumbnails = _write_video(source, output, annotation, remark)
+    except av.FFmpegError as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # a full disk stops the command
+            raise
+        raise ValueError(f"FFmpeg cannot write {printable(output)}: {describe_error(error)}") from error
+    draw_contact_sheet(sheet, annotation, thumbnails)
+
+
+def _write_video(
+    source: Path, output: Path, annotation: Annotation, remark: Callable[[str], None]
+) -> dict[int, Pixels]:
+    """Write the annotated video, and return small frames of the seconds of the contact sheet."""
+    import av
+
     seconds = len(annotation.prediction.labels)
     overlay = None if annotation.attention is None else Overlay(scale_attention(annotation.attention))
     thumbnails: dict[int, Pixels] = {}
@@ -215,7 +240,7 @@ def annotate_video(
             pictures.write(np.concatenate([pixels, timeline.draw(passed)]), time)
         pictures.close()
         sound.write(None)
-    draw_contact_sheet(sheet, annotation, thumbnails)
+    return thumbnails
 
 
 class _Pictures:

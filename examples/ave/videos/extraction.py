@@ -146,12 +146,8 @@ def _extract(
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the features of each second."""
-    first = next(seconds, None)
-    if first is None:
-        return
-    waiting, count = [first], max(1, batch // len(first.frames))
-    while waiting:
-        waiting += islice(seconds, count - len(waiting))
+    count = 1  # few seconds at first, so that the networks do not wait long for the decoder
+    while waiting := list(islice(seconds, count)):
         frames = torch.cat([second.frames for second in waiting])
         with autocast():
             seen = torch.cat([visual(part).float() for part in frames.split(batch)])
@@ -160,4 +156,4 @@ def _extract(
         if seen.dim() == 2:  # a vector is a map with one position
             seen = seen[:, None, None]
         yield from zip(seen.cpu(), heard.cpu(), strict=True)
-        waiting = list(islice(seconds, count))
+        count = max(1, min(2 * count, len(waiting) * batch // len(frames)))

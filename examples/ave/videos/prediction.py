@@ -5,31 +5,30 @@ Axes: T segments of a second, H x W positions, C visual channels, A audio channe
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
-from typing_extensions import Self
 
 from ave.data.dataset import AVE_CATEGORIES
 from ave.events import Event, Prediction, cut_windows, find_events, join_windows
 from ave.networks.localizer import Decision, Localizer
-from ave.printing import printable
 from ave.results.annotation import Annotation, annotate_video
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
-from ave.videos.decoding import Sampling
+from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
-from ave.videos.isolation import describe_isolated
+from ave.videos.files import find_videos
+from ave.videos.progress import Progress
+from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
 __all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
@@ -38,9 +37,6 @@ AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
 """What the features of the AVE release came from. The digests depend on the files that hold these weights."""
 AVE_SECONDS = 10
 """The length of the videos of AVE."""
-SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv")
-"""The suffixes of videos in a directory."""
-T = TypeVar("T")
 
 
 class VideoPrediction(NamedTuple):
@@ -135,13 +131,15 @@ class VideoFiles:
             OSError: if every video fails, or a file cannot be written.
         """
         found: dict[int, Prediction] = {}
-        with _Progress(self.paths.values()) as progress:
+        progress = Progress(0, {name: path.stat().st_size for name, path in self.paths.items()})
+        with progress.bar:
             for row, (name, path) in enumerate(self.paths.items()):
-                progress.start(path)
+                progress.start(name)
                 try:
                     result = self._read(network, name, path, progress)
                 except (ValueError, OSError, FloatingPointError) as error:
                     self._fail(name, str(error), progress)
+                    progress.finish(name, 0)
                     continue
                 found[row] = result.prediction
                 events, seconds = result.prediction.events, len(result.prediction.labels)
@@ -153,11 +151,12 @@ class VideoFiles:
                         self._annotate(name, path, result, categories, output / "videos", progress)
                     except ValueError as error:
                         self._fail(name, f"the annotated video could not be written: {error}", progress)
+                progress.finish(name, seconds)
         if not found:
             raise OSError(f"no video could be predicted; {self.failed[0]['video']}: {self.failed[0]['reason']}")
         return found
 
-    def _read(self, network: Localizer, name: str, path: Path, progress: _Progress) -> VideoPrediction:
+    def _read(self, network: Localizer, name: str, path: Path, progress: Progress) -> VideoPrediction:
         """Extract and predict one video."""
         remark = partial(self._remark, name, progress)
         autocast = self.accelerator.autocast
@@ -165,7 +164,7 @@ class VideoFiles:
         with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
             return predict_seconds(
                 network,
-                progress.count(seconds),
+                seconds,
                 window=self.window,
                 device=self.accelerator.device,
                 record=self.annotate,
@@ -178,7 +177,7 @@ class VideoFiles:
         result: VideoPrediction,
         categories: Sequence[str],
         directory: Path,
-        progress: _Progress,
+        progress: Progress,
     ) -> None:
         """Write the annotated video and the contact sheet of one video."""
         remark = partial(self._remark, name, progress)
@@ -187,13 +186,13 @@ class VideoFiles:
         annotation = Annotation(result.prediction, categories, result.attention)
         annotate_video(path, directory / f"{name}.mp4", directory / f"{name}.png", annotation, remark)
 
-    def _remark(self, name: str, progress: _Progress, text: str) -> None:
+    def _remark(self, name: str, progress: Progress, text: str) -> None:
         self.remarks.append({"video": name, "remark": text})
-        progress.say(f"{name}: {text}")
+        progress.say(f"note: {name}: {text}")
 
-    def _fail(self, name: str, reason: str, progress: _Progress) -> None:
+    def _fail(self, name: str, reason: str, progress: Progress) -> None:
         self.failed.append({"video": name, "reason": reason})
-        progress.say(f"{name}: failed: {reason}")
+        progress.say(f"failed: {name}: {reason}")
 
 
 def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Caption]:
@@ -207,55 +206,6 @@ def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Ca
         Caption(1000 * event.start, 1000 * event.end, f"{categories[event.category]} ({event.score:.2f})")
         for event in events
     ]
-
-
-class _Progress:
-    """Show how many videos are done, how fast, and the time that is left. The bar is shown on a terminal only."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self.lengths = {path: _duration(path) for path in paths}
-        self.begun = 0
-        self.before = 0.0
-        self.bar = tqdm(
-            total=sum(self.lengths.values()),
-            desc="predicting",
-            disable=None,
-            leave=False,
-            dynamic_ncols=True,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left",
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def start(self, path: Path) -> None:
-        """Begin with a video. The seconds of those before it count as their headers say."""
-        self.bar.update(self.before - self.bar.n)
-        self.begun, self.before = self.begun + 1, self.before + self.lengths[path]
-
-    def count(self, seconds: Iterable[T]) -> Iterator[T]:
-        """Yield the seconds of a video, and count each."""
-        for second in seconds:
-            yield second
-            self.bar.update(min(1.0, max(0.0, self.before - self.bar.n)))
-            elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
-            done = f"video {self.begun} of {len(self.lengths)}, {self.bar.n / elapsed:.1f} times real time"
-            self.bar.set_postfix_str(done, refresh=False)
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        tqdm.write(printable(line))
-
-
-def _duration(path: Path) -> float:
-    """Return the length of a video in seconds, as its header says it, or 0."""
-    try:
-        return describe_isolated(path).duration or 0.0
-    except (ValueError, OSError):
-        return 0.0  # it will be named when its turn comes
 
 
 def open_videos(
@@ -292,6 +242,8 @@ def open_videos(
     if window is not None and window < 0:
         raise ValueError(f"--window must be 0 or more seconds, got {window}")
     found = find_videos(paths)
+    if importlib.util.find_spec("av") is None:
+        raise ValueError(NO_PYAV)
     known = model.features or AVE_FEATURES
     if model.features is None and model.categories != AVE_CATEGORIES and (visual is None or audio is None):
         raise ValueError("--visual and --audio must be given, as the network does not say what its features came from")
@@ -329,35 +281,3 @@ def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbo
     ):
         if came != needed:
             raise ValueError(f"{option} must give {needed} channels, as the network needs, got {came} from {name}")
-
-
-def find_videos(paths: Iterable[Path]) -> dict[str, Path]:
-    """Find video files, and give each a name: that of the file, without its suffix unless two differ only in it.
-
-    Args:
-        paths: files, or directories, of which all files with the suffix of a video are taken.
-
-    Raises:
-        FileNotFoundError: if a path does not exist.
-        ValueError: if a directory has no videos, or two files have the same name.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"--videos must be files or directories, got {path}, which does not exist")
-        own = [path]
-        if path.is_dir():
-            own = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not own:
-                raise ValueError(
-                    f"--videos must be directories with videos ({', '.join(SUFFIXES)}), got {path} without"
-                )
-        files += own
-    stems = Counter(file.stem.casefold() for file in files)
-    named: dict[str, Path] = {}
-    for file in files:
-        name = file.stem if stems[file.stem.casefold()] == 1 else file.name
-        if name.casefold() in {other.casefold() for other in named}:
-            raise ValueError(f"--videos must have different names, got two of {name}: rename one, or predict it alone")
-        named[name] = file
-    return named

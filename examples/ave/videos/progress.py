@@ -1,0 +1,51 @@
+"""Show the progress of work on videos: how many are finished, how fast, and the time that is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from ave.printing import printable
+
+__all__ = ["Progress"]
+
+REPORT_EVERY = 60.0
+"""Seconds between two lines about the progress, if there is no terminal for a progress bar."""
+
+
+class Progress:
+    """Show how many videos are finished, how fast, and how long the rest will take.
+
+    Args:
+        finished: number of videos that were finished before.
+        sizes: the bytes of each other video, by which the time left is estimated.
+    """
+
+    def __init__(self, finished: int, sizes: dict[str, int]) -> None:
+        self.done, self.videos, self.sizes = finished, finished + len(sizes), sizes
+        self.seconds, self.bytes = 0, 0
+        self.begin = self.reported = time.monotonic()
+        shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+        self.bar = tqdm(total=sum(sizes.values()), bar_format=shape, disable=None, leave=False, dynamic_ncols=True)
+
+    def start(self, name: str) -> None:
+        """Name the video that is extracted now."""
+        self.bar.set_description_str(f"video {self.done + 1} of {self.videos}, {printable(name, 30)}")
+
+    def say(self, *parts: str) -> None:
+        """Print a line above the bar."""
+        self.bar.write(printable("".join(parts)), file=sys.stdout)
+
+    def finish(self, name: str, seconds: int) -> None:
+        """Count a video of some seconds."""
+        self.done, self.seconds, self.bytes = self.done + 1, self.seconds + seconds, self.bytes + self.sizes[name]
+        now = time.monotonic()
+        speed = f"{self.seconds / max(now - self.begin, 1e-9):.1f} times real time"
+        self.bar.set_postfix_str(speed, refresh=False)
+        self.bar.update(self.sizes[name])
+        if self.bar.disable and now - self.reported >= REPORT_EVERY:
+            self.reported = now
+            left = (now - self.begin) / max(self.bytes, 1) * (sum(self.sizes.values()) - self.bytes)
+            print(f"{self.done} of {self.videos} videos, {speed}, about {tqdm.format_interval(left)} left", flush=True)
