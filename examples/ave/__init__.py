@@ -1,6 +1,7 @@
 """Audio-visual event localization with CMRAN: the modules of ``ave_cmran.py``.
 
-- subcommands: ``train`` (the training loop), ``evaluate``, ``predict``, ``prepare`` (also ``check``), ``paper_tables``
+- subcommands: ``train`` (the training loop), ``evaluate``, ``predict``, ``prepare`` (also ``check``), ``extract``,
+  ``paper_tables``
 - ``data``: datasets and their files, the procedural set, batches
 - ``networks``: CMRAN and its rivals, their losses and decisions, and how they are saved and loaded
 - ``results``: metrics, tables, figures, files

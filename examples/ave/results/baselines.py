@@ -86,11 +86,11 @@ def _probe(data: AVEData, setting: Setting, split: Split) -> float:
     def step() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(_apply(weight, inputs), targets) + PENALTY * weight[:, :-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():
-        optimizer.step(step)  # type: ignore[no-untyped-call]
+        optimizer.step(step)
     return (_apply(weight.detach(), tested).argmax(1) == truth).double().mean().item()
 
 
