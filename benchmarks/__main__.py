@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ave.results.files import write_json
-from benchmarks import agsca, cmra, epoch, growth, network, rival_networks
+from benchmarks import agsca, cmra, epoch, growth, network, rival_networks, streams, windows
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import SEED, Session
 from benchmarks.report import write_report
@@ -26,6 +26,8 @@ ROWS = {
     "network": network,
     "rival_networks": rival_networks,
     "growth": growth,
+    "windows": windows,
+    "streams": streams,
     "epoch": epoch,
 }
 

@@ -12,7 +12,7 @@ from benchmarks.measuring import SEED, Form, Session, compare, median_and_quarti
 from benchmarks.passes import TASKS, make_pass
 from crossmodal_attn import CMRA
 
-__all__ = ["TITLE", "fit_exponent", "run"]
+__all__ = ["TITLE", "fit_exponent", "fit_growth", "run"]
 
 TITLE = "Growth of CMRA"
 BATCH, WIDTH, HEADS = 1, 64, 4
@@ -37,7 +37,7 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
             case = compare(session, {"against": axis, "task": task}, forms, [])
             values = [length if axis == "length T" else contexts for length, contexts in sizes]
             case["points"] = dict(zip(case["forms"], values, strict=True))
-            case["fits"] = _fit(case, FITTED_FROM if axis == "length T" else 1)
+            case["fits"] = fit_growth(case, FITTED_FROM if axis == "length T" else 1)
             yield case
 
 
@@ -49,7 +49,7 @@ def _form(session: Session, task: str, length: int, contexts: int) -> Form:
     return Form(f"T = {length}, N = {contexts}", call)
 
 
-def _fit(case: Mapping[str, Any], least: int) -> dict[str, Any]:
+def fit_growth(case: Mapping[str, Any], least: int) -> dict[str, Any]:
     """Fit the exponents of time, for each round, and of peak memory, to the points from ``least`` on."""
     names = [name for name, value in case["points"].items() if value >= least and "seconds" in case["forms"][name]]
     values = [case["points"][name] for name in names]

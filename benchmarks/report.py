@@ -14,7 +14,7 @@ from benchmarks.pictures import draw_epochs, draw_growth, draw_ratios
 
 __all__ = ["main", "write_report"]
 
-ROWS = ("cmra", "agsca", "network", "rival_networks", "growth", "epoch")
+ROWS = ("cmra", "agsca", "network", "rival_networks", "growth", "windows", "streams", "epoch")
 MISSING = "-"
 
 
@@ -142,6 +142,15 @@ def _growth(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def _windows(results: dict[str, Any]) -> list[str]:
+    """Return the sections of a comparison, then those of the growth."""
+    compared, grown = (
+        {**results, "cases": [case for case in results["cases"] if ("fits" in case) is fitted]}
+        for fitted in (False, True)
+    )
+    return [*_comparison(compared), *_growth(grown)]
+
+
 def _epoch(results: dict[str, Any]) -> list[str]:
     """Return the table of the parts of an epoch."""
     cases = list(_measured(results))
@@ -190,6 +199,7 @@ def _skipped(results: dict[str, Any]) -> list[str]:
 
 SECTIONS: dict[str, tuple[Callable[[dict[str, Any]], list[str]], Callable[[dict[str, Any]], Any]]] = {
     "growth": (_growth, draw_growth),
+    "windows": (_windows, draw_ratios),
     "epoch": (_epoch, draw_epochs),
 }
 """The functions that describe and draw a row group. All other row groups are comparisons."""

@@ -1,4 +1,4 @@
-"""Kill a training and a preparation at every operation on files, let them go on, and count what differs in the end.
+"""Kill a training and a preparation at every operation on files, resume them, and count differences at the end.
 
     python tests/kill_files.py --step 1
 
@@ -33,7 +33,7 @@ TIMES = ("config.json", "epoch-*.json", "metrics.json", "metrics.csv", "README.m
 
 
 def train(release, output):
-    """Train for two epochs, of which the first checkpoint goes when the second is whole; or go on."""
+    """Train for two epochs, which removes the first checkpoint when the second is complete; or resume."""
     AcceleratorState._reset_state(reset_partial_state=True)
     place = {"resume" if (output / "config.json").exists() else "output": output}
     config = TrainConfig(epochs=2, batch_size=13, keep=1, device="cpu", **place)
@@ -84,7 +84,7 @@ def contents(directory):
 
 
 def kill_everywhere(run, step=1):
-    """Kill a run at its first operation on files, another ``step`` operations later and so on, and let each go on.
+    """Kill a run at its first operation on files, another ``step`` operations later and so on, and resume each.
 
     Returns:
         How many were killed, and what differed in the end.

@@ -1,15 +1,13 @@
-"""Arrays in files: every way of reading gives the file's values, in every process, and damage is named."""
+"""Stored arrays: every way of reading returns the values in the file, and errors name what is damaged."""
 
 import errno
 import os
-import pickle
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ave.data import arrays
 from ave.data.arrays import StoredArray
@@ -57,7 +55,7 @@ def test_blocks_are_the_whole_file_in_bounded_pieces(array, block_bytes, monkeyp
 
 
 def test_blocks_take_whole_chunks(tmp_path, monkeypatch):
-    """So that none is unpacked twice."""
+    """Blocks end at the border of a chunk, so that no chunk is unpacked twice."""
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 11 * 120)
     array = StoredArray(write(tmp_path / "array.h5", "packed"))
     assert [first for first, _ in array.blocks()] == [0, 8, 16]
@@ -65,8 +63,8 @@ def test_blocks_take_whole_chunks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("chunks", [None, (2, 5, 3), (3, 2, 2)])
 @pytest.mark.parametrize("fill", [0.0, -1.0])
-def test_what_was_never_written_is_known(chunks, fill, tmp_path):
-    """Unless it reads as something else than zero."""
+def test_unwritten_datasets_are_recognized(chunks, fill, tmp_path):
+    """``is_unwritten`` is True for a file without values, if unwritten values read as zero."""
     path = tmp_path / "array.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("avadataset", VALUES.shape, "f8", chunks=chunks, fillvalue=fill)
@@ -75,36 +73,6 @@ def test_what_was_never_written_is_known(chunks, fill, tmp_path):
     with h5py.File(path, "a") as file:
         file["avadataset"][13, 4, 2] = 7.0
     assert not StoredArray(path).is_unwritten
-
-
-class RowsOfArray(Dataset):
-    """At the top of the module, as spawned workers unpickle it."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __len__(self):
-        return len(self.array)
-
-    def __getitem__(self, row):
-        assert self.array._opened[0] in (-1, os.getpid(), os.getppid())
-        values = self.array[[row]][0]
-        assert self.array._opened[0] == os.getpid()
-        return values
-
-
-@pytest.mark.parametrize(("method", "layout"), [("fork", "contiguous"), ("fork", "numpy"), ("spawn", "contiguous")])
-def test_workers_open_the_file_for_themselves(method, layout, tmp_path):
-    array = StoredArray(write(tmp_path / "array.h5", layout))
-    loader = DataLoader(RowsOfArray(array), 4, num_workers=2, multiprocessing_context=method)
-    np.testing.assert_array_equal(torch.cat(list(loader)), VALUES)
-    np.testing.assert_array_equal(array[:], VALUES)
-
-
-def test_pickling_takes_no_handle_along(array):
-    copy = pickle.loads(pickle.dumps(array))  # noqa: S301
-    assert copy._opened == (-1, None)
-    np.testing.assert_array_equal(copy[[5]], VALUES[[5]])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +103,7 @@ def test_what_is_no_hdf5_file_is_named(content, message, tmp_path):
 
 @pytest.mark.skipif(os.environ.get("HDF5_USE_FILE_LOCKING") == "FALSE", reason="HDF5 is told not to lock files")
 def test_a_locked_file_is_not_called_damaged(tmp_path):
-    """Locked as HDF5 does it where another process writes; and read when that is done."""
+    """A file that another process has open for writing is called locked; once closed, it is read."""
     fcntl = pytest.importorskip("fcntl")
     path = write(tmp_path / "array.h5")
     with path.open("rb") as other:
@@ -238,8 +206,8 @@ def virtual(file, secret):
         ),
     ],
 )
-def test_what_lies_in_other_files_is_refused(write_into, message, tmp_path):
-    """A release could otherwise copy any file of its reader into a prepared set."""
+def test_data_in_other_files_is_refused(write_into, message, tmp_path):
+    """Links and external storage are errors: a release could otherwise copy any local file into a prepared set."""
     (tmp_path / "secret").write_text("12345")
     with h5py.File(tmp_path / "array.h5", "w") as file:
         write_into(file, tmp_path / "secret")
@@ -261,8 +229,8 @@ def test_an_archive_is_no_array(tmp_path):
         StoredArray(tmp_path / "array.npy")
 
 
-def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
-    """To read the missing bytes would end the process without a word."""
+def test_a_mapped_file_that_is_truncated_while_it_is_open(tmp_path):
+    """A truncated .npy is an error; reading beyond its end would kill the process with SIGBUS."""
     array = StoredArray(write(tmp_path / "array.h5", "numpy"))
     with array.path.open("r+b") as file:
         file.truncate(2000)
@@ -270,11 +238,3 @@ def test_a_mapped_file_that_is_cut_while_it_is_open(tmp_path):
         array[[22]]
     with pytest.raises(ValueError, match=r"array\.npy is truncated or damaged from row"):
         list(array.blocks())
-
-
-def test_a_file_that_is_replaced_while_it_is_not_open(tmp_path):
-    """As a worker process finds it, which opens it anew."""
-    copy = pickle.dumps(StoredArray(write(tmp_path / "array.h5")))
-    (tmp_path / "array.h5").write_bytes(b"other")
-    with pytest.raises(OSError, match=r"array\.h5 is truncated or damaged: .* a file of another kind"):
-        pickle.loads(copy)[[1]]  # noqa: S301

@@ -1,4 +1,4 @@
-"""The command: what it trains, prints and leaves behind, and what it refuses."""
+"""The command: what it trains, prints and writes, and which arguments it rejects."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ FILES = {
 
 
 def assert_alike(metrics, expected):
-    """The same losses, up to rounding: features that lie elsewhere in memory may be summed in another order."""
+    """Compare losses up to rounding: features at another place in memory may be summed in another order."""
     losses, others = ([line["loss"] for line in run["history"]] for run in (metrics, expected))
     assert losses == pytest.approx(others, rel=1e-4)
 
@@ -58,7 +58,7 @@ def test_run_on_a_release(release, tmp_path, setting, precision, capsys):
 
 
 def test_several_seeds(release, tmp_path, capsys):
-    """Each is the run that it is alone, and the spread is theirs."""
+    """Each seed gives the same metrics as a run of that seed alone, and the summary has their mean and deviation."""
     options = ("--data", release, "--epochs", 2, "--batch-size", 5)
     call_main("train", *options, "--seeds", 3, 4, "--output", tmp_path / "both")
     printed = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_weight_decay_makes_weights_smaller(release, tmp_path):
 
 
 def test_weak_training_without_background_videos(release, tmp_path, capsys):
-    """A set other than AVE may lack them, and then trains as if told to do without."""
+    """A dataset without background videos trains as with --no-background-videos."""
     options = ("--setting", "weak", "--epochs", 1, "--data", release)
     _, told = run_main(tmp_path, *options, "--no-background-videos")
     assert "CMRAN, weak, no background videos, on the dataset release: " in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_metrics_follow_from_the_history(release, tmp_path):
 
 
 def check_predictions(path, release, metrics):
-    """The logits give the metrics, and the labels are those of the release's rows."""
+    """Check that the logits give the saved metrics, and that the labels are those of the release."""
     found = np.load(path)
     test = read_set(release)
     rows = test.splits["test"]
@@ -140,7 +140,7 @@ def check_predictions(path, release, metrics):
 
 
 def test_evaluation_of_what_was_trained(release, tmp_path, capsys):
-    """The saved network gives the figures of its training, on the release as on any machine that has it."""
+    """`evaluate` gives the metrics that `train` reported, and predictions.npz agrees with both."""
     output, trained = run_main(tmp_path, "--data", release, "--epochs", 3, "--lr", 0.01)
     call_main("evaluate", "--checkpoint", output, "--data", release, "--output", tmp_path / "evaluation", draw=True)
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
@@ -179,7 +179,7 @@ def test_a_prepared_release_trains_alike(release, tmp_path):
 
 
 def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
-    """Through a backend that is quick to compile, with layers that are as few as they can be."""
+    """--compile gives the losses of eager training, with a quick backend and few layers."""
     compiled = []
 
     def compile_quickly(model, **options):
@@ -189,14 +189,15 @@ def test_a_compiled_network_trains_alike(release, tmp_path, monkeypatch):
     monkeypatch.setattr(CMRAN, "compile", compile_quickly)
     options = ("--data", release, "--epochs", 1, "--batch-size", 13)
     (_, expected), (_, metrics) = (
-        run_main(tmp_path, *options, *extra, network=partial(SMALL, num_layers=1)) for extra in ((), ("--compile",))
+        run_main(tmp_path, *options, *extra, network=partial(SMALL, num_layers=0, guidance="mean"))
+        for extra in ((), ("--compile",))
     )
     assert len(compiled) == 1
     assert metrics["history"][0]["loss"] == pytest.approx(expected["history"][0]["loss"], rel=0.05)
 
 
 def test_tensorboard(release, tmp_path):
-    """A run that goes on goes on in its logs."""
+    """A resumed run continues the TensorBoard logs of the run before."""
     output, metrics = run_main(tmp_path, "--data", release, "--epochs", 2, "--batch-size", 2, "--log", "tensorboard")
     call_main("train", "--resume", output, "--epochs", 3)
     logs = EventAccumulator(str(output / "tensorboard" / "seed-0"))
@@ -208,7 +209,7 @@ def test_tensorboard(release, tmp_path):
 
 
 def test_run_on_the_procedural_set(tmp_path, capsys):
-    """The default, on few videos: attention is scored against the true cells, and nothing passes for AVE."""
+    """The default run reports AGSCA's attention on the true cells, and does not call its dataset AVE."""
     few = make_procedural_set(num_train=5, num_val=3, num_test=7, num_background=2)
     output, metrics = run_main(tmp_path, "--epochs", 1, data=few, draw=True)
     assert 0 < metrics["object_attention_if_uniform"] < 4 / 49
@@ -221,7 +222,7 @@ def test_run_on_the_procedural_set(tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [("--relation", "co"), ("--relation", "cmra-f"), ("--network", "avel-av")])
 def test_networks_without_all_maps_are_drawn(options, release, tmp_path):
-    """Without relations to both modalities, or any attention, the picture is left out or shows the rest."""
+    """attention.png shows only the maps that the network has, and is missing if there are none."""
     output, _ = run_main(tmp_path, "--data", release, "--epochs", 1, *options, network=None, draw=True)
     assert (output / "timelines.png").is_file()
     assert (output / "attention.png").is_file() == (options[0] == "--relation")
@@ -300,9 +301,8 @@ def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
     assert not (tmp_path / "evaluation").exists()
 
 
-@pytest.mark.parametrize("options", [{"video_dim": 13}, {"categories": ["Bark", "Clock"]}])
-def test_evaluation_without_data_asks_for_it(tmp_path, capsys, options):
-    CMRAN(**options).save_pretrained(tmp_path / "model")
+def test_evaluation_without_data_asks_for_it(tmp_path, capsys):
+    SMALL(categories=["Bark", "Clock"]).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit) as stop:
         call_main("evaluate", "--checkpoint", tmp_path / "model", "--output", tmp_path / "evaluation")
     assert stop.value.code == 2
@@ -362,7 +362,7 @@ def test_a_run_is_not_overwritten(release, capsys, tmp_path):
     ],
 )
 def test_what_fails_is_said_in_a_line(release, tmp_path, capsys, failure, code, message):
-    """And leaves only what --resume needs."""
+    """A failure is reported in one line, and only what --resume needs is left."""
 
     def fail(*_, **__):
         raise failure
@@ -416,7 +416,7 @@ def test_help_names_every_subcommand(capsys):
 
 
 def test_only_the_command_needs_tyro(tmp_path):
-    """What examples, tests and benchmarks import does without it."""
+    """``ave`` can be imported without tyro, and neither it nor ``benchmarks`` mentions it."""
     (tmp_path / "tyro.py").write_text("raise ImportError('tyro was imported')")
     examples = Path(ave_cmran.__file__).parent
     paths = [*examples.glob("ave/**/*.py"), *examples.parent.glob("benchmarks/*.py")]
@@ -428,9 +428,7 @@ def test_only_the_command_needs_tyro(tmp_path):
     assert all("tyro" not in path.read_text() for path in paths)
 
 
-@pytest.mark.parametrize(
-    ("package", "argument"), [("tyro", "--help"), ("accelerate", "check"), ("matplotlib", "train")]
-)
+@pytest.mark.parametrize(("package", "argument"), [("tyro", "--help"), ("matplotlib", "train")])
 def test_without_the_extra_it_says_what_to_install(tmp_path, package, argument):
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
     code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(ave_cmran.__file__).parent)!r}]\n"
@@ -442,7 +440,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, package, argument):
 
 
 def test_data_and_networks_do_not_know_each_other():
-    """Dependencies point one way; the dataset needs torch only."""
+    """``ave.data`` and ``ave.networks`` do not import each other or ``ave.train``; dataset.py needs only torch."""
     ave = Path(ave_cmran.__file__).parent / "ave"
     for folder, unknown in {"data": r"ave\.(networks|results|train)", "networks": r"ave\.(data|train)"}.items():
         for path in (ave / folder).glob("*.py"):

@@ -1,4 +1,4 @@
-"""Loading: every video once, in an order that depends on seed and epoch alone, whatever the place and the processes."""
+"""Batches: every video once, in an order that only seed and epoch decide, for every cache and process count."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ TRAIN, TEST, EXTRA = 13, 7, 3
 
 
 def processes(number, device="cpu"):
-    """What the loaders ask of an Accelerator, for each process of a number of them."""
+    """Return the parts of an Accelerator that the loaders use, one for each process."""
     return [
         SimpleNamespace(
             process_index=index, num_processes=number, device=torch.device(device), is_main_process=index == 0
@@ -24,7 +24,7 @@ def processes(number, device="cpu"):
 
 
 def make_data(place=None):
-    """Every feature is the number of its row; background videos have negative ones. In memory, or in files."""
+    """Make a dataset, in memory or in files. Features are the row of the video, negative for background videos."""
     videos = TRAIN + TEST
     rows = torch.arange(videos, dtype=torch.float16)
     extra = -1 - torch.arange(EXTRA, dtype=torch.float16)
@@ -50,7 +50,7 @@ def make_data(place=None):
 
 
 def steps(data, setting, accelerator, batch_size=5, seed=0, epoch=1, workers=0):
-    """What each step of an epoch sees, as (rows, weight)."""
+    """Return the rows and the weight of each batch in an epoch."""
     loader = training_loader(data, setting, accelerator, batch_size=batch_size, seed=seed, workers=workers)
     loader.shares.epoch = epoch
     seen = []
@@ -75,7 +75,7 @@ def test_an_epoch_has_every_video_once(setting):
 @pytest.mark.parametrize("number", [2, 3, 7])
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
 def test_processes_share_the_batches_of_one(number, setting):
-    """The weighted mean over processes of the means of their shares is the mean of the batch, also of a small one."""
+    """The weighted mean of the processes' mean losses is the mean over the batch, also for an incomplete batch."""
     data = make_data()
     alone = steps(data, setting, *processes(1))
     shared = [steps(data, setting, process) for process in processes(number)]
@@ -88,7 +88,7 @@ def test_processes_share_the_batches_of_one(number, setting):
 
 
 def test_without_a_seed_the_order_stays_and_the_rest_is_dropped():
-    """As in the code of AVEL: 13 videos in batches of 4 are three batches, of which each process takes its share."""
+    """As in AVEL's code, 13 videos give three batches of 4, and each process takes its share of each."""
     taken = []
     for process in processes(2):
         loader = training_loader(make_data(), "supervised", process, batch_size=4, seed=None)
@@ -114,8 +114,8 @@ def test_the_order_changes_with_seed_and_epoch_alone():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
-def test_files_give_what_memory_gives(setting, workers, tmp_path):
-    """Two epochs, as workers stay; no random number is drawn from the generator that the dropout has."""
+def test_files_and_memory_give_the_same_batches(setting, workers, tmp_path):
+    """Two epochs give the same batches from files as from memory, and no random number is drawn."""
     loaders = [
         training_loader(make_data(place), setting, *processes(1), batch_size=5, seed=0, workers=workers)
         for place in (None, tmp_path)
@@ -159,7 +159,7 @@ def test_the_cache_holds_what_the_files_hold(cache, tmp_path):
 
 
 def test_float64_is_kept_as_float32(tmp_path):
-    """The network takes in no more, and memory holds no more."""
+    """float64 features are cached as float32, which is all that the network uses."""
     np.save(tmp_path / "visual.npy", np.full((TRAIN + TEST, 5, 2, 3, 11), 1 / 3))
     data = make_data()
     wide = AVEData(**{**vars(data), "visual": StoredArray(tmp_path / "visual.npy")})
@@ -170,7 +170,7 @@ def test_float64_is_kept_as_float32(tmp_path):
         assert (batch.video == torch.tensor(1 / 3)).all()
 
 
-def test_what_is_in_memory_stays_there():
+def test_features_in_memory_stay_in_memory():
     data = make_data()
     cached, done = cache_features(data, "disk", *processes(1), "weak")
     assert cached.visual is data.visual
@@ -192,7 +192,7 @@ def test_weak_needs_its_data():
 
 
 def test_a_share_is_a_sample():
-    """Positions count among the rows of the videos, not of the arrays."""
+    """Positions in a share count the videos of the split, not the rows of the arrays."""
     data = make_data()
     loader = evaluation_loader(data, "test", *processes(1))
     batch = loader.videos[Share([4, 2], 1.0)]
@@ -200,7 +200,7 @@ def test_a_share_is_a_sample():
 
 
 def test_derived_seeds_differ():
-    """Also those of the order from those of the dropout."""
+    """Different parts give different seeds, such as those of the shuffling and of the dropout."""
     seeds = {derive_seed(seed, epoch, process) for seed in range(5) for epoch in range(7) for process in range(3)}
     seeds |= {derive_seed(seed, epoch) for seed in range(5) for epoch in range(7)}
     assert len(seeds) == 5 * 7 * 4

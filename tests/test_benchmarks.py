@@ -18,7 +18,20 @@ from ave.networks.cmran import CMRAN
 from ave.networks.registry import NETWORKS
 from ave.networks.two_scores import supervised_loss
 from benchmarks import __main__ as command
-from benchmarks import agsca, cmra, epoch, growth, machine, measuring, network, published, report, rival_networks
+from benchmarks import (
+    agsca,
+    cmra,
+    epoch,
+    growth,
+    machine,
+    measuring,
+    network,
+    published,
+    report,
+    rival_networks,
+    streams,
+    windows,
+)
 from benchmarks.literal_networks import LITERAL_NETWORKS, copy_weights
 from benchmarks.measuring import Form, Session, compare
 from benchmarks.memory import measure_peak_bytes
@@ -27,7 +40,7 @@ from benchmarks.pictures import draw_ratios
 from benchmarks.products import count_operations, make_replay, record_products
 from benchmarks.published import PublishedCMRAN
 from benchmarks.rivals import ATTENTION_RIVALS, FLEX_ATTENTION, X_TRANSFORMERS, DecoderLayer, LiteralAGSCA
-from crossmodal_attn import AGSCA, CMRA, CrossModalRelation, padding_mask
+from crossmodal_attn import AGSCA, CMRA, CrossModalRelation, padding_mask, relation_mask, relation_window
 from oracles import fill_parameters
 from test_official import draw_inputs, draw_labels, draw_weights
 
@@ -69,6 +82,19 @@ def test_flex_attention_computes_cmra(draw, assert_close):
         paddings = padding_mask(lengths, 7), padding_mask([3, 5])
         ours = layer(query, context, query_padding_mask=paddings[0], context_padding_mask=paddings[1])
         assert_close(rival(query, context, *paddings)[~paddings[0]], ours[~paddings[0]])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_flex_attention_computes_the_window(draw, assert_close, monkeypatch):
+    """The block mask of FlexAttention is the window that it is compared with."""
+    monkeypatch.setattr(windows, "WINDOW", 3)
+    layer, length = fill_parameters(CMRA(39, 3, dtype=torch.float64)), 11
+    query, context = draw(1, length, 39), draw(1, windows.RATE * length, 39)
+    with torch.compiler.set_stance("force_eager"):
+        found = windows.FlexWindow(layer, length)(query, context)
+    window = relation_window(length, [windows.RATE * length], window=3)
+    assert_close(found, layer(query, context, attn_mask=window))
 
 
 @pytest.mark.parametrize("name", ATTENTION_RIVALS)
@@ -157,6 +183,21 @@ def test_literal_rivals_are_the_example_s(name, draw, assert_close):
             logits = (logits.event.sigmoid(), logits.category)  # the literal form gives the probability
         found.append([*([logits] if isinstance(logits, torch.Tensor) else logits), loss, *gradients])
     assert_close(*found)
+
+
+@pytest.mark.parametrize("name", streams.STREAMS)
+@torch.no_grad()
+def test_steps_of_a_stream_compute_the_whole(name, draw, assert_close):
+    """The outputs of the steps, from empty memories on, are those of the whole stream."""
+    masks = relation_mask(5, causal=True), relation_mask(5, [5], causal=True)
+    module, whole, remember, step = streams.STREAMS[name](*masks)
+    module.double().eval()
+    video, audio = draw(1, 5, streams.WIDTH), draw(1, 5, streams.WIDTH)
+    memories, outputs = remember(video[:, :0]), []
+    for now in range(5):
+        output, memories = step(video[:, now : now + 1], audio[:, now : now + 1], memories)
+        outputs.append(output)
+    assert_close(torch.cat(outputs, 1), whole(video, audio))
 
 
 def test_passes_of_the_rivals_keep_no_gradients():
@@ -406,6 +447,10 @@ def tiny(monkeypatch):
         monkeypatch.setattr(row, "CMRAN", SmallCMRAN)
     for name, value in {"LENGTHS": (4, 8, 16, 32), "FITTED_FROM": 16, "CONTEXT_LENGTH": 8}.items():
         monkeypatch.setattr(growth, name, value)
+    for name, value in {"QUICK_LENGTH": 8, "LENGTHS": (16, 32), "WIDTH": 8, "GROWTH_WIDTH": 8}.items():
+        monkeypatch.setattr(windows, name, value)
+    for name, value in {"LENGTHS": (3,), "WIDTH": 8}.items():
+        monkeypatch.setattr(streams, name, value)
     monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
     monkeypatch.setattr(gc, "collect", lambda: 0)  # between cases that leave nothing large, it would take longer
     with torch.compiler.set_stance("force_eager"):

@@ -1,4 +1,4 @@
-"""Files that declare more than they hold are refused before memory is taken for it."""
+"""Files that declare more values than they hold are rejected before memory is allocated."""
 
 import io
 import json
@@ -36,7 +36,7 @@ LARGE = 10**12
 
 
 def declare_dataset(directory, name, shape, dtype="u1"):
-    """A release in which one file has a shape, and no numbers."""
+    """Make a release in which one file declares a shape, but holds no values."""
     directory.mkdir()
     write_release(directory)
     with h5py.File(directory / f"{name}.h5", "w") as file:
@@ -46,7 +46,7 @@ def declare_dataset(directory, name, shape, dtype="u1"):
 
 
 def write_hostile_files(place):
-    """Write the files, and return the command that reads each."""
+    """Write the files, and return the command that reads each of them."""
     network = place / "network"
     CMRAN(video_dim=11, audio_dim=7, embed_dim=20, dim_feedforward=17).save_pretrained(network)
     (place / "release").mkdir()

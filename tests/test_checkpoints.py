@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, the damaged is named and left out, the old goes."""
+"""Checkpoints: values are restored exactly, damaged checkpoints are reported and skipped, and old ones are removed."""
 
 import json
 import shutil
@@ -35,18 +35,18 @@ def test_round_trip(tmp_path):
     assert said == []
 
 
-def test_nothing_yet(tmp_path):
+def test_without_checkpoints_load_returns_none(tmp_path):
     assert load(Checkpoints(tmp_path / "nowhere")) == (None, [])
 
 
-def test_the_last_stay(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     save(Checkpoints(tmp_path, keep=3), 1, 2, 9, 10)
     stems = sorted(path.name for path in tmp_path.iterdir())
     assert stems == [f"epoch-{epoch:04}.{form}" for epoch in (2, 9, 10) for form in ("json", "safetensors")]
     assert load(Checkpoints(tmp_path))[0][1]["epoch"] == 10
 
 
-def test_files_of_other_names_are_passed_over(tmp_path):
+def test_files_with_other_names_are_ignored(tmp_path):
     save(Checkpoints(tmp_path, keep=1), 1)
     shutil.copy(tmp_path / "epoch-0001.json", tmp_path / "epoch-0001 copy.json")
     save(Checkpoints(tmp_path, keep=1), 2)
@@ -68,7 +68,7 @@ def test_files_of_other_names_are_passed_over(tmp_path):
         lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"),
     ],
 )
-def test_the_one_before_a_damaged_one_is_taken(tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 4, 5)
     damage(tmp_path / "epoch-0005.safetensors")
@@ -79,8 +79,8 @@ def test_the_one_before_a_damaged_one_is_taken(tmp_path, damage):
     assert "epoch-0005.safetensors is damaged" in said[0]
 
 
-def test_a_written_one_without_its_facts_does_not_count(tmp_path):
-    """As a process leaves it that is killed between the two."""
+def test_tensors_without_their_json_are_ignored(tmp_path):
+    """A .safetensors file without its .json, as after a kill between the two, is ignored."""
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 4, 5)
     (tmp_path / "epoch-0005.json").unlink()
@@ -90,8 +90,8 @@ def test_a_written_one_without_its_facts_does_not_count(tmp_path):
     assert load(checkpoints)[0][1]["epoch"] == 6
 
 
-def test_all_damaged(tmp_path):
-    """The run begins anew, and what it then saves stays, not the damaged that had come further."""
+def test_if_all_are_damaged_training_starts_again(tmp_path):
+    """If all checkpoints are damaged, training starts again, and its first checkpoint replaces the damaged ones."""
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 4, 5)
     for path in tmp_path.glob("*.safetensors"):
@@ -104,7 +104,7 @@ def test_all_damaged(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001.json", "epoch-0001.safetensors"]
 
 
-def test_what_a_kill_between_two_removals_left_goes(tmp_path):
+def test_a_kill_between_two_removals_leaves_nothing_for_long(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, 2)
     (tmp_path / "epoch-0001.json").unlink()
@@ -113,7 +113,7 @@ def test_what_a_kill_between_two_removals_left_goes(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["epoch-0001.json epoch-0001.safetensors", "epoch-0001.safetensors"])
-def test_what_a_kill_before_the_last_removals_left_goes_when_the_run_goes_on(tmp_path, left):
+def test_resuming_removes_what_a_kill_left(tmp_path, left):
     checkpoints = Checkpoints(tmp_path / "seed" / "checkpoints", keep=1)
     checkpoints.start(0)
     save(checkpoints, 2)
@@ -151,7 +151,7 @@ def test_nothing_is_pickled(tmp_path):
 
 
 def test_optimizer_round_trip():
-    """After it, both take the same steps."""
+    """A restored optimizer takes the same next step."""
     models = [torch.nn.Linear(3, 2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [torch.optim.Adam(model.parameters(), 0.01, fused=True) for model in models]

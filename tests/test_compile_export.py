@@ -49,8 +49,8 @@ def wrap(request):
     return request.param
 
 
-LAYERS = ["cmra-4-contexts", "cmra-other-width", "cmra-own-projections", "cross-relation", "pre-norm-relation"]
-LAYERS += ["internal-relation", "relation-aware", "relation-aware-2-contexts", "interaction", "agsca"]
+LAYERS = ["cmra-4-contexts", "cmra-other-width", "cmra-own-projections", "pre-norm-relation"]
+LAYERS += ["relation-aware-2-contexts", "interaction", "agsca"]  # relation-aware contains both post-norm blocks
 
 
 @pytest.fixture(params=LAYERS)
@@ -127,8 +127,10 @@ def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_inductor_gives_the_eager_output(draw, assert_close):
+def test_inductor_gives_the_eager_output(draw, assert_close, monkeypatch):
     """The default compiler gives the eager output."""
+    # Otherwise Inductor first compiles a program for each kind of vector instructions, to see whether they work.
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     case = CASES["cmra-1-context"]
     module = Padded(case, case.make())
     inputs = draw_batch(case, draw, SIZES[0])

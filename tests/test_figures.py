@@ -1,5 +1,7 @@
-"""Figures: what they draw is what they were given, and it can be read. What the plots of the package draw is for
-test_attention_plots.py."""
+"""Figures of the example: they show the given values, and text does not overlap.
+
+The plots of the package are tested in test_attention_plots.py.
+"""
 
 import itertools
 
@@ -32,13 +34,13 @@ def draw_history(epochs, seed=0):
 
 
 def rendered(figure):
-    """Draw it as a picture is; warnings of the layout are errors."""
+    """Render a figure; warnings of the layout are errors."""
     FigureCanvasAgg(figure).draw()
     return figure
 
 
 def curves(figure):
-    """The points of all lines by panel and color."""
+    """Return the points of all lines, by panel and color."""
     loss, accuracy = figure.axes
     colors = {}
     for axes, names in ((loss, FIELDS[:1]), (accuracy, FIELDS[1:])):
@@ -142,7 +144,7 @@ def legend(figure):
 
 
 def test_without_truth():
-    """A strip of each video, under its name."""
+    """Without true labels, each video has one strip, with its name as the title."""
     names = ["a", "b", "c"]
     figure = rendered(draw_timelines(PREDICTION, SCORE, CATEGORIES, "title", names=names))
     assert [axes.get_title(loc="left") for axes in figure.axes] == names
@@ -173,7 +175,7 @@ def test_only_what_occurs_is_in_the_legend_and_videos_keep_apart(truth):
 
 
 def test_with_truth():
-    """Of each video, below the truth, and one legend for all."""
+    """With true labels, each video has a second strip above the prediction; there is one legend."""
     truth = torch.tensor([[2, 0, 0, 0, 2], [1, 1, 2, 2, 1], [2, 2, 2, 2, 2]])
     figure = draw_timelines(PREDICTION, SCORE, CATEGORIES, "title", truth=truth)
     # Second 3 is wrong, so that it is a run of its own.
@@ -190,7 +192,7 @@ def test_with_truth():
 @pytest.mark.parametrize("longest", [1, 13, 61])
 @pytest.mark.parametrize("order", [1, -1])
 def test_videos_of_different_lengths(longest, order):
-    """All on one scale of seconds, whichever is the longest."""
+    """All videos share one time axis, as long as the longest video."""
     lengths = [longest, 1][::order]
     predictions, scores = ([draw[0].repeat(13)[:length] for length in lengths] for draw in (PREDICTION, SCORE))
     figure = draw_timelines(predictions, scores, CATEGORIES, "title")
@@ -203,7 +205,7 @@ def test_videos_of_different_lengths(longest, order):
 
 @pytest.mark.parametrize("segments", [1, 5, 7])
 def test_attention_of_one_video(segments):
-    """A map a second on one scale, the true cells of the event outlined, beside the relations of the same video."""
+    """Spatial maps share one scale and outline the true cells in event seconds, beside the relations of the video."""
     generator = torch.Generator().manual_seed(0)
     spatial_map = torch.rand(2, segments, 3, 7, generator=generator)
     outcomes = Outcomes(
@@ -245,7 +247,7 @@ HOSTILE = ["$a_{$ $b$", "\x1b[31mred\n\udcff", 50_000 * "long", "\N{BUG}\N{HANGU
 
 
 def test_names_out_of_files_are_drawn_plain(tmp_path, capfd):
-    """Every text of every figure; filterwarnings makes an error of what would be printed."""
+    """Names from files are drawn as plain text in every figure, without a warning."""
     labels = torch.arange(4).unsqueeze(1).expand(4, 5)
     outcomes = Outcomes(
         labels,
@@ -289,7 +291,7 @@ def test_caption_names_the_runs_that_still_climb():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_chosen_videos_are_of_different_categories(seed):
-    """They do not come in the order of the release, whose first videos are all of category 0."""
+    """The drawn videos differ in category, although the first rows of the release are all of category 0."""
     category = torch.arange(10).repeat_interleave(7)
     labels = list(category.unsqueeze(1).expand(70, 5).clone())
     labels[3][2:] = labels[66][:2] = 10

@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever ends their writing; JSON that is read has the types that were asked for."""
+"""Writing files: they are complete or absent after any failure; JSON is checked for its types when it is read."""
 
 import csv
 import errno
@@ -33,7 +33,7 @@ def test_output_is_made_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("existing", [".", "new", "new/run"])
-def test_output_that_nothing_was_written_to_goes_again(tmp_path, existing):
+def test_an_output_without_files_is_removed_after_a_failure(tmp_path, existing):
     (tmp_path / existing).mkdir(parents=True, exist_ok=True)
     before = set(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="wrong"), clearing(tmp_path / "new" / "run"):
@@ -41,7 +41,7 @@ def test_output_that_nothing_was_written_to_goes_again(tmp_path, existing):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_output_that_was_written_to_stays(tmp_path):
+def test_an_output_with_files_is_kept_after_a_failure(tmp_path):
     def write_half():
         with clearing(tmp_path / "new"):
             (tmp_path / "new" / "file").touch()
@@ -53,7 +53,7 @@ def test_output_that_was_written_to_stays(tmp_path):
 
 
 def test_output_is_for_one_process(tmp_path):
-    """Also one that began while another was at work, and got the lock after its end."""
+    """A directory is locked for one process, and a process that waited for the lock must find it empty."""
     output = tmp_path / "run"
     with clearing(output):
         check_output(output)  # as another process would, that has not come far
@@ -75,7 +75,7 @@ def test_another_process_of_a_launcher_leaves_the_output_to_the_first(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_what_was_left_half_written_goes_at_the_end(tmp_path):
+def test_partial_files_are_removed_at_the_end(tmp_path):
     with clearing(tmp_path / "run"):
         (tmp_path / "target").mkdir()
         (tmp_path / "target" / "file").touch()
@@ -97,7 +97,7 @@ def failing(error):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt(), ValueError("wrong")])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_failed_writing_leaves_what_was(tmp_path, error, before):
+def test_a_failed_write_keeps_the_old_file(tmp_path, error, before):
     path = tmp_path / "file.txt"
     if before:
         path.write_text(before)
@@ -114,7 +114,7 @@ def test_failed_writing_leaves_what_was(tmp_path, error, before):
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_disk_that_fills_up_late(tmp_path, monkeypatch, step):
-    """A disk may say only when the bytes reach it that it has no room for them."""
+    """An error that only fsync reports leaves the old file."""
     path = tmp_path / "file.txt"
     path.write_text("old")
     monkeypatch.setattr(files.os, step, failing(OSError(errno.ENOSPC, "no space")))
@@ -174,7 +174,7 @@ with clearing(Path(sys.argv[1])):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
 def test_killed_process_leaves_no_lock(tmp_path):
-    """Nor do those that it has started to read data."""
+    """A lock is released when its process is killed, even while that process had children."""
     output = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": str(Path(ave.__file__).parents[1])}
     process = subprocess.run(  # noqa: S603
@@ -197,7 +197,7 @@ def write_two(path, text):
 
 
 def test_directory_is_replaced_as_a_whole(tmp_path):
-    """And a link is replaced, not followed."""
+    """A directory is replaced completely, and a link in its place is replaced, not followed."""
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "file").touch()
     for left in (".model.partial", ".model.partial.old", "model"):

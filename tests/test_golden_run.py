@@ -1,4 +1,4 @@
-"""A short training on the procedural set gives, from its seed, the figures that it gave before, on any machine."""
+"""A short training on the procedural set gives the recorded losses and accuracies, on any type of CPU."""
 
 from functools import partial
 
@@ -9,8 +9,8 @@ from ave.data.procedural import make_procedural_set
 from ave.networks.cmran import CMRAN
 from ave.train import TrainConfig, main
 
-LOSS_TOLERANCE = {1: 2e-5, 2: 5e-4, 3: 4e-3}
-"""Relative, by epoch: with the kernels of other types of CPU they moved by 2e-6, 6e-5 and 4e-4."""
+LOSS_TOLERANCE = {1: 2e-5, 2: 5e-4}
+"""Relative, by epoch: with the kernels of other types of CPU, losses differed by 2e-6 and 6e-5."""
 SEGMENT_TOLERANCE = 2.5
 VAL_SEGMENTS, TEST_SEGMENTS = 130, 230
 
@@ -18,9 +18,9 @@ DRAWN = [0, 0, 1, 0, 0, 0, 1, 1]
 """By a seed of 0, with which torch draws other dropout masks in some versions than in others."""
 
 GOLDEN = {
-    ("supervised", True): [(4.246337, 13, 20), (3.422130, 20, 10), (2.818625, 44, 0)],
-    ("supervised", False): [(4.178040, 13, 20), (3.275208, 10, 28), (2.453569, 33, 33)],
-    ("weak", True): [(0.709430, 13, 27), (0.709344, 13, 27), (0.709344, 13, 27)],
+    ("supervised", True): [(4.246337, 13, 20), (3.422130, 20, 10)],
+    ("supervised", False): [(4.178040, 13, 20), (3.275208, 10, 28)],
+    ("weak", True): [(0.709430, 13, 27), (0.709344, 13, 27)],
 }
 """By setting and whether there is dropout: every epoch's loss, and its right segments of val's and of test's."""
 
@@ -32,7 +32,7 @@ def test_golden_run(setting, dropout, tmp_path):
         pytest.skip("this torch draws other dropout masks than the one that gave these figures")
     data = make_procedural_set(num_train=29, num_val=13, num_test=23, num_background=3)
     network = CMRAN if dropout else partial(CMRAN, dropout=0.0, input_dropout=0.0)
-    config = TrainConfig(setting, epochs=3, batch_size=8, device="cpu", output=tmp_path)
+    config = TrainConfig(setting, epochs=2, batch_size=8, device="cpu", output=tmp_path)
     (metrics,) = main(config, data=data, network=network, draw=False)
     for epoch, (loss, right_of_val, right_of_test) in zip(metrics["history"], GOLDEN[setting, dropout], strict=True):
         assert epoch["loss"] == pytest.approx(loss, rel=LOSS_TOLERANCE[epoch["epoch"]])

@@ -1,4 +1,4 @@
-"""Runs that are killed at operations on files go on, and leave what a run leaves that was never stopped."""
+"""Runs that are killed at a file operation can be resumed, and end with the same files as an uninterrupted run."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from kill_files import RUNS, kill_everywhere
 
 
 def work(name, step, path):
-    """Kill a run at some of its operations. Runs in a process of its own, which forks once it has imported all."""
+    """Kill a run at some of its file operations. This runs in a separate process, which forks after its imports."""
     torch.set_num_threads(1)
     path.write_text(json.dumps(kill_everywhere(RUNS[name], step)))
 

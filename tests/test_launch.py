@@ -1,4 +1,4 @@
-"""Several processes: two give what one gives, under torchrun and under accelerate launch."""
+"""Training in two processes, under torchrun and accelerate launch, gives the results of one process."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def release(tmp_path_factory):
 
 
 def work(rank, folder, processes):
-    """Train without dropout, as its random numbers are each process's own, and leave the history in a file."""
+    """Train without dropout, whose random numbers differ between processes, and save the history to a file."""
     torch.set_num_threads(1)
     if processes > 1:  # what a launcher would say
         local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -79,14 +79,14 @@ def work(rank, folder, processes):
 
 @pytest.fixture(scope="module")
 def trained(release, processes):
-    """Where two processes have left their training, and one."""
+    """Return the directories of a training in two processes and of one in a single process."""
     torch.multiprocessing.start_processes(work, (release, 2), nprocs=2, start_method=processes.get_start_method())
     work(0, release, 1)
     return release
 
 
-def test_two_processes_train_as_one_does(trained, setting):
-    """Loss and weights up to rounding, accuracies exactly, on the same batches; no parameter is unused."""
+def test_two_processes_train_like_one(trained, setting):
+    """Losses and weights are equal up to rounding, accuracies exactly; every parameter gets a gradient."""
     outputs = [trained / f"{setting}-{number}" for number in (2, 1)]
     two, one = (json.loads((output / "metrics.json").read_text())["runs"][0]["history"] for output in outputs)
     for epoch, expected in zip(two, one, strict=True):
@@ -100,7 +100,7 @@ def test_two_processes_train_as_one_does(trained, setting):
 
 
 def test_the_command_under_launchers(release, tmp_path):
-    """Trained by two processes it goes on in one; and two evaluate as one does, every segment counted once."""
+    """A run of two processes is resumed by one; an evaluation by two counts every segment once."""
     (tmp_path / "small.py").write_text(SMALL.format(examples=str(Path(ave_cmran.__file__).parent)))
     output = tmp_path / "run"
     options = ("--data", release, "--epochs", 1, "--batch-size", 5, "--lr", 0.01, "--output", output)

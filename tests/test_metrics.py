@@ -1,4 +1,4 @@
-"""Figures of a run: each is what a slow loop over the seconds counts, and mean and spread are the textbook's."""
+"""Metrics of a run: each equals a slow loop over the seconds; mean and deviation equal their definitions."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def draw_labels(videos=11, segments=7, seed=0, highest=BACKGROUND):
 
 
 def count(truth, prediction, seen):
-    """The same figures, one second after the other."""
+    """Compute the same metrics second by second."""
     names = [*CATEGORIES, "background"]
     confusion = [[0] * len(names) for _ in names]
     tally = dict.fromkeys(["right", "both", "true", "predicted", "unseen", "unseen right"], 0)
@@ -111,7 +111,7 @@ def test_perfect_prediction():
 
 
 def test_share_of_nothing_is_none():
-    """Nothing predicted: no precision. Nothing true: no recall. Neither: no F1. Every video seen: no rest."""
+    """Without predicted events precision is None, without true events recall; F1 is None without either."""
     quiet, loud = torch.full((2, 3), BACKGROUND), torch.zeros(2, 3, dtype=torch.int64)
     everyone = torch.ones(2, dtype=torch.bool)
     silent, invented, nothing = (
@@ -138,14 +138,14 @@ def test_truth_and_prediction_have_one_shape():
 
 
 class MeanMap(torch.nn.Module):
-    """In the place of AGSCA: the map's mean, whatever is heard."""
+    """Replace AGSCA by the mean of the map, independent of the audio."""
 
     def forward(self, video, _audio):
         return video.mean((2, 3))
 
 
 class Silence(torch.nn.Module):
-    """A network without a layer of the library."""
+    """A network without a layer of this library."""
 
     num_categories = 28
     decide, name_logits = TwoScores.decide, TwoScores.name_logits
@@ -155,7 +155,7 @@ class Silence(torch.nn.Module):
 
 
 def test_a_network_without_attention_is_measured():
-    """Pictures and metrics of the attention that it lacks are left out."""
+    """Metrics and figures of attention are left out for a network without attention."""
     data = make_procedural_set(num_train=3, num_val=2, num_test=3, num_background=1)
     accelerator = Accelerator(cpu=True)
     batches = evaluation_loader(data, "test", accelerator)
@@ -195,7 +195,7 @@ def test_seen_in_training_is_unknown_without_names():
 
 @pytest.mark.realdata
 def test_seen_in_training_of_the_real_splits(ave_files):
-    """45 ids of AVE stand for several videos, 18 of them in several splits; the test videos among them are found."""
+    """In AVE, 45 ids have several videos, and 18 of them are in several splits: these test videos are found."""
     lines = (ave_files / "Annotations.txt").read_text().splitlines()
     names = tuple(line.split("&")[1] for line in lines)
     splits = {}
@@ -257,7 +257,7 @@ def test_summary_of_one_run_has_no_deviation():
 
 
 def test_summary_of_what_has_no_value_or_is_no_number():
-    """None in one run stays None; what a run lacks, text, truth values, lists and the seed are left out."""
+    """None in one run gives None; text, bools, lists, the seed and what a run lacks are left out."""
     quiet, (truth, prediction) = torch.full((11, 7), BACKGROUND), draw_labels()
     runs = [
         {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from crossmodal_attn import AGSCA, CMRA, AVInteraction, CrossModalRelation, RelationAware, padding_mask
+from crossmodal_attn import AGSCA, CMRA, AVInteraction, CrossModalRelation, RelationAware, RotaryTime, padding_mask
 from oracles import fill_parameters, make_cmran
 
 onnx = pytest.importorskip("onnx")
@@ -104,13 +104,15 @@ def inputs_two_contexts(sizes: Sizes) -> dict[str, Any]:
 
 
 def inputs_of_widths(sizes: Sizes) -> dict[str, Any]:
-    """With contexts of two widths and a mask for each video."""
+    """With contexts of two widths, a clock for each modality and a mask for each video."""
     batch, time, other, third, *_ = sizes
     padding = draw_padding(batch, other)
     return {
         "query": draw(batch, time, 39),
         "context": [draw(batch, other, 17, padding=padding), draw(batch, third, 23)],
         "context_padding_mask": [padding, draw_padding(batch, third)],
+        "query_times": 40 * torch.rand(time),
+        "context_times": [(40 * torch.rand(batch, other)).masked_fill(padding, torch.nan), torch.arange(third)],
         "attn_mask": draw_mask(batch, time, other + third),
     }
 
@@ -158,12 +160,14 @@ class Export(NamedTuple):
     inputs: Callable[[Sizes], dict[str, Any]]
 
 
+ROTARY = RotaryTime()
+
 EXPORTS = {
     "from-lengths": Export(lambda: FromLengths(CMRA(39, 3, context_dim=17)), inputs_from_lengths),
-    "two-contexts": Export(lambda: CrossModalRelation(39, 3, 29), inputs_two_contexts),
+    "two-contexts": Export(lambda: CrossModalRelation(39, 3, 29, rotary=ROTARY), inputs_two_contexts),
     "widths": Export(
         lambda: CrossModalRelation(
-            39, 3, 29, context_dim=[17, 23], include_query=False, norm_first=True, activation="gelu"
+            39, 3, 29, context_dim=[17, 23], include_query=False, rotary=ROTARY, norm_first=True, activation="gelu"
         ),
         inputs_of_widths,
     ),

@@ -1,9 +1,10 @@
-"""Every command has its output for itself, never creates it anew, and follows no link in it."""
+"""Output directories: one process at a time, never created again if they disappear, and links are not followed."""
 
 import pytest
 
 from ave import train as training
 from ave.checkpoints import Checkpoints
+from ave.data.arrays import StoredArray
 from ave.results.files import clearing
 from ave_release import write_release
 from running import call_main
@@ -37,11 +38,13 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_output_in_use_is_refused(command, release, trained, tmp_path, capsys):
+def test_an_output_in_use_is_refused(command, release, trained, tmp_path, capsys, monkeypatch):
     places = {"release": release, "trained": trained, "output": tmp_path / "new" / "output"}
     arguments = [places.get(argument, argument) for argument in COMMANDS[command]]
     before = files(trained)
-    with clearing(arguments[-1], new=False):
+    with clearing(arguments[-1], new=False), monkeypatch.context() as patched:
+        if command in ("train", "resume", "evaluate"):  # before the features are read, which may take long
+            patched.setattr(StoredArray, "__init__", lambda *_: pytest.fail("a file of the dataset was opened"))
         with pytest.raises(SystemExit) as stop:
             call_main("train" if command == "resume" else command, *arguments)
         assert stop.value.code == 2
@@ -56,7 +59,7 @@ def test_an_output_in_use_is_refused(command, release, trained, tmp_path, capsys
 
 @pytest.mark.parametrize(("moment", "epochs"), [("save", 2), ("save", 1), ("network", 1), ("start", 1)])
 def test_a_run_whose_directory_is_renamed_ends(moment, epochs, release, tmp_path, monkeypatch, capsys):
-    """After the first checkpoint, so that the next fails, or the network, or the report or the next seed."""
+    """The directory is renamed before the next checkpoint, the saved network, the report or the next seed."""
     output = tmp_path / "run"
     owner, name = (training, "write_predictions") if moment == "network" else (Checkpoints, moment)
     original = getattr(owner, name)
@@ -71,7 +74,7 @@ def test_a_run_whose_directory_is_renamed_ends(moment, epochs, release, tmp_path
         call_main("train", "--data", release, "--epochs", epochs, "--seeds", 0, 1, "--output", output)
     assert stop.value.code == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
-    assert f"{output} is gone: deleted or renamed while this ran" in line
+    assert line.endswith(f"error: {output} is gone: deleted or renamed while this ran")  # no hint at --resume OUTPUT
     assert not output.exists()
     monkeypatch.undo()
     call_main("train", "--resume", tmp_path / "renamed")

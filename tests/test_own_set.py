@@ -1,5 +1,4 @@
-"""An own dataset through all subcommands: vectors of any sign in .npy files, own names, videos of different lengths,
-seconds without a label, and no val split."""
+"""An own dataset in all subcommands: .npy files, vectors of any sign, own names, different lengths, no val split."""
 
 import dataclasses
 import json
@@ -31,7 +30,7 @@ WEAK = ("mil_labels", "visual_feature_noisy", "audio_feature_noisy", "labels_noi
 
 
 def draw_arrays(seed=0):
-    """What the files hold, with NaN in the padding."""
+    """Draw the arrays of the files, with NaN at padding."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, SECONDS + 1, VIDEOS)
     lengths[0] = SECONDS
@@ -84,7 +83,7 @@ def own(tmp_path, arrays):
 
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
 def test_all_subcommands(own, tmp_path, setting, capsys):
-    """The set as it is and prepared, from the check to the events, which end where their videos do."""
+    """From `check` to `predict`, with and without `prepare`; events end within their videos."""
     call_main("check", "--data", own, "--setting", setting)
     printed = capsys.readouterr().out
     assert "val_order.h5 is not there, so training keeps its last epoch" in printed
@@ -147,8 +146,8 @@ def test_digest_ignores_padding_and_knows_lengths(own, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
-def test_padding_and_other_labels_there_train_nothing(arrays, tmp_path, setting):
-    """Features and labels in padding move neither loss nor metric."""
+def test_features_and_labels_at_padding_have_no_effect(arrays, tmp_path, setting):
+    """Features and labels at padding change neither the loss nor a metric."""
     results = []
     for number, filling in enumerate((np.nan, 7.0)):
         padding = np.arange(SECONDS) >= arrays["lengths"][:, None]
@@ -166,7 +165,7 @@ def test_padding_and_other_labels_there_train_nothing(arrays, tmp_path, setting)
 
 
 def test_a_padded_video_is_measured_as_if_alone(own, arrays, assert_close):
-    """Its loss, its decisions and its attention."""
+    """Loss, decisions and attention of a padded video are those of the video alone."""
     data = read_set(own)
     model = fill_parameters(SMALL(video_dim=VIDEO_DIM, audio_dim=AUDIO_DIM, categories=CATEGORIES))
     accelerator = Accelerator(cpu=True)
@@ -208,7 +207,7 @@ def test_batches_have_the_masks_of_their_videos(own, arrays):
 
 
 def test_unlabeled_seconds_weigh_nothing_in_the_loss(draw, assert_close):
-    """The event term is the mean over the labeled seconds, that of the category over the videos that have some."""
+    """The event loss is averaged over labeled seconds, the category loss over videos that have some."""
     event_logits, category_logits = draw(3, 5).requires_grad_(), draw(3, 3).requires_grad_()
     labels = torch.nn.functional.one_hot(torch.tensor([[2, 3, 2, 3, 3], [1, 1, 1, 3, 3], [0, 0, 0, 0, 0]]), 4).double()
     labels[0, [0, 3]], labels[2] = 0, 0
@@ -228,7 +227,7 @@ def test_unlabeled_seconds_weigh_nothing_in_the_loss(draw, assert_close):
     assert all(part.isfinite().all() for part in torch.autograd.grad(nothing, [event_logits, category_logits]))
 
 
-def test_only_ave_takes_a_silent_video_for_category_0(draw, assert_close):
+def test_only_in_ave_a_video_without_event_counts_as_category_0(draw, assert_close):
     logits = Logits(draw(2, 5), draw(2, 3))
     labels = torch.nn.functional.one_hot(torch.tensor([[2, 3, 2, 3, 3], [3, 3, 3, 3, 3]]), 4).double()
     difference = supervised_loss(logits, labels) - supervised_loss(logits, labels, eventless_category=None)
@@ -247,7 +246,7 @@ def test_seconds_without_a_label_count_in_no_metric():
 
 
 def test_what_is_ave(tmp_path, release):
-    """By its 4,143 rows and 29 columns, unless they have other names, or by the manifest."""
+    """A dataset is AVE by its 4,143 rows and 29 columns, unless its names differ, or by its manifest."""
     ave = Found({}, sizes={"N": (4143, tmp_path), "L": (29, tmp_path)})
     assert ave.is_ave
     assert dataclasses.replace(ave, categories=AVE_CATEGORIES).is_ave
@@ -413,7 +412,7 @@ def test_annotations_are_compared(tmp_path, kind, message):
             raise ValueError(messages[0])
 
 
-def test_an_own_release_needs_a_val_split_no_more_but_ave_does(release):
+def test_only_ave_needs_a_val_split(release):
     (release / "val_order.h5").unlink()
     assert sorted(read_set(release).splits) == ["test", "train"]
     assert "5 videos are in no split" in " ".join(inspect_set(release).remarks)
@@ -444,7 +443,7 @@ def test_the_schedule_is_an_option(own, tmp_path, options, rates):
 
 
 def test_an_npz_may_hold_vectors(own, arrays, tmp_path):
-    """Of videos with their lengths, or of one; the events are those of the directory."""
+    """The events of an .npz with vectors, of several videos or of one, are those of the directory."""
     model = SMALL(video_dim=VIDEO_DIM, audio_dim=AUDIO_DIM, categories=CATEGORIES)
     with torch.no_grad():
         model.event_head.bias.fill_(0.1)

@@ -1,4 +1,4 @@
-"""Tables of the paper: what each row trains, what is skipped and gone on with, and what is written."""
+"""Tables of the paper: what each row trains, which rows are skipped or resumed, and what is written."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ def release(tmp_path):
 
 
 def launch(started, fails=()):
-    """Train rows in this process, with small networks; those in ``fails`` fail."""
+    """Train rows in this process, with small networks. Rows in ``fails`` fail."""
 
     def launch(training, config, stop):
         assert isinstance(stop, Event)
@@ -86,7 +86,7 @@ def test_tables_are_written_and_finished_rows_are_skipped(release, tmp_path, cap
 
 
 def test_a_reference_that_fails_is_left_out(release, tmp_path):
-    """The other rows are written without a difference to it."""
+    """If CMRAN fails, the other rows are written without a difference to it."""
     config = TablesConfig(
         tables=(5,), rows=("num-layers-0",), setting="weak", data=release, epochs=1, device="cpu",
         output=tmp_path / "tables",
@@ -115,7 +115,7 @@ def test_a_row_that_fails_is_left_out_and_told(release, tmp_path, capsys):
 
 
 def test_rows_run_in_processes_of_their_own(release, tmp_path, capsys, monkeypatch):
-    """And one that cannot be trained ends in the line that it printed."""
+    """Each row runs in a process; if it fails, the last line that it printed is reported."""
     monkeypatch.setenv("OMP_NUM_THREADS", ENVIRONMENT["OMP_NUM_THREADS"])
     config = TablesConfig(
         tables=(5,), rows=("cmran",), setting="weak", data=release, epochs=1, device="cpu", output=tmp_path / "tables"
@@ -127,7 +127,7 @@ def test_rows_run_in_processes_of_their_own(release, tmp_path, capsys, monkeypat
 
 
 def test_every_row_is_a_training_of_its_own(tmp_path):
-    """Its options build its network, whose settings it has; no two rows of a table are the same."""
+    """The options of each row build its network, and no two rows of a table have the same options."""
     for table in TABLES:
         trainings = _select(table, TablesConfig())
         assert len({training.directory for training in trainings}) == len(trainings)
@@ -158,7 +158,7 @@ def test_errors(options, message, tmp_path):
 
 
 def test_interval_is_that_of_resampled_videos():
-    """Against a bootstrap in a loop with other draws."""
+    """The interval agrees with a bootstrap in a loop with other random numbers."""
     generator = np.random.default_rng(5)
     labeled = generator.integers(5, 11, 97)
     correct, reference = (generator.binomial(labeled, share) for share in (0.7, 0.6))

@@ -1,4 +1,4 @@
-"""Prepared sets: equal to the release but for rounding, whatever stopped the preparation, and never half of one."""
+"""Prepared datasets: equal to the release up to rounding, even after interruptions; incomplete ones are not read."""
 
 import json
 import os
@@ -38,12 +38,12 @@ def prepared(release, tmp_path):
 
 
 def contents(directory):
-    """Every file below a directory."""
+    """Return the content of every file below a directory."""
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
-def test_both_forms_are_equal_but_for_rounding(release, tmp_path, setting, dtype):
+def test_a_prepared_set_equals_its_release_up_to_rounding(release, tmp_path, setting, dtype):
     directory, arrays = release
     prepare_release(directory, tmp_path / "prepared", dtype)
     own, other = read_set(directory, setting), read_set(tmp_path / "prepared", setting)
@@ -189,7 +189,7 @@ def test_a_manifest_may_say_that_a_set_is_ave(prepared):
 
 @pytest.mark.parametrize("left", [(), ("labels", "audio_feature")])
 def test_a_file_without_a_digest_is_missing(prepared, left):
-    """Or a manifest without entries would switch the digests off."""
+    """A file that the manifest does not list is missing; otherwise an empty manifest would disable the digests."""
     manifest = json.loads((prepared / "prepared.json").read_text())
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in left}
     (prepared / "prepared.json").write_text(json.dumps(manifest))
@@ -243,8 +243,10 @@ def test_a_damaged_manifest_is_written_anew(release, prepared):
 
 
 def prepare_until(directory, output, name, rows):
-    """Prepare in blocks of three videos, until so many rows of a file are written, or, without a number of rows, until
-    it would get its name, and be killed there. Runs in a process of its own."""
+    """Prepare in blocks of three videos, and be killed after some rows, or if None before a file is renamed.
+
+    This runs in a separate process.
+    """
     stored.BLOCK_BYTES = 3 * 5 * 3 * 2 * 11 * 8
 
     def blocks(self, original=stored.StoredArray.blocks):
@@ -276,7 +278,7 @@ def prepare_until(directory, output, name, rows):
         ]
     ],
 )
-def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path, moments, processes):
+def test_a_killed_preparation_ends_like_an_uninterrupted_one(release, tmp_path, moments, processes):
     directory, _ = release
     uninterrupted, output = tmp_path / "uninterrupted", tmp_path / "output"
     prepare_release(directory, uninterrupted)
@@ -297,11 +299,11 @@ def test_killed_at_several_moments_it_ends_as_if_never_stopped(release, tmp_path
 
 
 class Stopped(BaseException):
-    """Like a kill, but in this process."""
+    """Stop a preparation in this process, like a kill."""
 
 
 def stop_after(monkeypatch, count):
-    """Make a preparation stop after it has written its manifest so many times."""
+    """Stop a preparation after it has written its manifest some number of times."""
     noted = []
 
     def write(path, value, original=prepare.write_json):
@@ -313,8 +315,8 @@ def stop_after(monkeypatch, count):
     monkeypatch.setattr(prepare, "write_json", write)
 
 
-def test_stopped_after_any_file_it_goes_on_from_there(release, tmp_path, monkeypatch):
-    """And no file that was finished is read again."""
+def test_a_stopped_preparation_continues_with_the_next_file(release, tmp_path, monkeypatch):
+    """A stopped preparation continues with the next file, and reads no finished file again."""
     directory, _ = release
     prepare_release(directory, tmp_path / "uninterrupted")
     whole = contents(tmp_path / "uninterrupted")
@@ -342,7 +344,7 @@ def test_stopped_after_any_file_it_goes_on_from_there(release, tmp_path, monkeyp
     assert count == 13
 
 
-def test_what_a_kill_left_half_written_goes(release, tmp_path, monkeypatch):
+def test_partial_files_of_a_kill_are_removed(release, tmp_path, monkeypatch):
     directory, _ = release
     prepare_release(directory, tmp_path / "uninterrupted")
     with monkeypatch.context() as patch:
@@ -355,7 +357,7 @@ def test_what_a_kill_left_half_written_goes(release, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["source", "dtype", "state"])
-def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_path, monkeypatch, change):
+def test_a_preparation_with_other_arguments_starts_again(release, tmp_path, monkeypatch, change):
     directory, _ = release
     output = tmp_path / "output"
     with monkeypatch.context() as patch:
@@ -379,7 +381,7 @@ def test_it_begins_anew_when_what_was_begun_is_of_other_arguments(release, tmp_p
     torch.testing.assert_close(read_set(output).labels, read_set(directory).labels)
 
 
-def test_files_of_another_release_that_was_begun_go(release, tmp_path, monkeypatch):
+def test_files_of_another_unfinished_preparation_are_removed(release, tmp_path, monkeypatch):
     directory, _ = release
     with monkeypatch.context() as patch:
         stop_after(patch, 11)
@@ -393,7 +395,7 @@ def test_files_of_another_release_that_was_begun_go(release, tmp_path, monkeypat
     assert contents(tmp_path / "output") == contents(tmp_path / "fresh")
 
 
-def test_names_that_are_of_no_file_of_a_set_are_passed_over(release, prepared):
+def test_unknown_files_in_a_manifest_are_ignored(release, prepared):
     manifest = json.loads((prepared / "prepared.json").read_text())
     manifest["files"]["../other"] = manifest["files"]["labels"]
     (prepared / "prepared.json").write_text(json.dumps(manifest))
@@ -404,7 +406,7 @@ def test_names_that_are_of_no_file_of_a_set_are_passed_over(release, prepared):
 
 @pytest.mark.parametrize("limit", [100, 9000, 13900])
 def test_a_full_disk_is_said_in_a_line_and_the_rest_comes_later(release, tmp_path, monkeypatch, capsys, limit):
-    """A limit on the size of files fails as a full disk does, with another number."""
+    """A full disk is reported in one line, and the next call prepares the rest. A limit on file size is used."""
     resource = pytest.importorskip("resource")
     directory, _ = release
     output = tmp_path / "output"
@@ -457,7 +459,7 @@ def test_too_little_space_is_said_before_anything_is_written(release, tmp_path, 
     ],
 )
 def test_bad_features_leave_what_was_finished(release, tmp_path, monkeypatch, name, value, message):
-    """And once they are right, no other file is read again."""
+    """Bad features keep the finished files; once they are corrected, only the rest is prepared."""
     monkeypatch.setattr(stored, "BLOCK_BYTES", 5 * 5 * 3 * 2 * 11 * 8)
     directory, arrays = release
     array = arrays[name].copy()

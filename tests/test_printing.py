@@ -1,4 +1,4 @@
-"""Text out of files: what a terminal would obey is escaped, and what cannot be encoded fails no run."""
+"""Text from files: control characters are escaped, and text that the terminal cannot encode does not stop a run."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def test_errors_are_one_line_of_what_is_seen(capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux")
 def test_names_that_cannot_be_encoded_stop_nothing(release, tmp_path, monkeypatch):
-    """On an ASCII terminal, a directory whose name is not UTF-8: checked, trained on, and written to."""
+    """On an ASCII terminal, a directory whose name is not UTF-8 is checked, trained on and written to."""
     streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
@@ -56,7 +56,7 @@ def test_names_that_cannot_be_encoded_stop_nothing(release, tmp_path, monkeypatc
 
 
 def test_a_pipe_that_nobody_reads_ends_quietly(release, capsys, monkeypatch):
-    """As of `check | head -1`, also within the checks of input."""
+    """A closed pipe, as with `check | head -1`, ends the command without a message, also during the checks."""
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as stream:

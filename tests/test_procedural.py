@@ -1,4 +1,4 @@
-"""The procedural set: it has the shapes and statistics that it claims, and needs both senses."""
+"""The procedural set: it has the documented shapes and statistics, and one modality alone cannot solve it."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def script():
-    """What is seen and heard in many videos, of which no features need to be made."""
+    """Draw what is seen and heard in many videos, without making their features."""
     return draw_script(torch.arange(5600) % 28, Generator().manual_seed(0))
 
 
@@ -68,7 +68,7 @@ def test_labels(data):
 
 
 def test_categories(data):
-    """No look and no sound is one category's alone."""
+    """Every look and every sound belongs to two categories."""
     assert data.categories == CATEGORIES
     assert len(set(CATEGORIES)) == len(FITTING) == 28
     assert all(name.startswith("look ") and ", sound " in name for name in CATEGORIES)
@@ -99,7 +99,7 @@ def test_events_are_contiguous_and_anywhere(script):
 
 
 def test_event_is_where_both_are(script):
-    """Outside, the object is there without its sound, or its sound without it, or neither; and each often."""
+    """Outside of events there is the object alone, the sound alone, or neither, and each is frequent."""
     seen, heard = script.cells[:, 0].flatten(2).any(-1), script.heard[:, 0]
     assert (script.event == (seen & heard)).all()
     outside = ~script.event
@@ -115,7 +115,7 @@ def test_distractors_are_in_event_and_background_alike(script):
 
 
 def test_distractors_fit_nothing(script):
-    """Only the category's own look and sound make a category."""
+    """A distractor look or sound never completes a category."""
     pairs = {(own, other) for own in range(2) for other in range(2)} - {(0, 0)}
     for look, sound in pairs:
         drawn = set(zip(script.looks[:, look].tolist(), script.sounds[:, sound].tolist(), strict=True))
@@ -123,7 +123,7 @@ def test_distractors_fit_nothing(script):
 
 
 def test_distractors_tell_nothing(script):
-    """Two categories of one look meet the same distractor looks; two of one sound the same distractor sounds."""
+    """The two categories with the same look have the same distractor looks, and likewise for sounds."""
     category = torch.arange(5600) % 28
     for shared, own, drawn in (
         (LOOK_OF, script.looks[:, 0], script.looks),
@@ -153,7 +153,7 @@ def test_object_cells_are_few_connected_and_move(script):
 
 
 def test_object_cells_show_the_look(data):
-    """The cells of an object are brighter than the rest, in seconds when it sounds and when it does not alike."""
+    """The cells of an object are brighter than the others, whether or not it sounds."""
     brightness, cells = data.visual[:100].float().mean(-1), data.object_cells[:100]
     event = data.labels[:100, :, BACKGROUND] == 0
     on_event, on_silent = (brightness[cells & when[..., None, None]].mean().item() for when in (event, ~event))
@@ -187,7 +187,7 @@ def test_sizes_that_cannot_be(name, size):
 
 
 def accuracy_of_linear_probe(features, data):
-    """Share of test segments that ridge regression on the training segments gets right."""
+    """Return the test accuracy of ridge regression that is fitted on the training segments."""
     features = (features - features.mean((0, 1))) / features.std((0, 1))
     train, test = data.splits["train"], data.splits["test"]
     inputs, targets = features[train].flatten(0, 1), data.labels[train].flatten(0, 1)
@@ -198,7 +198,7 @@ def accuracy_of_linear_probe(features, data):
 
 
 def test_neither_sense_suffices(data):
-    """A probe of the pooled features is far better with both senses than with either, which beats chance."""
+    """A linear probe of pooled features is far better with both modalities than with one, which is above chance."""
     sight = torch.stack([video.float().mean((1, 2)) for video in data.visual])
     hearing = data.audio.float()
     sees, hears, both = (

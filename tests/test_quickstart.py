@@ -1,4 +1,4 @@
-"""The quick start runs from top to bottom, shows what it says, and reads as a notebook and as a page of a gallery."""
+"""The quick start runs, its text is true, and it converts to a notebook and to a page of the gallery."""
 
 import ast
 import re
@@ -19,14 +19,14 @@ SOURCE = SCRIPT.read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def left():
-    """What the script leaves behind, and how many figures it showed."""
+    """Run the script, and return its variables and the number of figures that it showed."""
     with patch.object(plt, "show") as show:
         names = runpy.run_path(str(SCRIPT))
     return names | {"figures": plt.get_fignums(), "shows": show.call_count}
 
 
 def test_it_finds_the_relation(left):
-    """Most of the attention of every second is on the one second of the audio in which its sign is heard."""
+    """Most of the attention of each second goes to the audio second in which its sign is heard."""
     weights, sound = left["weights"], left["sound"]
     assert weights.shape == (1, 2, 10, 20)
     carriers = [[row.equal(sign) for row in sound[0, :, :16]].index(True) for sign in left["heard_signs"]]
@@ -40,7 +40,7 @@ def test_it_shows_its_picture(left):
 
 
 def test_it_uses_the_layers(left):
-    """The three of them, and what the text says of their outputs, masks and weights is so."""
+    """It uses all three layers, and what it says about their outputs, masks and weights is true."""
     layers = {"guide": AGSCA, "relate": CMRA, "listen": CMRA, "swapped": CMRA, "fuse": AVInteraction}
     assert all(type(left[name]) is layer for name, layer in layers.items())
     assert left["seen"].shape == left["related"].shape == left["fused"].shape == (2, 10, 512)
@@ -54,7 +54,7 @@ def test_it_uses_the_layers(left):
 
 
 def test_it_reads_as_cells():
-    """A title in reST, then cells that each begin with text, and hold whole statements."""
+    """It has a reST title, then cells that begin with text and contain whole statements."""
     title, underline = ast.get_docstring(ast.parse(SOURCE)).splitlines()[:2]
     assert underline == "=" * len(title)
     header, *cells = re.split(r"^# %%\n", SOURCE, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The command on the real labels, splits and background audio, beside feature files of the release's exact shape."""
+"""The command on the real labels, splits and background audio of AVE, with feature files of the release's shapes."""
 
 import json
 
@@ -29,9 +29,9 @@ def shorten(directory, split, videos):
 
 
 def test_a_short_training(real_release, setting, tmp_path, capsys):
-    """From the release's files to the results, in both settings; weakly with the 178 background videos.
+    """Train in both settings from the files of the release, weakly with the 178 background videos.
 
-    All features in memory would be 4 GB of zeros.
+    Features are read from disk, because all of them would be 4 GB of zeros in memory.
     """
     for split, videos in {"train": 7, "val": 3, "test": 5}.items():
         shorten(real_release, split, videos)
@@ -45,7 +45,7 @@ def test_a_short_training(real_release, setting, tmp_path, capsys):
 
 
 def test_every_test_segment_is_counted(real_release, tmp_path):
-    """4,020 in all, 715 of them background; 8 videos have an id that also stands in train. The features are small."""
+    """The test split has 4,020 segments, 715 of them background, and 8 videos whose id is also in train."""
     (real_release / "visual_feature_noisy.h5").unlink()
     write_dataset(real_release / "visual_feature.h5", np.zeros((4143, 10, 1, 1, 11)))
     model = CMRAN(video_dim=11, categories=AVE_CATEGORIES, embed_dim=20, dim_feedforward=17)

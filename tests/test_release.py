@@ -1,4 +1,4 @@
-"""Reading of the AVE release: what is read is what stands in the files, and all that is wrong is named at once."""
+"""Reading the AVE release: values are those of the files, and all problems are named at once."""
 
 import os
 import shutil
@@ -26,12 +26,12 @@ def write_names(directory, header="", count=SHAPE["videos"], **options):
 
 
 def replace(name, values, dataset="avadataset"):
-    """A damage: other values in a file."""
+    """Return a damage that writes other values to a file."""
     return lambda directory: write_dataset(directory / f"{name}.h5", values, dataset)
 
 
 def declare(name, shape, dataset="avadataset"):
-    """A damage: an array of which only the shape is in the file."""
+    """Return a damage that leaves only the shape of an array in a file."""
 
     def damage(directory):
         with h5py.File(directory / f"{name}.h5", "w") as file:
@@ -42,7 +42,7 @@ def declare(name, shape, dataset="avadataset"):
 
 
 def put(name, place, value):
-    """A damage: one other value in a file."""
+    """Return a damage that writes one other value to a file."""
 
     def damage(directory):
         with h5py.File(directory / f"{name}.h5", "r+") as file:
@@ -53,7 +53,7 @@ def put(name, place, value):
 
 
 def create_unwritten(path, shape):
-    """An array of which nothing was ever written."""
+    """Create an array whose values were never written."""
     with h5py.File(path, "w") as file:
         file.create_dataset("avadataset", shape, "f4", chunks=(2, *shape[1:]))
 
@@ -103,7 +103,7 @@ def test_labels_may_be_called_right_labels(release):
 
 
 def write_ave_shapes(directory, **shapes):
-    """Label files of AVE's shapes, and features without a number written."""
+    """Write label files of AVE's shapes, and feature files without values."""
     (directory / "ave").mkdir()
     directory = directory / "ave"
     labels = np.zeros((4143, 2, 29), np.float32)
@@ -120,7 +120,7 @@ def write_ave_shapes(directory, **shapes):
 
 
 def test_ave_is_known_by_its_shapes(release, tmp_path):
-    """Only it is called so, has links, and needs its extra videos for the weak setting, unless it is to do without."""
+    """Only AVE has download links, and needs background videos for the weak setting, unless they are switched off."""
     directory = write_ave_shapes(tmp_path)
     data = read_set(directory)
     assert data.is_ave
@@ -183,7 +183,7 @@ def test_orders_may_be_of_any_integers(release, dtype):
 @pytest.mark.parametrize("header", ["", "Category&VideoID&Quality&StartTime&EndTime\n"])
 @pytest.mark.parametrize(("encoding", "newline"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
 def test_names_are_those_of_the_annotations(release, header, encoding, newline):
-    """Also with the byte-order mark and the line ends that Windows gives them."""
+    """Names are read from annotations, also with the byte-order mark and line ends of Windows."""
     directory, _ = release
     write_names(directory, header, encoding=encoding, newline=newline)
     assert read_set(directory).names == tuple(f"id{row % 19}" for row in range(23))
@@ -390,7 +390,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_named(release, kind):
-    """In the table, in the list of problems, and as the one line of an error; and only it."""
+    """The damaged file, and no other, is named in the table, in the list and in the error."""
     directory, _ = release
     damage, name, message = DAMAGES[kind]
     damage(directory)
@@ -417,7 +417,7 @@ def test_damage_is_named(release, kind):
 @pytest.mark.skipif(os.environ.get("HDF5_USE_FILE_LOCKING") == "FALSE", reason="HDF5 is told not to lock files")
 @pytest.mark.parametrize("name", ["visual_feature", "labels"])
 def test_a_locked_file_is_named_and_nobody_sent_for_another(release, name):
-    """Gigabytes are to be downloaded again only where they are damaged."""
+    """A locked file is named without a hint to download it again."""
     fcntl = pytest.importorskip("fcntl")
     directory, _ = release
     with (directory / f"{name}.h5").open("rb") as other:
@@ -436,7 +436,7 @@ def test_a_locked_file_is_named_and_nobody_sent_for_another(release, name):
 
 @pytest.mark.parametrize(("own", "other"), [("train", "val"), ("train", "test"), ("val", "test")])
 def test_overlapping_orders_are_named(release, own, other):
-    """A row in two splits would be tested on after training."""
+    """A row in two splits is an error, because a training video would be tested."""
     directory, _ = release
     splits = read_set(directory).splits
     shared = splits[own][:3]
@@ -568,7 +568,7 @@ def test_real_report(real_release):
 
 @pytest.mark.realdata
 def test_real_labels_are_compared(real_release):
-    """They fit each other; one that is changed does not."""
+    """The label files of AVE agree, and a changed one does not."""
     shutil.copy(real_release / "mil_labels.h5", real_release / "copy.h5")
     (real_release / "copy.h5").replace(real_release / "mil_labels.h5")
     labels = read_set(real_release, "weak").video_labels

@@ -1,4 +1,4 @@
-"""Real runs in processes of their own that are killed or run out of disk, go on, and end where they should."""
+"""Runs in separate processes that are killed, or run out of disk space, can be resumed and end as if uninterrupted."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ MOMENTS = {"step": (torch.optim.Adam, "step"), "rename": (os, "replace")}
 
 
 def stop_itself(signal_number, moment, number):
-    """Make this process send itself a signal at the first call of such a function, or at a later one by number."""
+    """Make this process send itself a signal at the given call of a function."""
     owner, name = MOMENTS[moment]
     original, calls = getattr(owner, name), itertools.count(1)
 
@@ -48,7 +48,7 @@ def stop_itself(signal_number, moment, number):
 
 
 def command(arguments, printed, errors, limit, stop):
-    """Run the command as a script does, with a smaller network and no figures. Runs in a process of its own."""
+    """Run the command as a script does, with a smaller network and no figures, in a separate process."""
     torch.set_num_threads(1)
     sys.stdout, sys.stderr = printed.open("w", buffering=1), errors.open("w", buffering=1)
     signal.signal(signal.SIGTERM, terminate)
@@ -63,7 +63,7 @@ def command(arguments, printed, errors, limit, stop):
 
 @pytest.fixture(scope="module")
 def run(processes, tmp_path_factory):
-    """Runs the command in a process of its own; its exit code, and what it prints to standard error."""
+    """Return a function that runs the command in a separate process; it returns the exit code and the errors."""
 
     def run(*arguments, limit=None, stop=None):
         place = tmp_path_factory.mktemp("printed")
@@ -78,7 +78,7 @@ def run(processes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(release, tmp_path_factory, run):
-    """The directory of the run that was never stopped."""
+    """Return the directory of a run that was never interrupted."""
     output = tmp_path_factory.mktemp("runs") / "straight"
     code, errors = run("train", "--data", release, *OPTIONS, "--output", output)
     assert code == 0, errors
@@ -86,7 +86,7 @@ def straight(release, tmp_path_factory, run):
 
 
 def assert_same_run(output, expected):
-    """Weights, optimizer, history and figures; not the seconds that they took."""
+    """Check that weights, optimizer, history and metrics are equal, except for the measured seconds."""
     for seed in (3, 5):
         for name in (f"seed-{seed}/model/model.safetensors", f"seed-{seed}/checkpoints/epoch-{EPOCHS:04}.safetensors"):
             assert (output / name).read_bytes() == (expected / name).read_bytes()
@@ -99,9 +99,11 @@ def visible(output):
     return sorted(str(path.relative_to(output)) for path in output.rglob("*"))
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(release, straight, tmp_path, run):
-    """By a full disk first: no file may grow beyond what the config takes, so that the first checkpoint fails, and
-    leaves nothing half-written. Then while a checkpoint is being written, and in the middle of epochs."""
+def test_a_run_that_is_stopped_repeatedly_ends_bit_identical(release, straight, tmp_path, run):
+    """The run is stopped by a full disk at its first checkpoint, while a checkpoint is written, and within epochs.
+
+    The full disk is a limit on the file size that only the config fits.
+    """
     output = tmp_path / "run"
     code, errors = run("train", "--data", release, *OPTIONS, "--output", output, limit=100_000)
     assert code == 1
@@ -127,7 +129,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(release, strai
 
 
 def test_resume_refuses(release, straight, tmp_path, capsys):
-    """Another run's options, another set, a run that is none; and nothing changes."""
+    """Other options, another dataset or a directory without a run are errors, and no file changes."""
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
     other = tmp_path / "release"
     other.mkdir()
@@ -155,7 +157,7 @@ def test_resume_refuses(release, straight, tmp_path, capsys):
 
 
 def test_a_full_disk_while_the_network_is_saved(release, tmp_path, capsys):
-    """After the training; the next try writes it."""
+    """If saving the network fails after the training, --resume saves it."""
     output = tmp_path / "run"
     call_main("train", "--data", release, "--epochs", 1, "--output", output)
     shutil.rmtree(output / "seed-0" / "model")
@@ -173,8 +175,8 @@ def test_a_full_disk_while_the_network_is_saved(release, tmp_path, capsys):
     assert (output / "seed-0" / "model" / "model.safetensors").exists()
 
 
-def test_more_epochs_and_seeds_go_on(release, tmp_path):
-    """A finished run that is given more of them is the run that had them from the start."""
+def test_a_finished_run_takes_more_epochs_and_seeds(release, tmp_path):
+    """A finished run that gets more epochs and seeds equals a run that had them from the start."""
     options = ("--data", release, "--batch-size", 5)
     call_main("train", *options, "--epochs", 2, "--output", tmp_path / "short")
     call_main("train", "--resume", tmp_path / "short", "--epochs", 3, "--seeds", 0, 4, "--keep", 1)

@@ -89,13 +89,13 @@ def make(name, setting="supervised", **options):
 
 @pytest.fixture(params=[pytest.param(case, id=name) for name, case in CASES.items()])
 def model(request):
-    """Every network in every setting."""
+    """Return each network in each of its settings."""
     name, setting, options = request.param
     return make(name, setting, **options)
 
 
 def draw_labels(model, batch, time, seed=0):
-    """One-hot labels, background last, of segments or, weakly, of videos."""
+    """Draw one-hot labels, background last, of segments, or of videos in the weak setting."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 6, (batch, time), generator=generator)
     labels = labels if model.setting == "supervised" else labels[:, 0]
@@ -130,7 +130,7 @@ def assert_golden(actual, name, tolerance=1e-10):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_figures_of_the_public_code(module):
-    """Its outputs, and in six steps of its training the loss before each and the norm of the first gradient."""
+    """Outputs, six training losses and the first gradient norm equal those of the public code."""
     row = module.replace("_weak", "").replace("_", "-")
     setting = "weak" if "weak" in module else "supervised"
     options = {"dropout": 0.0} if row == "ed-tcn" else {"as_published": True}
@@ -195,7 +195,7 @@ def softmax(scores):
 
 
 def loop_agva(layer, video, audio):
-    """One segment: ``video`` (N, C), ``audio`` (A,); gives the attended features and the attention."""
+    """Compute AGVA for one segment, video (N, C) and audio (A,); return the attended features and the attention."""
     heard = affine(layer.audio_units, affine(layer.audio_proj, audio).clamp(min=0))
     scores = []
     for cell, features in enumerate(video):
@@ -209,7 +209,7 @@ def loop_agva(layer, video, audio):
 
 
 def loop_lstm(lstm, sequence, hidden, cell):
-    """One video (T, D) in both directions, from states (2, H); gives the output (T, 2 H) and the last states."""
+    """Compute an LSTM over one video (T, D) in both directions from states (2, H). Return output and states."""
     width, outputs, states = lstm.hidden_size, [], []
     for direction, suffix in enumerate(("", "_reverse")):
         w_x, w_h, b_x, b_h = (
@@ -236,7 +236,7 @@ def loop_residual(block, audio, video):
 @pytest.mark.parametrize(("form", "spatial"), [("paper", (5, 3)), ("paper", (2,)), ("code", (3, 2))])
 @torch.no_grad()
 def test_agva_is_its_equation(form, spatial, draw, assert_close):
-    """Any map in the form of the paper, one of as many cells as hidden units in that of the code."""
+    """AGVA equals a loop, for any map in the paper's form, and for as many cells as hidden units in the code's form."""
     layer = fill_parameters(AGVA(11, 7, 6, form=form).double())
     video, audio = draw(2, 3, *spatial, 11), draw(2, 3, 7)
     attended, attention = layer(video, audio, need_weights=True)
@@ -250,7 +250,7 @@ def test_agva_is_its_equation(form, spatial, draw, assert_close):
 @pytest.mark.parametrize("stateful", [False, True])
 @torch.no_grad()
 def test_masked_lstm_is_its_equation(stateful, draw, assert_close):
-    """Output and last states of each video are those over its segments alone, whatever stands between them."""
+    """Output and last states of a padded video are those of its valid segments alone."""
     lstm = fill_parameters(nn.LSTM(5, 3, batch_first=True, bidirectional=True).double())
     sequence, hidden, cell = draw(3, 7, 5), draw(2, 3, 3), draw(2, 3, 3)
     if not stateful:
@@ -265,7 +265,7 @@ def test_masked_lstm_is_its_equation(stateful, draw, assert_close):
 @pytest.mark.parametrize("variant", [{}, {"attention": False, "fusion": "add"}, {"fusion": "dmrn"}])
 @torch.no_grad()
 def test_avel_is_its_equation(variant, draw, assert_close):
-    """Paper's attention or mean, both LSTMs, and each way of fusion."""
+    """AVEL equals a loop, with attention or the mean, both LSTMs, and each kind of fusion."""
     model = AVEL(video_dim=11, audio_dim=7, num_categories=5, hidden_dim=3, attention_dim=4, **variant)
     fill_parameters(model.double())
     video, audio, zeros = draw(2, 3, 2, 5, 11), draw(2, 3, 7), torch.zeros(2, 3, dtype=torch.float64)
@@ -289,7 +289,7 @@ def test_avel_is_its_equation(variant, draw, assert_close):
 
 @torch.no_grad()
 def test_avsdn_is_its_equation(draw, assert_close):
-    """The form of the paper: the mean map, encoders, fused states, decoder, one linear map."""
+    """AVSDN equals a loop: mean map, encoders, fused states, decoder, one linear layer."""
     model = fill_parameters(AVSDN(video_dim=11, audio_dim=7, num_categories=5, hidden_dim=3).double())
     video, audio, zeros = draw(2, 3, 2, 5, 11), draw(2, 3, 7), torch.zeros(2, 3, dtype=torch.float64)
     logits, parts = model(video, audio), model.sequence_to_sequence
@@ -307,7 +307,7 @@ def test_avsdn_is_its_equation(draw, assert_close):
 
 
 def loop_self_attention(layer, local):
-    """One head of the square root of the width, mean over time: (T, D) to (D,)."""
+    """Compute one head of self-attention, then the mean over time: (T, D) to (D,)."""
     width = len(local[0])
     queries = [affine(layer.q_proj, step) for step in local]
     keys, values = zip(*(affine(layer.kv_proj, step).split(width) for step in local), strict=True)
@@ -320,7 +320,7 @@ def loop_self_attention(layer, local):
 
 @torch.no_grad()
 def test_dam_is_its_equation(draw, assert_close):
-    """Logits, loss and decision, with probabilities where the network has logits of them."""
+    """Logits, loss and decision of DAM equal a loop with probabilities."""
     model = make("dam")
     video, audio, labels = draw(2, 5, 2, 3, 11), draw(2, 5, 7), torch.tensor([[5, 2, 2, 5, 2], [5, 5, 5, 5, 5]])
     logits = model(video, audio)
@@ -351,7 +351,7 @@ def test_dam_is_its_equation(draw, assert_close):
 @pytest.mark.parametrize(("channels", "kernel", "time"), [((5, 3), 3, 7), ((3,), 5, 4), ((2, 3, 5), 1, 9)])
 @torch.no_grad()
 def test_ed_tcn_is_its_equation(channels, kernel, time, draw, assert_close):
-    """Any number of layers, at lengths that they halve evenly and unevenly."""
+    """ED-TCN equals a loop, for any number of layers, at lengths that pooling halves evenly or not."""
     model = EDTCN(video_dim=11, audio_dim=7, num_categories=5, channels=channels, kernel_size=kernel, dropout=0.0)
     fill_parameters(model.double())
     video = draw(2, time, 2, 3, 11)
@@ -385,7 +385,7 @@ def test_ed_tcn_is_its_equation(channels, kernel, time, draw, assert_close):
 
 @pytest.mark.parametrize("as_published", [False, True])
 def test_loss_of_segments(as_published, draw, assert_close):
-    """The mean over segments that are labeled and no padding: of cross-entropy, or of the code's soft margins."""
+    """The loss is the mean over valid labeled segments of the cross-entropy, or of the public code's soft margin."""
     model = make("avel-av-att", as_published=as_published)
     logits, labels = draw(2, 3, 6), torch.nn.functional.one_hot(torch.tensor([[5, 2, 2], [1, 5, 0]]), 6).double()
     labels[0, 1] = 0
@@ -408,7 +408,7 @@ def test_loss_of_segments(as_published, draw, assert_close):
 @pytest.mark.parametrize("as_published", [False, True])
 @pytest.mark.parametrize("pooling", ["max", "mean"])
 def test_loss_of_videos(as_published, pooling, draw, assert_close):
-    """Weakly: pooled over the segments that are no padding, then as above."""
+    """The weak loss is the same for logits that are pooled over the valid segments."""
     model = make("avel-av-att", "weak", as_published=as_published, pooling=pooling)
     logits, target = draw(2, 3, 6), torch.tensor([[0, 0, 1, 0, 0, 0], [0.5, 0, 0, 0, 0, 0.5]]).double()
     terms = []
@@ -422,7 +422,7 @@ def test_loss_of_videos(as_published, pooling, draw, assert_close):
 
 
 def test_decision_by_segment():
-    """The best class; the event's probability is that of all categories together."""
+    """The decision is the best class; the event score is the probability of all categories together."""
     probabilities = torch.tensor([[[0.2, 0.1, 0.1, 0.1, 0.1, 0.4], [0.1, 0.5, 0.1, 0.1, 0.1, 0.1]]]).double()
     decision = make("avel-av").decide(probabilities.log())
     assert decision.labels.tolist() == [[5, 1]]
@@ -432,7 +432,7 @@ def test_decision_by_segment():
 
 @pytest.mark.parametrize("name", ["dam", "avsdn-cpsp"])
 def test_decision_of_two_scores(name):
-    """The video's category where the event's probability is at least a half."""
+    """The decision is the video's category where the event score is at least 0.5, else background."""
     event, category = torch.tensor([[0.0, -1.0, 1.0]]), torch.tensor([[0.1, 0.3, 0.2, 0.2, 0.2]])
     decision = make(name).decide(Logits(event, category.log()))
     assert decision.labels.tolist() == [[1, 5, 1]]
@@ -449,7 +449,7 @@ def gradients_of(model, loss, *inputs):
 
 
 def join(alone):
-    """Put logits of one video each to where its segments are in the batch; zero elsewhere."""
+    """Put the logits of single videos at the places of their segments in the batch; all others are zero."""
 
     def scatter(parts):
         joined = parts[0].new_zeros(3, 7, *parts[0].shape[2:])
@@ -463,7 +463,7 @@ def join(alone):
 
 @pytest.mark.parametrize("fill", [0.5, torch.nan])
 def test_padded_batch_equals_videos_one_by_one(model, fill, draw, assert_close):
-    """Logits, decisions, the loss, and its gradients by every parameter, none of which is unused."""
+    """Logits, decisions, loss and gradients of a padded batch equal those of its videos, and no parameter is unused."""
     video, audio = draw(3, 7, 3, 2, 11), draw(3, 7, 7)
     expected = join([model(video[b : b + 1, ~MASK[b]], audio[b : b + 1, ~MASK[b]]) for b in range(3)])
     video[MASK], audio[MASK] = fill, fill
@@ -486,7 +486,7 @@ def test_padded_batch_equals_videos_one_by_one(model, fill, draw, assert_close):
 
 
 def test_video_of_nothing_but_padding_is_finite(model, draw, assert_close):
-    """It moves no other; and a batch of such videos has a finite loss, too."""
+    """A video that is all padding does not change the others, and a batch of such videos has a finite loss."""
     video, audio, mask = draw(2, 5, 3, 2, 11), draw(2, 5, 7), padding_mask([5, 0], 5)
     expected = model(video[:1], audio[:1])
     video[1], audio[1] = torch.nan, torch.nan
@@ -513,7 +513,7 @@ def test_mask_without_padding_equals_no_mask(model, draw, assert_close):
 
 
 def test_initial_weights_are_drawn_as_in_the_code():
-    """Xavier uniform, by its variance, which differs from that of PyTorch's own draws; in DMRN the head alone."""
+    """Initial weights have the variance of Xavier's distribution, in DMRN only those of the head."""
 
     def drawn_by_xavier(layer):
         weight, fans = layer.weight.detach(), sum(layer.weight.shape[:2]) * math.prod(layer.weight.shape[2:])
@@ -534,7 +534,7 @@ def test_initial_weights_are_drawn_as_in_the_code():
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_saved_network_is_loaded(name, draw, tmp_path, assert_close):
-    """Its variant is among its arguments; they come back from a directory with the weights."""
+    """A saved network is loaded with the same variant and weights."""
     network = make(name).float().eval()
     network.save_pretrained(tmp_path)
     loaded = type(network).from_pretrained(tmp_path)
@@ -552,7 +552,7 @@ def test_saved_network_is_loaded(name, draw, tmp_path, assert_close):
     ],
 )
 def test_arguments_that_no_weight_has_are_loaded(name, options, tmp_path):
-    """The network reads one modality, or has no feed-forward network."""
+    """Arguments are restored that do not show in the shapes of the weights."""
     NETWORKS[name](**options).save_pretrained(tmp_path)
     loaded = load_network(str(tmp_path))
     assert all(getattr(loaded, option) == value for option, value in options.items() if option.endswith("dim"))
@@ -568,7 +568,7 @@ def test_a_network_of_no_known_name_is_refused(tmp_path):
 
 
 class Padded(nn.Module):
-    """A network whose mask is made inside, from lengths."""
+    """A network that makes its padding mask from lengths."""
 
     def __init__(self, network):
         super().__init__()
@@ -581,7 +581,7 @@ class Padded(nn.Module):
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of what passes from one graph to the next
 @pytest.mark.parametrize("name", ["avsdn-cpsp", "dam", "ed-tcn"])
 def test_compiled_network(name, draw, assert_close):
-    """As a whole, or, as PyTorch compiles no LSTM, around those."""
+    """The network compiles as a whole, or around its LSTMs, which PyTorch does not compile."""
     network = Padded(make(name))
     compiled = torch.compile(network, fullgraph=name in ("dam", "ed-tcn"), backend="eager")
     inputs = draw(2, 5, 3, 2, 11), draw(2, 5, 7), torch.tensor([5, 2])
@@ -591,9 +591,9 @@ def test_compiled_network(name, draw, assert_close):
 @pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")  # of every LSTM of PyTorch
 @pytest.mark.parametrize("name", ["avsdn-cpsp", "dam", "ed-tcn"])
 def test_exported_network(name, draw, assert_close):
-    """For any batch, with padding, at any length (for ED-TCN one in which its layers go evenly).
+    """The exported network accepts any batch size, padding and length (for ED-TCN, lengths that its layers divide).
 
-    With LSTMs it is for one length without padding: more of them PyTorch does not export.
+    With LSTMs, it accepts one length without padding: PyTorch exports no more.
     """
     batch, quarter, lstms = torch.export.Dim("batch"), torch.export.Dim("quarter", min=2, max=16), name == "avsdn-cpsp"
     axes = {0: batch} if lstms else {0: batch, 1: 4 * quarter}

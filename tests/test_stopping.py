@@ -1,4 +1,4 @@
-"""What stops a run is told in one line: signals, files and memory that fail it, and processes that are gone."""
+"""Signals, failing files, lack of memory and lost processes end a run with a message in one line."""
 
 import os
 import runpy
@@ -32,7 +32,7 @@ def release(tmp_path_factory):
 
 
 def at_step(number, act):
-    """Call ``act`` in place of a step of training, counted from 1."""
+    """Call ``act`` instead of the given training step, counted from 1."""
     steps = []
     step = torch.optim.Adam.step
 
@@ -44,7 +44,7 @@ def at_step(number, act):
 
 
 def start_anew(errors):
-    """Let a process that was forked be as one that was started in a terminal."""
+    """Make a forked process behave like one that was started in a terminal."""
     torch.set_num_threads(1)
     os.setpgrp()
     for descriptor, name in ((1, os.devnull), (2, errors)):
@@ -54,11 +54,11 @@ def start_anew(errors):
 
 
 def get_stopped(number, lost, arguments, errors):
-    """Run the script, which a signal to its group reaches in the second step, and once more while it tells so."""
+    """Run the script, and send a signal to its process group in the second step and while it prints its message."""
     start_anew(errors)
 
     class Callback:
-        """Python only prints an exception in it."""
+        """An object whose finalizer sends the signal; Python only prints exceptions from it."""
 
         def __del__(self):
             os.killpg(0, number)
@@ -92,8 +92,8 @@ def test_a_signal_to_all_processes_ends_in_a_line(number, code, lost, release, t
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("failure", ["cut", "lost", "memory"])
-def test_what_fails_reading_is_told_in_a_line(failure, workers, tmp_path, capsys, monkeypatch):
-    """In a thread as in the main one; and no thread or file is left behind."""
+def test_reading_errors_are_reported_in_one_line(failure, workers, tmp_path, capsys, monkeypatch):
+    """A reading error is reported in one line, with and without threads; no thread or file is left."""
     np.save(tmp_path / "visual_feature.npy", write_release(tmp_path)["visual_feature"])
     (tmp_path / "visual_feature.h5").unlink()
     output = tmp_path / "run"
@@ -134,8 +134,8 @@ def test_what_fails_reading_is_told_in_a_line(failure, workers, tmp_path, capsys
         lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB.\nMore.")),
     ],
 )
-def test_lack_of_memory_is_told_in_a_line(allocate, capsys, monkeypatch):
-    """Whatever finds it, and in any subcommand."""
+def test_lack_of_memory_is_reported_in_one_line(allocate, capsys, monkeypatch):
+    """Lack of memory is reported in one line, whoever raises it."""
     monkeypatch.setitem(ave_cmran.COMMANDS, "check", (ave_cmran.CheckConfig, lambda _: allocate()))
     with pytest.raises(SystemExit) as stop:
         call_main("check", "--data", "/nowhere")
@@ -167,10 +167,10 @@ def lose_one(rank, port, end, patience, arguments, errors):
 
 @pytest.mark.skipif(os.name == "nt", reason="these signals are those of POSIX")
 @pytest.mark.parametrize(
-    ("end", "patience"), [(signal.SIGKILL, ave.devices.PATIENCE), (signal.SIGSTOP, timedelta(seconds=15))]
+    ("end", "patience"), [(signal.SIGKILL, ave.devices.PATIENCE), (signal.SIGSTOP, timedelta(seconds=8))]
 )
-def test_a_process_that_is_gone_ends_the_others_in_a_line(end, patience, release, tmp_path, processes):
-    """One that has stopped is waited for, here not as long as else."""
+def test_a_lost_process_ends_the_others_with_one_line(end, patience, release, tmp_path, processes):
+    """A killed or stopped process ends the other with one line; the waiting time is shortened here."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     options = ("--data", release, "--batch-size", 5, "--device", "cpu", "--output", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Tables line up, and have every metric of every run, in the width of a terminal."""
+"""Tables are aligned, show every metric of every run, and fit the width of a terminal."""
 
 import re
 
@@ -124,7 +124,7 @@ def test_many_runs_have_least_and_greatest():
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5, 10])
 def test_tables_fit_the_terminal(number):
-    """With the longest seeds that there are, and all lines."""
+    """Tables fit the terminal with the longest seeds and all rows."""
     more = {"object_attention": 1.0, "object_attention_if_uniform": 1.0}
     runs = make_runs(number, first_seed=2**32 - 10, seen=torch.arange(53) < 11, **more)
     summary = summarize(runs)
@@ -170,7 +170,7 @@ def test_categories_stand_in_their_order(categories, number):
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_names_out_of_files_are_shown_not_obeyed(number):
-    """Control characters, a line that looks like an error, a byte that is not UTF-8, and a very long name."""
+    """Control characters, forged error lines, bytes that are not UTF-8 and very long names are escaped."""
     names = ("\x1b[31mred\nerror: forged", "\udcff", 50_000 * "long", "\u202eturned")
     runs = make_runs(number, names, history=[{"val_accuracy": 0.5}])
     summary = summarize(runs)

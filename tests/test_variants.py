@@ -1,4 +1,4 @@
-"""The variants of CMRAN's ablation study: the equations of each in loops, its parameters, and that it is a network."""
+"""The variants of CMRAN's ablation study: each equals its equations in loops, and all work like the full network."""
 
 import io
 
@@ -53,13 +53,13 @@ LENGTHS = [5, 2, 1]
 
 @pytest.fixture(params=VARIANTS)
 def options(request):
-    """The arguments of every variant."""
+    """Return the arguments of each variant."""
     return VARIANTS[request.param]
 
 
 @pytest.fixture
 def variant(options, setting):
-    """Every variant in both settings, small and in float64."""
+    """Return each variant in both settings, small and in float64."""
     return make_cmran(setting, **options)
 
 
@@ -67,7 +67,7 @@ def variant(options, setting):
 
 
 def block(layer, query, memory):
-    """Relate the query to this memory and nothing else, by the block of Eq. 7-8."""
+    """Relate the query to this memory alone, by the block of Eq. 7-8."""
     attention = layer.attention
     width = attention.embed_dim
     keys_and_values = affine(attention.kv_proj, memory)
@@ -134,7 +134,7 @@ def fuse(layer, video, audio, options):
 
 
 def test_variant_is_its_equations(variant, options, draw, assert_close):
-    """The whole network, at a batch and a length of its own, with its layers in the order of the paper."""
+    """The whole network equals a loop over its layers, in the order of the paper."""
     video, audio = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
     projected = affine(variant.video_proj, video).clamp(min=0)
     seen = guide(variant.spatial_channel_attention, projected, audio, options)
@@ -146,7 +146,7 @@ def test_variant_is_its_equations(variant, options, draw, assert_close):
 
 
 def test_number_of_blocks():
-    """Of self-attention in a relation-aware module: "self" has one, whatever num_layers is."""
+    """num_layers sets the self-attention blocks of a relation-aware module, except for "self", which has one."""
     blocks = {}
     for relation in ("cmra", "co", "cmra-f", "self", "self-stacked", "none"):
         for num_layers in (0, 3):
@@ -159,15 +159,15 @@ def test_number_of_blocks():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name):
-    """At the paper's sizes; the weak network has a category more."""
+    """At the paper's sizes, the parameter counts are the expected ones; the weak network has one more category."""
     with torch.device("meta"):
         models = CMRAN(**VARIANTS[name]), CMRAN("weak", **VARIANTS[name])
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
     assert counts == [PARAMETERS[name], PARAMETERS[name] + 257]
 
 
-def test_options_that_are_given_as_they_are_by_default_change_nothing(draw):
-    """Nor does any option draw from the generator before the layers that all variants have."""
+def test_explicit_defaults_change_nothing(draw):
+    """Default values that are given explicitly change neither the initial weights nor the outputs."""
     torch.manual_seed(0)
     plain = CMRAN(video_dim=11, audio_dim=7)
     torch.manual_seed(0)
@@ -191,7 +191,7 @@ def loss_of(model, logits, labels, mask):
 
 
 def test_every_parameter_learns_from_a_padded_batch_as_from_videos_alone(variant, draw, assert_close):
-    """NaN at padding: the logits are those of each video alone, and no gradient is missing, zero or not finite."""
+    """With NaN at padding, logits equal those of each video alone, and every gradient is finite and not zero."""
     mask = padding_mask(LENGTHS)
     video, audio = draw(3, 5, 3, 2, 11), draw(3, 5, 7)
     labels = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 5, 5], [4] * 5, [5] * 5]), 6).double()
@@ -223,8 +223,8 @@ def test_video_of_nothing_but_padding_is_finite(variant, draw, assert_close):
 
 
 @pytest.mark.parametrize("name", ["self", "none"])
-def test_modalities_meet_only_where_they_are_said_to(name, draw):
-    """Without AGSCA, what "self" and "none" make of a modality does not change with the other."""
+def test_self_and_none_ignore_the_other_modality(name, draw):
+    """Without AGSCA, the relations of "self" and "none" do not depend on the other modality."""
     model = make_cmran("supervised", **VARIANTS[name], guidance="mean")
     video, audio = draw(2, 5, 11), draw(2, 5, 7)
     assert torch.equal(model.video_relation(video, audio), model.video_relation(video, audio * torch.nan))
@@ -269,7 +269,7 @@ COMBINED = {
         "num_layers": 1,
     },
     "cmra-f-0-layers": {"relation": "cmra-f", "num_layers": 0},
-    "none-feedforward": {"relation": "none-feedforward"},
+    "none-feedforward": {"relation": "none-feedforward", "num_layers": 1},
 }
 """Every part of the variants in few networks, as tracing takes seconds. "self" and "none" have those of the second; own
 projections are compiled and exported in test_compile_export.py."""
@@ -277,7 +277,7 @@ projections are compiled and exported in test_compile_export.py."""
 
 @pytest.fixture(params=COMBINED)
 def combined(request):
-    """Networks that have every part of the variants."""
+    """Build a few networks that together have every part of the variants."""
     return make_cmran("supervised", **COMBINED[request.param]).eval()
 
 
@@ -292,7 +292,7 @@ def test_compiles_whole_and_once(combined, draw, assert_close):
 
 
 def test_exports_with_dynamic_sizes(combined, draw, assert_close):
-    """Saved and loaded, it runs at other sizes."""
+    """An exported, saved and loaded network runs at other sizes."""
 
     def inputs(batch, time, height):
         return draw(batch, time, height, 2, 11), draw(batch, time, 7), padding_mask([time, *[1] * (batch - 1)], time)
@@ -314,7 +314,7 @@ def test_exports_with_dynamic_sizes(combined, draw, assert_close):
 
 
 def test_saved_and_loaded(options, draw, tmp_path):
-    """The arguments stand in the config, so that the same network comes back."""
+    """A saved network is loaded with its variant."""
     sizes = {"video_dim": 11, "audio_dim": 7, "num_categories": 3, "embed_dim": 12, "dim_feedforward": 5}
     model = fill_parameters(CMRAN(**sizes, **options)).eval()
     model.save_pretrained(tmp_path)
@@ -325,8 +325,8 @@ def test_saved_and_loaded(options, draw, tmp_path):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_maps_are_recorded_where_they_are_those_of_the_whole_network(name, draw):
-    """Figures of spatial attention and of relations are drawn from these."""
+def test_each_variant_records_its_attention_maps(name, draw):
+    """Spatial maps and relations, which figures show, are recorded for variants that have them."""
     options = VARIANTS[name]
     model = make_cmran("supervised", **options)
     with record_attention(model) as maps:

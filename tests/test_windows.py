@@ -1,4 +1,7 @@
-"""relation_mask equals its docstring in loops over exact fractions, and excludes what it promises in the layers."""
+"""relation_mask equals its docstring in loops over exact fractions, and excludes what it promises in the layers.
+
+test_relation_window.py compares relation_window with it.
+"""
 
 import math
 from fractions import Fraction
@@ -8,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmodal_attn import CMRA, CrossModalRelation, InternalTemporalRelation, relation_mask
+from crossmodal_attn import CMRA, CrossModalRelation, InternalTemporalRelation, relation_mask, relation_window
 from oracles import fill_parameters
 
 
@@ -77,6 +80,68 @@ def test_mask_is_its_docstring_in_loops(data, length, causal, window):
     assert torch.equal(mask, expected)
     if include_query:
         assert not mask[:, -length:].diagonal().any()
+
+
+TENTHS = st.integers(1, 30).map(lambda tenths: Fraction(tenths, 10))
+
+
+@st.composite
+def stamps(draw, length):
+    """Draw the segments [s, e) of a modality, sorted and exact, and the tensor that a user would give."""
+    steps = draw(st.lists(TENTHS, min_size=length, max_size=length))
+    starts = [sum(steps[: index + 1], Fraction(-2)) for index in range(length)]
+    ends = [*starts[1:], 2 * starts[-1] - starts[-2]] if length > 1 else []
+    if length != 1 and draw(st.booleans()):
+        return list(zip(starts, ends, strict=True)), torch.tensor([float(s) for s in starts], dtype=torch.float64)
+    size = draw(TENTHS)
+    pairs = [(start, start + size) for start in starts]
+    return pairs, torch.tensor([[float(s), float(e)] for s, e in pairs], dtype=torch.float64).reshape(length, 2)
+
+
+@given(data=st.data(), length=st.integers(1, 7), size=st.integers(0, 9), causal=st.booleans(), window=WINDOWS)
+def test_time_stamps_in_loops(data, length, size, causal, window):
+    """Stamps take the place of i, i + 1 and of s, e. An offset is added to those of a context."""
+    query, query_times = data.draw(stamps(length))
+    context, context_times = data.draw(stamps(size))
+    offset = data.draw(TENTHS) - 1
+    back, ahead = exact(window)
+    expected = [
+        [
+            (causal and e > end) or (back is not None and e <= start - back) or (ahead is not None and s >= end + ahead)
+            for s, e in [*((s + offset, e + offset) for s, e in context), *query]
+        ]
+        for start, end in query
+    ]
+    mask = relation_mask(
+        length,
+        [size],
+        causal=causal,
+        window=given_as(window),
+        query_times=query_times,
+        context_times=[context_times],
+        context_offsets=[float(offset)],
+    )
+    assert torch.equal(mask, torch.tensor(expected))
+
+
+def test_contexts_without_stamps():
+    """They cover the time of the query, or begin with it at their rate; an offset moves them."""
+    seconds = torch.arange(7) * 2 + 100
+    options = {"causal": True, "include_query": False}
+    for given_rates, rates, shift in ((None, None, 0), ([1.25], [2.5], 0), ([1.25], [2.5], 3)):
+        expected = relation_mask(7, [11], window=1.5, context_rates=rates, context_offsets=[shift], **options)
+        timed = {"query_times": seconds, "context_rates": given_rates, "context_offsets": [2 * shift]}
+        assert torch.equal(relation_mask(7, [11], window=3, **timed, **options), expected)
+    late = relation_mask(7, [7], context_rates=[1], context_offsets=[2], **options)
+    assert torch.equal(late, torch.ones(7, 7, dtype=torch.bool).triu(-1))
+
+
+def test_stamps_in_float32_mean_what_they_say():
+    """Rounding to float32 moves no edge in minutes of video."""
+    stamped = relation_mask(
+        4999, [997], window=0.48, query_times=torch.arange(4999) / 25, context_times=[torch.arange(997) / 5]
+    )
+    assert torch.equal(stamped, relation_mask(4999, [997], window=12, context_rates=[0.2]))
 
 
 @pytest.mark.parametrize("rate", ["0.1", "0.3", "0.7", "1.1", "10"])
@@ -209,6 +274,11 @@ def test_mask_is_made_in_compiled_code(draw):
     assert len(compilations) == 1
 
 
+def timed(times, **options):
+    """Make a window for three segments with these times."""
+    return relation_window(3, query_times=times, **options)
+
+
 T, V = TypeError, ValueError
 
 
@@ -278,6 +348,55 @@ T, V = TypeError, ValueError
             T,
             r"context_rates\[0\] must be a number of segments per query segment, got NoneType",
             id="rate of None",
+        ),
+        pytest.param(
+            lambda: relation_mask(3, [5], context_offsets=["1"]),
+            T,
+            r"context_offsets\[0\] must be a number of units of time that the context is late, got str",
+            id="offset of text",
+        ),
+        pytest.param(
+            lambda: relation_window(3, [5], context_offsets=[math.nan]),
+            V,
+            r"context_offsets\[0\] .* finite, got nan",
+            id="offset",
+        ),
+        pytest.param(
+            lambda: relation_window(3, [5], context_times=[]),
+            V,
+            "context_times must have an entry for each context, 1 in all, got 0",
+            id="too few times",
+        ),
+        pytest.param(
+            lambda: relation_window(3, [2], context_times=[torch.arange(2)], context_rates=[1]),
+            V,
+            r"context_rates\[0\] must be None, since context_times\[0\] is given, got 1",
+            id="times and rate",
+        ),
+        pytest.param(lambda: timed([0, 1, 2]), T, "query_times must be a torch.Tensor, got list", id="list of times"),
+        pytest.param(lambda: timed(torch.zeros(3).half()), T, "must have the dtype float32, float64 or", id="half"),
+        pytest.param(
+            lambda: timed(torch.zeros(2, 2)),
+            V,
+            r"query_times must have shape \(3,\) or \(3, 2\), got \(2, 2\)",
+            id="shape",
+        ),
+        pytest.param(
+            lambda: relation_window(1, query_times=torch.zeros(1)),
+            V,
+            r"query_times must have shape \(1, 2\), start and end, for a single segment, got \(1,\)",
+            id="a single start",
+        ),
+        pytest.param(lambda: timed(torch.tensor([0, math.nan, 1])), V, "query_times must be finite", id="NaN in times"),
+        pytest.param(lambda: timed(torch.tensor([0, 2, 1])), V, "query_times must be sorted", id="unsorted"),
+        pytest.param(
+            lambda: timed(torch.tensor([[0, 9], [1, 2], [2, 10]])), V, "query_times must be sorted", id="unsorted ends"
+        ),
+        pytest.param(
+            lambda: timed(torch.tensor([0, 1, 1])),
+            V,
+            "query_times must have segments that end after they start",
+            id="empty",
         ),
     ],
 )

@@ -14,12 +14,16 @@ from crossmodal_attn import (
     CMRA,
     AVInteraction,
     CrossModalRelation,
+    Memory,
     RelationAware,
+    RotaryTime,
     padding_mask,
     record_attention,
     relation_attention,
     relation_mask,
+    relation_window,
     replace_multihead_attention,
+    rotate_by_time,
     summarize_relations,
 )
 
@@ -42,6 +46,7 @@ def attributes(layer: CMRA, block: RelationAware) -> None:
     assert_type(layer.context_kv_proj, nn.Linear | None)
     assert_type(layer.context_dim, int | tuple[int, ...])
     assert_type(layer.include_query, bool)
+    assert_type(layer.rotary, RotaryTime | None)
     assert_type(block.context_proj, nn.Linear)
     assert_type(block.cross_relation.attention, CMRA)
 
@@ -49,10 +54,19 @@ def attributes(layer: CMRA, block: RelationAware) -> None:
 def results(layer: CMRA, guide: AGSCA, model: Fusion, query: Tensor, memory: Tensor) -> None:
     assert_type(layer.forward(query, [memory, memory], need_weights=True), Tensor | tuple[Tensor, Tensor])
     layer.forward(query, [memory, None], context_padding_mask=[padding_mask([3, 1]), None])
+    layer.forward(query, [memory, None], query_times=query[0, :, 0], context_times=[memory[:, :, 0], None])
+    assert_type(rotate_by_time(query, memory, min_period=1, max_period=RotaryTime().max_period), Tensor)
+    past = layer.remember(memory, own=True)
+    assert_type(past.append(layer.remember(query), max_length=100), Memory)
+    assert_type(layer.remember([memory, None]), list[Memory | None])
+    layer.forward(query, [memory, None, past])
     assert_type(guide.forward(memory, query), Tensor | tuple[Tensor, Tensor, Tensor])
     assert_type(relation_attention(query, memory, memory, dropout_p=0.1), Tensor)
     assert_type(padding_mask([3, 1]), Tensor)
     assert_type(relation_mask(10, [40], causal=True, window=(2, None)), Tensor)
+    window = relation_window(10, [40], context_times=[memory], context_offsets=[0.5])
+    layer.forward(query, memory, attn_mask=window)
+    assert_type(window.mask(device="cpu"), Tensor)
     assert_type(summarize_relations(memory, [10, 10]).intra, Tensor)
     assert_type(replace_multihead_attention(model).skipped, dict[str, str])
     with record_attention(model) as maps:

@@ -10,6 +10,8 @@ GUIDES = (
     "third_modality.py",
     "variable_lengths.py",
     "long_videos.py",
+    "live_events.py",
+    "who_came_first.py",
     "what_attends_to_what.py",
     "your_feature_maps.py",
     "train_on_ave.py",

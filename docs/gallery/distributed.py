@@ -4,7 +4,7 @@ DDP and FSDP2
 
 The layers are ordinary modules, so :class:`~torch.nn.parallel.DistributedDataParallel` and ``fully_shard`` (FSDP2) can
 train them. In this guide, two processes give the same losses and weights as one process with the whole batch.
-Everything ran on a CPU, with the gloo backend. The last section lists the changes for GPUs.
+The guide runs on a CPU, with the gloo backend. The last section lists the changes for GPUs.
 """
 
 # sphinx_gallery_thumbnail_path = "images/guides/distributed.svg"

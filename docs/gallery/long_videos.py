@@ -4,14 +4,14 @@ Long videos, with a time window or a causal mask
 
 In a long video, most segments are far away from each other. In a stream, later segments are not available yet.
 :func:`~crossmodal_attn.relation_mask` makes an ``attn_mask`` for both cases: time windows and causal masks, for
-modalities of different rates.
+modalities of different rates. :func:`~crossmodal_attn.relation_window` says the same without a mask, at linear cost.
 """
 
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from crossmodal_attn import CMRA, RelationAware, relation_mask
+from crossmodal_attn import CMRA, RelationAware, relation_mask, relation_window
 from crossmodal_attn.plots import plot_relations
 
 torch.manual_seed(0)
@@ -109,13 +109,57 @@ hour = 6 * T * 6 * (T + S)
 print(f"the mask of an hour: {hour / 1e6:.0f} MB in bool, {4 * hour / 1e6:.0f} MB in float32")
 
 # %%
+# A window in place of a mask
+# ---------------------------
+# :func:`~crossmodal_attn.relation_window` takes the same arguments, and goes wherever a mask goes. The queries are then
+# divided into blocks, each with the span of the memory that its window covers. So time and memory grow with the length
+# of the video, and not with its square. For a query of 8,192 steps, a memory of 40,960 and a window of 32 steps,
+# forward and backward are 12 times as fast as with the mask, with a fifth of the memory (two CPU cores, width 256).
+
+window = relation_window(T, [S], window=4)
+with torch.no_grad():
+    difference = layer(video, audio, attn_mask=window) - layer(video, audio, attn_mask=narrow)
+print(f"largest difference {difference.abs().max():.1e}")
+assert difference.abs().max() < 1e-5
+
+# %%
+# A window is made for fixed lengths, and serves any batch size. Make it once, outside compiled code; to export a layer
+# with a window, keep both in a module. If the window covers most of the memory, the layer computes all scores, as with
+# a mask. Padding masks are given to the layer beside it.
+#
+# The attention weights are banded: each query has only those of the steps in its window. ``columns`` says which steps
+# these are, and ``to_dense`` makes the weights of a mask of them.
+
+with torch.no_grad():
+    _, weights = layer(video, audio, attn_mask=window, need_weights=True)
+print("banded weights:", tuple(weights.shape))
+figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+dense = window.to_dense(weights)[0, 0]
+plot_relations(torch.cat([dense[:20, :50], dense[:20, S : S + 20]], 1), [50, 20], ["audio", "video"], ax=axes)
+
+# %%
+# Time stamps, and audio that starts late
+# ---------------------------------------
+# Words, and frames at a variable rate, have time stamps. ``query_times`` and ``context_times`` take when each segment
+# starts, or when it starts and ends. Windows then count in the unit of the stamps, here in seconds: each frame attends
+# to the words that are spoken within half a second of it. ``context_offsets`` shifts the clock of a context, for audio
+# that starts after the video.
+
+frames = torch.tensor([0.0, 0.5, 1.0, 2.0, 2.5, 3.0])
+words = torch.tensor([[0.3, 0.6], [0.6, 1.2], [1.9, 2.4], [2.4, 2.7]])
+for offset in (0, 1):
+    mask = relation_mask(
+        6, [4], window=0.5, query_times=frames, context_times=[words], context_offsets=[offset], include_query=False
+    )
+    print(f"words {offset} s late: frame by frame", [(~row).nonzero().flatten().tolist() for row in mask])
+
+# %%
 # Chunks
 # ------
-# With a window, the video can be processed in chunks. A chunk gets ``window`` additional segments on each side. It then
-# gives the same outputs as the whole video, and needs only a small mask. So time and memory of attention grow with the
-# length of the video, and not with its square. A stream can be processed with a delay of one chunk and one window. Cut
-# where both modalities have a boundary, here at whole seconds. For several layers, each side needs as many segments as
-# the sum of their windows.
+# With a window, the video can also be processed in chunks, for example as it arrives. A chunk gets ``window`` additional
+# segments on each side. It then gives the same outputs as the whole video, and needs only a small mask. A stream can be
+# processed with a delay of one chunk and one window. Cut where both modalities have a boundary, here at whole seconds.
+# For several layers, each side needs as many segments as the sum of their windows.
 
 
 def in_chunks(video: Tensor, audio: Tensor, window: int = 4, step: int = 80) -> Tensor:

@@ -19,8 +19,8 @@ torch.manual_seed(0)
 # %%
 # One line for a whole model
 # --------------------------
-# :func:`~crossmodal_attn.replace_multihead_attention` exchanges every layer behind the same call, so the code of the
-# model stays as it is.
+# :func:`~crossmodal_attn.replace_multihead_attention` replaces every layer by one that is called in the same way. So
+# the code of the model does not change.
 
 transformer = nn.Transformer(64, 4, num_encoder_layers=2, num_decoder_layers=2, batch_first=True).eval()
 source, target = torch.randn(2, 12, 64), torch.randn(2, 10, 64)
@@ -34,9 +34,10 @@ print({path: tuple(weights.shape) for path, weights in maps.items()})
 assert torch.allclose(exchanged, original, atol=1e-5)
 
 # %%
-# In evaluation without gradients, torch's encoder has a fast path that never calls its attention layers. The exchange
-# keeps the encoder off it. ``report.skipped`` gives the layers that CMRA cannot stand for, each with the reason, and a
-# call whose key is not its value is an error. The report also undoes the exchange, and keeps what was learned since.
+# In evaluation without gradients, torch's encoder has a fast path that never calls its attention layers. The new layers
+# disable it. ``report.skipped`` lists the layers that CMRA cannot replace, each with the reason. A call whose key and
+# value are different tensors raises an error. ``report.restore()`` puts the original layers back, with the weights
+# that were learned since.
 
 report.restore()
 print(type(transformer.encoder.layers[0].self_attn))

@@ -14,12 +14,17 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from tqdm import tqdm
 
 from ave.stopping import find_reason
 
 __all__ = ["Pace", "Precision", "Stopwatch", "describe_device", "make_accelerator", "peak_memory"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+EVALUATION_COST = 0.35
+"""The time to evaluate one video, divided by the time to train on it."""
+TIMED_STEPS = 10
+"""Number of steps that are timed to estimate the time of a run."""
 PATIENCE = timedelta(minutes=30)
 """How long each process waits for the others before it fails.
 
@@ -162,24 +167,36 @@ class Stopwatch:
 
 
 class Pace:
-    """Measure the time per step at the beginning of a run. The first step is slow, and is not counted.
+    """Time the first steps of a run, and print how long the rest of it will take.
+
+    The very first step is slow, and is not timed. Only the main process prints.
 
     Args:
-        device: the device that runs the steps.
-        steps: number of steps to measure.
+        accelerator: gives the device that runs the steps.
+        evaluated: the number of videos that are evaluated after an epoch, divided by the number of training videos.
     """
 
-    def __init__(self, device: torch.device, steps: int = 10) -> None:
-        self.device, self.steps = device, steps
-        self._count, self._start = 0, 0.0
+    def __init__(self, accelerator: Accelerator, *, evaluated: float) -> None:
+        self.accelerator, self.evaluated = accelerator, evaluated
+        self._count, self._begin, self._left, self._note = 0, 0.0, 0, ""
 
-    def step(self) -> float | None:
-        """Count a step. After the last measured step return the seconds per step, else None."""
+    def start(self, steps_left: int, note: str) -> None:
+        """Set the number of steps that are left in the whole run, and a note that is printed after the time."""
+        self._left, self._note = steps_left, note
+
+    def step(self) -> None:
+        """Count a step. After the last timed step, print the time left."""
         self._count += 1
-        if self._count not in (1, 1 + self.steps):
-            return None
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        start, self._start = self._start, now
-        return None if self._count == 1 else (now - start) / self.steps
+        self._left -= 1
+        if self._count not in (1, 1 + TIMED_STEPS) or not self.accelerator.is_main_process:
+            return
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        if self._count == 1:
+            self._begin = time.perf_counter()
+            return
+        seconds = (
+            (time.perf_counter() - self._begin) / TIMED_STEPS * self._left * (1 + EVALUATION_COST * self.evaluated)
+        )
+        unit, name = (3600, "h") if seconds > 5400 else (60, "min") if seconds > 90 else (1, "s")
+        tqdm.write(f"about {seconds / unit:.{int(unit == 3600)}f} {name} left; {self._note}")

@@ -14,9 +14,10 @@ from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
 from ave.networks.localizer import Localizer
-from ave.results.files import check_output, clearing, new_output, write_predictions
+from ave.networks.registry import describe_network
+from ave.results.files import check_output, clearing, new_output
 from ave.results.metrics import measure, observe, summarize
-from ave.results.report import report
+from ave.results.report import report, write_predictions
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -64,21 +65,20 @@ def main(config: EvaluateConfig, *, data: AVEData | None = None, draw: bool = Tr
         accelerator = make_accelerator(config.device, config.precision)
         output = new_output(config.output, "evaluate")
         check_output(output)
-        procedural = data is None and config.data is None
         if config.labels is not None and config.data is None:
             raise ValueError(f"--labels must be given with --data, got {config.labels} alone")
-        if data is None:
-            data = make_procedural_set() if config.data is None else _read_data(config.data, config, model)
-        _check_fit(model, data, procedural=procedural)
-        batches = evaluation_loader(data, config.split, accelerator)
-    accelerator.print(f"on {describe_device(accelerator)}")
     with clearing(output, main=accelerator.is_main_process):
+        with checking_input():
+            procedural = data is None and config.data is None
+            if data is None:
+                data = make_procedural_set() if config.data is None else _read_data(config.data, config, model)
+            _check_fit(model, data, procedural=procedural)
+            batches = evaluation_loader(data, config.split, accelerator)
+        accelerator.print(f"on {describe_device(accelerator)}")
         outcomes = observe(accelerator.prepare_model(model, evaluation_mode=True), batches, accelerator)
         metrics = measure(outcomes, data, config.split)
         if accelerator.is_main_process:
-            title = (
-                f"{type(model).__name__}, {model.setting}, on the {config.split} split of {data.describe(config.data)}"
-            )
+            title = f"{describe_network(model)}, on the {config.split} split of {data.describe(config.data)}"
             write_predictions(output, outcomes, data, config.split)
             summary, split = summarize([metrics]), config.split
             report(output, title, [metrics], summary, outcomes, data, split, figures={} if draw else None)

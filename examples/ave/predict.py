@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ave import checking_input
-from ave.data.batches import EVALUATION_BATCH, Batch, Loader, Part, Shares, Videos
+from ave.data.batches import Batch, Loader, Part, Shares, Videos
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.npz import read_npz
 from ave.data.opening import read_features
@@ -24,6 +24,7 @@ from ave.devices import Precision, make_accelerator
 from ave.events import Prediction, find_events
 from ave.networks import load_network
 from ave.networks.localizer import Decision, Localizer
+from ave.networks.registry import describe_network
 from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
@@ -130,7 +131,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             names, place = tuple(files.paths), f"{len(files.paths)} videos"
             source |= files.facts
     split = "" if config.split is None else f", {config.split} split"
-    title = f"{type(model).__name__}, {model.setting}, on {place}{split}"
+    title = f"{describe_network(model)}, on {place}{split}"
     categories = model.categories or tuple(f"category {index}" for index in range(model.num_categories))
     with clearing(output):
         network = accelerator.prepare_model(model, evaluation_mode=True)
@@ -234,7 +235,7 @@ def predict(model: Localizer, batches: Iterable[Batch]) -> list[Prediction]:
 def read_batches(data: AVEData, rows: Tensor, device: torch.device, description: str) -> Iterator[Batch]:
     """Yield batches of the given rows of a dataset, in order. A progress bar is shown on a terminal."""
     videos = Videos(Part(data.visual, data.audio, data.labels, rows, data.lengths))
-    batches = Loader(videos, Shares(len(videos), EVALUATION_BATCH, None, 0, 1), device, workers=0)
+    batches = Loader(videos, Shares(len(videos)), device)
     with tqdm(total=len(rows), desc=description, unit="video", disable=None, leave=False, dynamic_ncols=True) as bar:
         for batch in batches:
             yield batch

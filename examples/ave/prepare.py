@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ave import InputError, checking_input
 from ave.data.dataset import Setting
-from ave.data.features import BadValues, clear_padding
+from ave.data.features import CheckedFeatures
 from ave.data.layout import FILES, ReleaseFile, needed_files
 from ave.data.opening import inspect_set, label_set
 from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
@@ -209,20 +209,18 @@ def _convert(file: ReleaseFile, found: Found, output: Path, dtype: str, bar: tqd
         ValueError: if features are not finite, all zero for a video, or too large for the dtype.
     """
     array, kind = found.arrays[file.name], _dtype_of(file, dtype)
-    source, bad, absolute, relative = Source.of(array.path), BadValues(file, found), 0.0, 0.0
+    source, absolute, relative = Source.of(array.path), 0.0, 0.0
+    features = CheckedFeatures(file, found) if file.is_features else None
     path = output / f"{file.name}.npy"
 
     def convert() -> Iterator[NDArray[Any]]:
         nonlocal absolute, relative
-        for first, block in array.blocks():
-            if file.is_features:
-                clear_padding(first, block, found.lengths_of(file))
-                bad.add(first, block)
-                for message in bad.messages():
-                    raise ValueError(f"{message}; there may be more: `check` finds all")
+        for _, block in (features or array).blocks():
+            for message in features.messages() if features else ():
+                raise ValueError(f"{message}; there may be more: `check` finds all")
             with np.errstate(over="ignore", under="ignore"):
                 values = block.astype(kind)
-            if file.is_features:
+            if features:
                 if not np.isfinite(values).all():
                     came = f"the largest {kind} is {np.finfo(kind).max:g}, got features up to {np.abs(block).max():g}"
                     raise ValueError(f"{array.path}: {came}: use --dtype float32")

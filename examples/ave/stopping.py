@@ -101,7 +101,7 @@ def find_reason(error: Exception) -> str | None:
 
 @contextmanager
 def pointing_to_resume(output: Path) -> Iterator[None]:
-    """Add to the message of a stopped run how to continue it.
+    """Add to the message of a stopped run how to continue it, if its directory is there and has its config.json.
 
     Raises:
         KeyboardInterrupt: if a signal stopped the run.
@@ -111,9 +111,11 @@ def pointing_to_resume(output: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        if not (output / "config.json").is_file():
+            raise
         raise type(error)(f"stopped; {advice}") from error
     except Exception as error:
-        if (reason := find_reason(error)) is None:
+        if (reason := find_reason(error)) is None or not (output / "config.json").is_file():
             raise
         if lacks_memory(error):
             advice += " and another --cache, or start a new run with a smaller --batch-size"

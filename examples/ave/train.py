@@ -29,8 +29,8 @@ from ave.data.procedural import make_procedural_set
 from ave.data.standardization import find_statistics
 from ave.devices import Pace, Precision, Stopwatch, describe_device, make_accelerator, peak_memory
 from ave.networks.cmran import Senses
-from ave.networks.localizer import Localizer
-from ave.networks.registry import NETWORKS, PUBLISHED, PUBLISHED_CELLS, Network, find_recipe
+from ave.networks.localizer import Localizer, Recipe
+from ave.networks.registry import NETWORKS, PUBLISHED, PUBLISHED_CELLS, VARIANT, Network, find_recipe, network_title
 from ave.networks.variants import Guidance, Interaction, Relation
 from ave.reading import convert, expecting, read_json
 from ave.results.baselines import find_baselines
@@ -41,11 +41,10 @@ from ave.results.files import (
     new_output,
     write_csv,
     write_json,
-    write_predictions,
     writing_directory,
 )
-from ave.results.metrics import Epoch, Outcomes, best_test, chosen, measure, observe, segment_accuracy, summarize
-from ave.results.report import report
+from ave.results.metrics import Epoch, Outcomes, best_test, choose_epoch, measure, observe, segment_accuracy, summarize
+from ave.results.report import report, write_predictions
 from ave.results.tables import files_table
 from ave.stopping import pointing_to_resume
 from crossmodal_attn import __version__
@@ -75,8 +74,8 @@ MAY_CHANGE = {
 """The settings that a resumed run may change. All others affect the weights."""
 LOG_EVERY = 10
 """Number of steps between two logged losses. To read a loss, the host must wait for the device."""
-EVALUATION_COST = 0.35
-"""The time to evaluate one video, divided by the time to train on it."""
+IN_RECIPE = ("epochs", "batch_size", "lr", "milestones", "lr_decay")
+"""The settings that are published for each network."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ class TrainConfig:
 
     def variant(self) -> dict[str, Any]:
         """Return the arguments of the network that differ from its defaults."""
-        names = "as_published", "senses", "relation", "guidance", "interaction", "num_layers", "own_projections"
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in VARIANT}
         return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
 
     def check_resumes(self, saved: TrainConfig) -> None:
@@ -219,6 +217,7 @@ class SavedRun:
     data_digest: str
     processes: int
     versions: dict[str, str]
+    """Of this library, torch and Python. Nothing reads them back: they are for whoever wants to repeat the run."""
 
     @classmethod
     def read(cls, directory: Path) -> SavedRun:
@@ -255,78 +254,84 @@ def main(
     """
     start = time.perf_counter()
     with checking_input():
-        # ---- Settings and device ----
+        # ---- Settings: options that are left out are as published ----
         config.check()
         recipe = find_recipe(config.network, config.setting)
-        epochs = config.epochs or (PROCEDURAL_EPOCHS if config.data is None else recipe.epochs)
-        batch_size = config.batch_size or recipe.batch_size
-        milestones = recipe.milestones if config.milestones is None else config.milestones
+        if config.data is None:
+            recipe = recipe._replace(epochs=PROCEDURAL_EPOCHS)
+        recipe = recipe._replace(**{name: value for name in IN_RECIPE if (value := getattr(config, name)) is not None})
         directory = None if config.data is None else config.data.absolute()  # for --resume from anywhere
-        lr, lr_decay = config.lr or recipe.lr, config.lr_decay or recipe.lr_decay
         labels = None if config.labels is None else config.labels.absolute()
-        config = dataclasses.replace(config, data=directory, labels=labels, epochs=epochs, batch_size=batch_size, lr=lr)
-        config = dataclasses.replace(config, lr_decay=lr_decay, milestones=milestones)
-        saved = None if config.resume is None else SavedRun.read(config.resume)
-        output = config.resume or new_output(config.output, config.setting)
-        if saved is None:
+        config = dataclasses.replace(
+            config, data=directory, labels=labels, **{name: getattr(recipe, name) for name in IN_RECIPE}
+        )
+        output, saved = config.resume or new_output(config.output, config.setting), None
+        if config.resume is None:
             check_output(output)
         else:
+            saved = SavedRun.read(config.resume)
             config.check_resumes(saved.settings)
         accelerator = make_accelerator(config.device, config.precision, output / "tensorboard" if config.log else None)
 
-        # ---- Dataset ----
-        if data is None:
-            data = make_procedural_set() if directory is None else _read_data(directory, config, accelerator)
-        if not config.background_videos:
-            data = dataclasses.replace(data, background_visual=None, background_audio=None, background_labels=None)
-        if config.as_published and math.prod(data.visual.shape[2:4]) != PUBLISHED_CELLS:
-            raise ValueError(f"--as-published needs {PUBLISHED_CELLS} positions, got {tuple(data.visual.shape[2:4])}")
-        digest = data.digest(config.setting)
-        if saved is not None and saved.data_digest != digest:
-            raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
-        data, cached = cache_features(data, config.cache, accelerator, config.setting)
-        baselines = find_baselines(data, config.setting)
-        statistics = {} if data.is_ave or config.as_published else find_statistics(data)
-        order = None if config.as_published else config.seeds[0]
-        batches = training_loader(
-            data, config.setting, accelerator, batch_size=batch_size, seed=order, workers=config.workers
-        )
-        test = evaluation_loader(data, "test", accelerator, config.workers)
-        val = evaluation_loader(data, "val", accelerator, config.workers) if "val" in data.splits else None
-
-    title = _title(config, data)
-    sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
-    accelerator.print(f"{title}: {sizes} videos; {cached}")
-    if statistics:
-        accelerator.print(f"{' and '.join(statistics)} features may be negative, so the network standardizes them")
-    if saved is not None and saved.processes != accelerator.num_processes:
-        accelerator.print(
-            f"note: this run was started with {saved.processes} processes, so dropout, and with it the results, differ"
-        )
-    accelerator.print(
-        f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
-        f"if this is stopped, --resume {output} continues it"
-    )
     with clearing(output, new=saved is None, main=accelerator.is_main_process), pointing_to_resume(output):
+        # ---- Dataset ----
+        with checking_input():
+            if data is None:
+                data = make_procedural_set() if directory is None else _read_data(directory, config, accelerator)
+            if not config.background_videos:
+                data = dataclasses.replace(data, background_visual=None, background_audio=None, background_labels=None)
+            if config.as_published and math.prod(data.visual.shape[2:4]) != PUBLISHED_CELLS:
+                came = tuple(data.visual.shape[2:4])
+                raise ValueError(f"--as-published needs {PUBLISHED_CELLS} positions, got {came}")
+            digest = data.digest(config.setting)
+            if saved is not None and saved.data_digest != digest:
+                raise ValueError(f"--data must be the dataset that {output} was trained on, got another")
+            data, cached = cache_features(data, config.cache, accelerator, config.setting)
+            baselines = find_baselines(data, config.setting)
+            statistics = {} if data.is_ave or config.as_published else find_statistics(data)
+            batches = training_loader(
+                data,
+                config.setting,
+                accelerator,
+                batch_size=recipe.batch_size,
+                seed=None if config.as_published else config.seeds[0],
+                workers=config.workers,
+            )
+            test = evaluation_loader(data, "test", accelerator, config.workers)
+            val = evaluation_loader(data, "val", accelerator, config.workers) if "val" in data.splits else None
+
+        title = _title(config, data)
+        sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
+        accelerator.print(f"{title}: {sizes} videos; {cached}")
+        if statistics:
+            accelerator.print(f"{' and '.join(statistics)} features may be negative, so the network standardizes them")
+        if saved is not None and saved.processes != accelerator.num_processes:
+            started = f"this run was started with {saved.processes} processes"
+            accelerator.print(f"note: {started}, so dropout, and with it the results, differ")
+        accelerator.print(
+            f"on {describe_device(accelerator)}, {config.precision}; results in {output}; "
+            f"if this is stopped, --resume {output} continues it"
+        )
         if accelerator.is_main_process:
             settings = dataclasses.replace(config, output=None, resume=None)
             SavedRun(settings, digest, accelerator.num_processes, VERSIONS).write(output)
             if config.labels is not None:
                 write_csv(output / "labels.csv", OwnLabels.read(config.labels).with_splits(data))
-        to_evaluate = sum(len(loader.videos) for loader in (val, test) if loader is not None)
+
+        steps = len(batches)
+        to_evaluate = len(test.videos) + (0 if val is None else len(val.videos))
+        pace = Pace(accelerator, evaluated=to_evaluate / len(batches.videos))
         initial_scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
         histories: dict[int, list[Epoch]] = {}
         examples: Outcomes | None = None
-        pace = Pace(accelerator.device)
-
         for number, seed in enumerate(config.seeds):
             if len(config.seeds) > 1:
                 accelerator.print(f"seed {seed}")
 
             # ---- Network and optimizer ----
             set_seed(seed)
-            model = (network or NETWORKS[config.network])(
+            model: Localizer = (network or NETWORKS[config.network])(
                 config.setting,
                 video_dim=data.visual.shape[-1],
                 audio_dim=data.audio.shape[-1],
@@ -338,52 +343,44 @@ def main(
             if config.compile:
                 on_cuda = accelerator.device.type == "cuda"  # a CUDA graph needs a fixed shape
                 model.compile(mode="reduce-overhead" if on_cuda else None, dynamic=False if on_cuda else None)
-            bare_optimizer = recipe.optimizer(model.parameters(), lr=lr, weight_decay=config.weight_decay)
-            parallel, optimizer = accelerator.prepare(
-                model, bare_optimizer
-            )  # for several processes and mixed precision
+            # `model` is the network itself, with its loss, decision and weights. `wrapped` is only for the forward pass
+            # of a training step: the same network, in DistributedDataParallel if there are several processes.
+            optimizer = recipe.optimizer(model.parameters(), lr=recipe.lr, weight_decay=config.weight_decay)
+            wrapped, optimizer = accelerator.prepare(model, optimizer)
             if accelerator.scaler is not None and initial_scaler is not None:
                 accelerator.scaler.load_state_dict(initial_scaler)  # the previous seed has changed it
-            if not config.as_published:
-                batches.shares.seed = seed
-            steps = len(batches)
 
             # ---- Continue from the newest checkpoint, if there is one ----
             place = output / f"seed-{seed}"
             checkpoints = Checkpoints(place / "checkpoints", config.keep)
-            history, best = _restore(checkpoints, model, bare_optimizer, accelerator)
+            history, best = _restore(checkpoints, model, optimizer, accelerator)
             if accelerator.is_main_process:
                 checkpoints.start(len(history))
-            tracker_options = {
-                "tensorboard": {"purge_step": len(history) * steps + 1}
-            }  # hides entries after the checkpoint
-            accelerator.init_trackers(place.name, init_kwargs=tracker_options)
+            done, total = len(history) * steps, recipe.epochs * steps
+            purge = {"purge_step": done + 1}  # TensorBoard hides entries after the checkpoint
+            accelerator.init_trackers(place.name, init_kwargs={"tensorboard": purge})
 
-            progress = tqdm(
-                total=epochs * steps,
-                initial=min(epochs, len(history)) * steps,
-                unit="step",
-                disable=None if accelerator.is_main_process else True,
-                dynamic_ncols=True,
-            )
+            pace.start((len(config.seeds) - number) * total - done, _describe_size(config, recipe, model, output))
+            quiet = None if accelerator.is_main_process else True  # None: only on a terminal
+            progress = tqdm(total=total, initial=done, unit="step", disable=quiet, dynamic_ncols=True)
             watch = Stopwatch(accelerator.device)
-            for epoch in range(len(history) + 1, epochs + 1):
-                progress.set_description(f"epoch {epoch}/{epochs}")
+            for epoch in range(len(history) + 1, recipe.epochs + 1):
+                progress.set_description(f"epoch {epoch}/{recipe.epochs}")
 
                 # ---- Learning rate, order and dropout of this epoch ----
-                rate = lr * lr_decay ** sum(epoch > last for last in milestones)
+                rate = recipe.lr * recipe.lr_decay ** sum(epoch > last for last in recipe.milestones)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                batches.shares.epoch = epoch
+                batches.shares.seed, batches.shares.epoch = seed, epoch
                 set_seed(derive_seed(seed, epoch, accelerator.process_index))
 
                 # ---- Steps ----
-                parallel.train()
-                total = torch.zeros((), device=accelerator.device)
+                wrapped.train()
+                sum_of_losses = torch.zeros((), device=accelerator.device)
                 watch.start()
                 for step, (video, audio, target, share_weight, mask) in enumerate(batches, (epoch - 1) * steps + 1):
                     watch.lap("data")
-                    logits = parallel(video, audio, padding_mask=mask)
+                    logits = wrapped(video, audio, padding_mask=mask)
                     loss = model.loss(logits, target, padding_mask=mask, eventless_category=data.eventless_category)
                     loss = loss * share_weight  # 1 in a single process
                     accelerator.backward(loss)  # loss.backward(), scaled for fp16
@@ -393,15 +390,12 @@ def main(
                     optimizer.step()
                     optimizer.zero_grad()
                     watch.lap("optimizer")
-                    total += loss.detach()
+                    sum_of_losses += loss.detach()
                     progress.update()
-                    if (seconds := pace.step()) is not None and accelerator.is_main_process:
-                        seconds *= steps + EVALUATION_COST * to_evaluate / batch_size  # seconds per epoch from here on
-                        epochs_left = epochs * (len(config.seeds) - number) - epoch + 1
-                        progress.write(_describe_plan(config, model, seconds * epochs_left, output))
+                    pace.step()
                     if config.log and step % LOG_EVERY == 0:
                         accelerator.log({"loss": loss.item()}, step)
-                mean_loss = float(accelerator.reduce(total, "mean")) / steps
+                mean_loss = float(accelerator.reduce(sum_of_losses, "mean")) / steps
                 if not math.isfinite(mean_loss) or not all(weight.isfinite().all() for weight in model.parameters()):
                     raise FloatingPointError(
                         f"the loss ({mean_loss}) or a weight is not finite after epoch {epoch}: try a lower --lr, or "
@@ -417,15 +411,18 @@ def main(
                 accelerator.log({name: value for name, value in logged.items() if value is not None}, epoch * steps)
 
                 # ---- Keep the weights that are best on val, or the last ones without a val split ----
-                if chosen(history) is history[-1]:
+                is_best = choose_epoch(history).epoch == epoch
+                if is_best:
                     best = {name: value.clone() for name, value in model.state_dict().items()}
 
                 # ---- Checkpoint ----
                 if accelerator.is_main_process:
-                    _save_checkpoint(checkpoints, history, model, best, bare_optimizer, accelerator)
+                    _save_checkpoint(checkpoints, history, model, None if is_best else best, optimizer, accelerator)
                     watch.lap("checkpoint")
                     shown = "" if on_val is None else f"   val {on_val:6.1%}"
-                    progress.write(f"epoch {epoch:3}/{epochs}   loss {mean_loss:.3f}{shown}   test {on_test:6.1%}")
+                    progress.write(
+                        f"epoch {epoch:3}/{recipe.epochs}   loss {mean_loss:.3f}{shown}   test {on_test:6.1%}"
+                    )
             progress.close()
 
             # ---- Test the best weights, and save the network ----
@@ -435,7 +432,7 @@ def main(
             metrics = {
                 "seed": seed,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "chosen_epoch": chosen(history).epoch,
+                "chosen_epoch": choose_epoch(history).epoch,
                 "chosen_by": "best on val" if val is not None else "last, as there is no val split",
                 "best_test_accuracy": best_test(history).test_accuracy,
                 "best_test_epoch": best_test(history).epoch,
@@ -444,7 +441,9 @@ def main(
                 "history": [dataclasses.asdict(epoch) for epoch in history],
             }
             if accelerator.is_main_process:
-                _save_network(model, place / "model", {"data": data.describe(config.data), "metrics": metrics})
+                card = {"data": data.describe(config.data), "metrics": metrics}
+                with writing_directory(place / "model") as temporary:
+                    model.save_pretrained(temporary, model_card_kwargs=card)
                 write_predictions(place, outcomes, data, "test")
             runs.append(metrics)
             histories[seed] = history
@@ -480,35 +479,32 @@ def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -
 
 def _title(config: TrainConfig, data: AVEData) -> str:
     """Return the title of tables and figures: the network, the setting, the variant and the dataset."""
-    name = "CMRAN" if config.network == "cmran" else config.network
-    parts = [name, config.setting, *(f"{name.replace('_', ' ')} {value}" for name, value in config.variant().items())]
+    title = network_title(config.network, config.setting, config.variant())
     if config.setting == "weak" and data.background_labels is None:
-        parts.append("no background videos")
-    return f"{', '.join(parts)}, on {data.describe(config.data)}"
+        title += ", no background videos"
+    return f"{title}, on {data.describe(config.data)}"
 
 
-def _describe_plan(config: TrainConfig, model: Localizer, seconds: float, output: Path) -> str:
-    """Describe how long the rest of a run will take, and how much disk space it will use."""
-    unit, name = (3600, "h") if seconds > 5400 else (60, "min") if seconds > 90 else (1, "s")
+def _describe_size(config: TrainConfig, recipe: Recipe, model: Localizer, output: Path) -> str:
+    """Describe how much disk space a run will use."""
     # A checkpoint holds the weights, two moments for each weight, and the best weights unless the last are the best.
     # The oldest checkpoint is removed after the newest is written.
-    copies = len(config.seeds) * (4 * min(config.keep, config.epochs or 1) + 1) + 4
+    copies = len(config.seeds) * (4 * min(config.keep, recipe.epochs) + 1) + 4
     size = copies * sum(weight.nbytes for weight in model.state_dict().values())
-    time_left = f"about {seconds / unit:.{int(unit == 3600)}f} {name}"
-    return f"{time_left} left; the run will use up to {tqdm.format_sizeof(size, 'B')} in {output}"
+    return f"the run will use up to {tqdm.format_sizeof(size, 'B')} in {output}"
 
 
 def _save_checkpoint(
     checkpoints: Checkpoints,
     history: list[Epoch],
     model: Localizer,
-    best: Mapping[str, Tensor],
+    best: Mapping[str, Tensor] | None,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> None:
-    """Save everything that the next epoch depends on. The best weights are saved only if the last are not the best."""
+    """Save everything that the next epoch depends on. ``best`` is None if the weights of ``model`` are the best."""
     tensors: dict[str, Mapping[str, Tensor]] = {"model": model.state_dict(), "optimizer": pack_optimizer(optimizer)}
-    if chosen(history) is not history[-1]:
+    if best is not None:
         tensors["best"] = best
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     facts = {"history": [dataclasses.asdict(epoch) for epoch in history], "scaler": scaler}
@@ -537,12 +533,6 @@ def _restore(
             raise ValueError(f"a history that is not of epochs 1 to {facts.epoch}")
     accelerator.print(f"continuing after epoch {facts.epoch}")
     return list(facts.history), best
-
-
-def _save_network(model: Localizer, directory: Path, card: dict[str, Any]) -> None:
-    """Save a network with its configuration and model card. If that fails, nothing is left."""
-    with writing_directory(directory) as temporary:
-        model.save_pretrained(temporary, model_card_kwargs=card)
 
 
 def _describe_cost(lines: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:

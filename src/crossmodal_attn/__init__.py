@@ -5,9 +5,11 @@ from crossmodal_attn.av_interaction import AVInteraction
 from crossmodal_attn.cmra import CMRA, relation_attention, relation_weights
 from crossmodal_attn.drop_in import replace_multihead_attention
 from crossmodal_attn.masks import padding_mask, zero_padding
+from crossmodal_attn.memory import Memory
 from crossmodal_attn.recording import record_attention, summarize_relations
 from crossmodal_attn.relation_aware import CrossModalRelation, InternalTemporalRelation, RelationAware
-from crossmodal_attn.windows import relation_mask
+from crossmodal_attn.rotary import RotaryTime, rotate_by_time
+from crossmodal_attn.windows import relation_mask, relation_window
 
 __all__ = [
     "AGSCA",
@@ -15,7 +17,9 @@ __all__ = [
     "AVInteraction",
     "CrossModalRelation",
     "InternalTemporalRelation",
+    "Memory",
     "RelationAware",
+    "RotaryTime",
     "__version__",
     "channel_attention",
     "padding_mask",
@@ -23,7 +27,9 @@ __all__ = [
     "relation_attention",
     "relation_mask",
     "relation_weights",
+    "relation_window",
     "replace_multihead_attention",
+    "rotate_by_time",
     "spatial_attention",
     "summarize_relations",
     "zero_padding",

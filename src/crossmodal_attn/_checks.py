@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_attention_mask",
     "check_contexts",
     "check_device",
     "check_divisible",
@@ -166,46 +165,16 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
     check_device(name, mask, "its features", like)
 
 
-def check_attention_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor, *, per_head: bool) -> None:
-    """Check that an attention mask fits the scores (B, H, T, M) and is on the device of the features ``like``.
-
-    Args:
-        name: the argument's name.
-        mask: the mask, bool or floating point.
-        shape: the shape of the scores, (B, H, T, M).
-        like: the features that the mask belongs to.
-        per_head: whether three dimensions mean (H, T, M), as in broadcasting. If False they mean (B, T, M) or
-            (B * H, T, M), as in the layers.
-    """
-    check_tensor(name, mask)
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(
-            f"{name} must be bool (True = may not attend) or floating point (added), got {mask.dtype}: use mask.bool() "
-            "if 1 means may not attend; mask == 0 if 1 means may attend (Hugging Face's attention_mask)"
-        )
-    came = tuple(mask.shape)
-    batch, heads, length, memory = shape
-    if per_head or len(came) == 4:
-        pairs = zip(reversed(came), reversed(shape), strict=False)
-        if len(came) > 4 or not all(size in (1, wanted) for size, wanted in pairs):
-            raise ValueError(f"{name} must broadcast to shape {tuple(shape)}, got {came}")
-    else:
-        leading: list[tuple[int, ...]] = [(), (batch,), (batch * heads,)]
-        if not any(came in ((*sizes, length, memory), (*sizes, 1, memory)) for sizes in leading):
-            expected = " or ".join(str((*sizes, length, memory)) for sizes in leading)
-            raise ValueError(
-                f"{name} must have shape {expected}, or four dimensions that broadcast to {tuple(shape)}, got {came}"
-            )
-    check_device(name, mask, "its features", like)
-
-
-def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any], list[list[Any]]]:
-    """Return the contexts and, for each mask argument, one mask (or None) per context.
+def list_contexts(
+    context: object, single: tuple[type, ...] = (Tensor,), **masks: object
+) -> tuple[list[str], list[Any], list[list[Any]]]:
+    """Return the contexts and, for each mask argument, one mask (or None) per context. Times are given as masks are.
 
     Args:
         context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
-        masks: the mask arguments by name. Each is None, or a mask if ``context`` is a tensor, or a list or tuple of
-            masks if ``context`` is a list or tuple.
+        single: the types of a context that is not in a list. A named tuple among them is one context.
+        masks: the mask arguments by name, and those of times. Each is None, or a mask if ``context`` is a tensor, or a
+            list or tuple of masks if ``context`` is a list or tuple.
 
     Returns:
         tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as
@@ -216,7 +185,7 @@ def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any
             if value is not None:
                 raise ValueError(f"{name} must be None where no context is given, got {type(value).__name__}")
         return [], [], [[] for _ in masks]
-    if isinstance(context, Tensor):
+    if isinstance(context, single):
         return [""], [context], [[value] for value in masks.values()]
     if not isinstance(context, (list, tuple)):
         raise TypeError(
@@ -224,7 +193,8 @@ def list_contexts(context: object, **masks: object) -> tuple[list[str], list[Any
         )
     listed: list[list[Any]] = []
     for name, value in masks.items():
-        expected = f"a list with a mask or None for each context, {len(context)} in all"
+        entry = "times" if name.endswith("times") else "a mask"
+        expected = f"a list with {entry} or None for each context, {len(context)} in all"
         if value is not None and not isinstance(value, (list, tuple)):
             raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
         own = [None] * len(context) if value is None else list(value)

@@ -12,6 +12,8 @@ from crossmodal_attn._checks import check_features, check_mask, check_match, che
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout
 from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.rotary import Clock, RotaryTime, list_times
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["AVInteraction"]
 
@@ -31,6 +33,7 @@ class AVInteraction(nn.Module):
         num_heads: number of heads H; must divide ``embed_dim``.
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        rotary: rotate queries and keys by the time of their segments, as in :class:`CMRA`.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -47,6 +50,7 @@ class AVInteraction(nn.Module):
         dropout: float = 0.1,
         *,
         attention_dropout: float | None = None,
+        rotary: RotaryTime | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,7 +59,7 @@ class AVInteraction(nn.Module):
         attention_dropout = dropout if attention_dropout is None else attention_dropout
         check_probability("attention_dropout", attention_dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.attention = CMRA(embed_dim, num_heads, attention_dropout, include_query=False, **factory)
+        self.attention = CMRA(embed_dim, num_heads, attention_dropout, include_query=False, rotary=rotary, **factory)
         self.norm = nn.LayerNorm(embed_dim, **factory)
         self.dropout = Dropout(dropout)
 
@@ -65,7 +69,8 @@ class AVInteraction(nn.Module):
         audio: Tensor,
         *,
         padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        times: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Fuse the two modalities.
@@ -74,6 +79,8 @@ class AVInteraction(nn.Module):
             video: (B, T, embed_dim).
             audio: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding, for both modalities.
+            times: (T,) or (B, T), the time of each segment of both modalities, for a layer with ``rotary``. A time at
+                padding may be NaN. Default: 0, 1, ..., T - 1.
             attn_mask: as in :meth:`CMRA.forward`. The memory is [audio, video], so M = 2 * T.
             need_weights: whether to return the attention weights too.
 
@@ -86,11 +93,15 @@ class AVInteraction(nn.Module):
         check_match("audio", audio, {0: "batch size", 1: "length"}, "video", video)
         if padding_mask is not None:
             check_mask("padding_mask", padding_mask, video.shape[:2], video)
+        if times is not None:
+            (times,) = list_times(self, self.attention.rotary, [Clock("times", times, video, padding_mask)])
         fused = zero_steps(video, padding_mask) * zero_steps(audio, padding_mask)
         result = self.attention(
             fused,
             [audio, video],
             context_padding_mask=[padding_mask, padding_mask],
+            query_times=times,
+            context_times=[times, times],
             attn_mask=attn_mask,
             need_weights=need_weights,
         )

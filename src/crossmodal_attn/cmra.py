@@ -7,7 +7,7 @@ Axes: B batch, H heads, T query length, M memory length, D width of a head.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from crossmodal_attn._checks import (
-    check_attention_mask,
     check_contexts,
     check_divisible,
     check_dtype,
@@ -30,13 +29,21 @@ from crossmodal_attn._checks import (
     list_contexts,
 )
 from crossmodal_attn._recorders import record_maps
-from crossmodal_attn.masks import join_masks, zero_steps, zero_where
+from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
+from crossmodal_attn.memory import Memory, check_memory
+from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
+from crossmodal_attn.windows import RelationWindow, band_weights, gather_blocks, join_blocks
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
 
 def relation_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | RelationWindow | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     r"""Compute scaled dot-product attention of projected heads. A query that may attend to nothing gets zero.
 
@@ -50,7 +57,7 @@ def relation_attention(
         value: (B, H, M, D).
         attn_mask: bool, True = may not attend, or floating point, added to the scores. It must broadcast to
             (B, H, T, M): three dimensions mean (H, T, M), unlike in :meth:`CMRA.forward`, where they mean (B, T, M)
-            or (B * H, T, M).
+            or (B * H, T, M). Or a :func:`relation_window` for T and M, with linear cost.
         dropout_p: probability of dropping an attention weight, in [0, 1].
 
     Returns:
@@ -65,12 +72,16 @@ def relation_attention(
     check_probability("dropout_p", dropout_p)
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    if isinstance(attn_mask, RelationWindow):
+        groups = gather_blocks(attn_mask, query, key, value)
+        outputs = [relation_attention(*blocks, attn_mask=mask, dropout_p=dropout_p) for *blocks, mask in groups]
+        return join_blocks(attn_mask, outputs)
     mask, empty = _unmask_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
     return zero_where(empty, output)
 
 
-def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
+def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | RelationWindow | None = None) -> Tensor:
     """Return the attention weights of :func:`relation_attention`, before dropout.
 
     Args:
@@ -80,7 +91,8 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
 
     Returns:
         Tensor: (B, H, T, M), computed in at least float32 and returned in the dtype of ``query``, even under autocast.
-        Each row sums to one, or to zero if it may attend to nothing.
+        Each row sums to one, or to zero if it may attend to nothing. With a window, the banded weights (B, H, T, W):
+        see :class:`~crossmodal_attn.windows.RelationWindow`.
 
     Examples:
         >>> weights = relation_weights(torch.randn(2, 4, 10, 64), torch.randn(2, 4, 20, 64))
@@ -88,6 +100,9 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
         (torch.Size([2, 4, 10, 20]), True)
     """
     _check_heads(query, key, key, attn_mask)
+    if isinstance(attn_mask, RelationWindow):
+        groups = gather_blocks(attn_mask, query, key)
+        return band_weights(attn_mask, [relation_weights(*blocks[:2], attn_mask=blocks[3]) for blocks in groups])
     # As in the fused kernels, only inputs and outputs are in half precision.
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
@@ -101,7 +116,7 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | None = N
 
 
 def _autocasts(query: Tensor) -> bool:
-    """Return whether autocast converts the inputs of attention, which it does except from float64."""
+    """Return whether autocast converts the inputs of attention. It converts all dtypes except float64."""
     device = query.device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return enabled and query.dtype != torch.float64
@@ -126,7 +141,7 @@ def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor
     return attn_mask.masked_fill(empty, 0), empty
 
 
-def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> None:
+def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | RelationWindow | None) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, tensor)
         if tensor.dim() != 4:
@@ -141,7 +156,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
 
 
 def _copy(*parameters: Tensor, rows: slice = slice(None)) -> nn.Parameter:
-    """Copy rows of parameters into one parameter, which is frozen if all of them are."""
+    """Copy rows of parameters into one parameter, and freeze it if all sources are frozen."""
     return nn.Parameter(
         torch.cat([parameter[rows] for parameter in parameters]),
         any(parameter.requires_grad for parameter in parameters),
@@ -169,6 +184,8 @@ class CMRA(nn.Module):
             projection, separate from the query's. A list gives the width of each context; then each has its own
             projection, even if widths are equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
+        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. Default: None, for a
+            layer to which the order of its memory makes no difference.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -196,17 +213,20 @@ class CMRA(nn.Module):
         *,
         context_dim: int | Sequence[int] | None = None,
         include_query: bool = True,
+        rotary: RotaryTime | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_probability("dropout", dropout)
+        check_rotary(rotary, embed_dim, num_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
         self.context_dim = check_widths("context_dim", embed_dim if context_dim is None else context_dim)
         self.include_query = include_query
+        self.rotary = rotary
         factory: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         self.q_proj = nn.Linear(embed_dim, embed_dim, **factory)
         self.context_kv_proj: nn.Linear | None = None
@@ -311,11 +331,13 @@ class CMRA(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None = None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
+        query_times: Tensor | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from the query to the memory [contexts..., query].
@@ -324,49 +346,59 @@ class CMRA(nn.Module):
             query: (B, T, embed_dim).
             context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
                 list marks a modality that is missing from the batch. It takes no columns in ``attn_mask`` and the
-                weights. If the modality has its own projection, that gets no gradient.
+                weights. If the modality has its own projection, that gets no gradient. A :class:`Memory` of this layer
+                may stand for each context, with its own padding and times; and after the contexts, a memory of the
+                query's past. See :meth:`remember`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
+            query_times: (T,) or (B, T), the time of each segment, for a layer with ``rotary``. Floating point or
+                integers, in the unit of its periods. A time at padding may be NaN. Give the times of all modalities or
+                of none. Without times, the query's segments are at 0, 1, ..., T - 1, and a context covers the same
+                span: its segment j of S is at j * T / S. Lengths include padding, so give the times of a padded batch
+                whose longest query and longest context differ in duration.
+            context_times: (S,) or (B, S). For several contexts, a list with the times of each, and None for a missing
+                modality.
             attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),
                 (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions that broadcast to (B, H, T, M). M
-                is the length of the whole memory.
+                is the length of the whole memory. Or a :func:`relation_window`, whose cost does not grow with T x M.
             need_weights: whether to return the attention weights too.
 
         Returns:
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
-            ``need_weights`` also the weights (B, H, T, M), before dropout. Padded values, even NaN or Inf, never affect
-            valid steps, forward or backward. A query that may attend to nothing gets zero attention.
+            ``need_weights`` also the weights (B, H, T, M), before dropout; with a window the banded weights
+            (B, H, T, W), which its method ``to_dense`` converts. Padded values, even NaN or Inf, never affect valid
+            steps, forward or backward. A query that may attend to nothing gets zero attention.
 
         Raises:
             ValueError: if no context is given, but the layer needs one: with ``include_query=False``, with a
-                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``.
+                ``context_dim`` other than ``embed_dim``, or with a list as ``context_dim``. If times are given for some
+                modalities only, or without ``rotary``.
         """
-        contexts, paddings, projections = self._check(query, context, query_padding_mask, context_padding_mask)
-        contexts = [zero_steps(features, padding) for features, padding in zip(contexts, paddings, strict=True)]
+        contexts, paddings, projections, times = self._check(
+            query, context, query_padding_mask, context_padding_mask, query_times, context_times
+        )
+        contexts = [
+            features if isinstance(features, Memory) else zero_steps(features, padding)
+            for features, padding in zip(contexts, paddings, strict=True)
+        ]
         query = zero_steps(query, query_padding_mask)
         memory = [*contexts, query] if self.include_query else contexts
         paddings = [*paddings, query_padding_mask] if self.include_query else paddings
-        lengths = [features.shape[1] for features in memory]
+        lengths = [part.length if isinstance(part, Memory) else part.shape[1] for part in memory]
         batch, length = query.shape[:2]
         if attn_mask is not None:
             shape = (batch, self.num_heads, length, sum(lengths))
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
 
-        if self.context_kv_proj is None and self.context_kv_projs is None:
-            joined = self.kv_proj(torch.cat(memory, 1))
-        else:
-            if self.context_kv_proj is not None and contexts:
-                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
-            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
-            joined = torch.cat([*projected, self.kv_proj(query)] if self.include_query else projected, 1)
+        own = query if self.include_query else None
+        join = self._join_memory if any(isinstance(part, Memory) for part in contexts) else self._project_memory
+        keys, values = join(contexts, projections, own, times[: len(memory)])
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
-        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
-        queries, keys, values = (
-            rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
-            for projected in (projected_query, *joined.chunk(2, -1))
-        )
+        queries = self._split_heads(projected_query)
+        if self.rotary is not None:
+            queries = self.rotary(queries, times[-1])
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         attended = relation_attention(
             queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
@@ -376,53 +408,243 @@ class CMRA(nn.Module):
         # The output always comes from the fused kernel. The weights are computed separately, only on request.
         return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
 
+    @overload
+    def remember(
+        self,
+        context: Tensor,
+        *,
+        context_padding_mask: Tensor | None = None,
+        context_times: Tensor | None = None,
+        own: bool = False,
+    ) -> Memory: ...
+
+    @overload
+    def remember(
+        self,
+        context: Sequence[Tensor | None],
+        *,
+        context_padding_mask: Sequence[Tensor | None] | None = None,
+        context_times: Sequence[Tensor | None] | None = None,
+    ) -> list[Memory | None]: ...
+
+    def remember(
+        self,
+        context: Tensor | Sequence[Tensor | None],
+        *,
+        context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
+        own: bool = False,
+    ) -> Memory | list[Memory | None]:
+        """Project contexts once, for many calls of this layer, or for a stream that grows.
+
+        ``layer(query, layer.remember(context))`` returns what ``layer(query, context)`` returns. The memory has its
+        padding and times, so ``context_padding_mask`` and ``context_times`` are not given again.
+
+        With ``own=True`` the context is the query's past, projected as the query itself. The memory of
+        ``layer(segments, [*contexts, past])`` is then [contexts..., past, segments], so that a stream gets the outputs
+        of the whole sequence under a causal mask. If it comes in several segments at a time, they need a causal mask
+        among them.
+
+        A memory has the weights of its time: remember again after a training step. With FSDP2, register this method by
+        :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
+
+        Args:
+            context: (B, S, context_dim), with ``own=True`` (B, S, embed_dim). Or a list or tuple, as in
+                :meth:`forward`, where a None stays None.
+            context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
+                each.
+            context_times: (S,) or (B, S). A layer with ``rotary`` needs them, and then needs ``query_times`` in each
+                call with a memory. For several contexts, a list with the times of each.
+            own: whether ``context`` is the query's past. This needs ``include_query=True``.
+
+        Returns:
+            Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Raises:
+            ValueError: with ``own=True`` if the layer has ``include_query=False``; without times if it has ``rotary``.
+
+        Examples:
+            >>> layer = CMRA(256, num_heads=4, context_dim=[128, 300])
+            >>> audio, text = layer.remember([torch.randn(2, 40, 128), torch.randn(2, 7, 300)])
+            >>> past = layer.remember(torch.randn(2, 9, 256), own=True)
+            >>> output, weights = layer(torch.randn(2, 1, 256), [audio, text, past], need_weights=True)
+            >>> weights.shape                                  # 40 of audio, 7 of text, 9 of the past, and itself
+            torch.Size([2, 4, 1, 57])
+        """
+        if own:
+            return self._remember_own(context, context_padding_mask, context_times)
+        if context is None:
+            check_tensor("context", context)
+        names, given, (masks, stamps) = list_contexts(
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_times=context_times
+        )
+        if isinstance(self.context_dim, tuple):
+            check_contexts(given, self.context_dim, self)
+        memories: list[Memory | None] = []
+        for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
+            if features is None:
+                memories.append(None)
+                continue
+            projection = self._check_context(index, name, features, padding)
+            checked = self._check_remembered_times(Clock(f"context_times{name}", times, features, padding))
+            projected = self._project_memory([zero_steps(features, padding)], [projection], None, checked)
+            memories.append(Memory(*projected, padding))
+        return cast("Memory", memories[0]) if isinstance(context, Tensor) else memories
+
+    def _remember_own(self, features: Any, padding: Any, times: Any) -> Memory:
+        if not self.include_query:
+            raise ValueError(
+                "own must be False, since this CMRA was built with include_query=False and does not attend to its query"
+                ", got True"
+            )
+        check_features("context", features, self.embed_dim, "embed_dim", self, self.kv_proj)
+        if padding is not None:
+            check_mask("context_padding_mask", padding, features.shape[:2], features)
+        checked = self._check_remembered_times(Clock("context_times", times, features, padding))
+        return Memory(*self._project_memory([], [], zero_steps(features, padding), checked), padding)
+
+    def _check_remembered_times(self, clock: Clock) -> list[Tensor]:
+        if self.rotary is not None and clock.times is None:
+            raise ValueError(f"{clock.name} must be given, since this CMRA was built with rotary, got None")
+        return list_times(self, self.rotary, [clock])
+
+    def _join_memory(
+        self, contexts: list[Any], projections: list[Any], query: Tensor | None, times: list[Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values (B, H, M, D) of contexts of which some are memories.
+
+        The arguments are those of :meth:`_project_memory`. The projection and the times of a memory are None.
+        """
+        parts = []
+        for index, (context, projection) in enumerate(zip(contexts, projections, strict=True)):
+            if isinstance(context, Memory):
+                parts.append((context.keys, context.values))
+            else:
+                parts.append(self._project_memory([context], [projection], None, times[index : index + 1]))
+        if query is not None:
+            parts.append(self._project_memory([], [], query, times[len(contexts) :]))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
+
+    def _project_memory(
+        self, contexts: list[Tensor], projections: list[nn.Module], query: Tensor | None, times: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values (B, H, M, D) of the memory [contexts..., query].
+
+        Args:
+            contexts: features (B, S, width), zero at padding.
+            projections: the projection of each context.
+            query: (B, T, embed_dim), zero at padding, or None if it is not part of the memory.
+            times: for each of these (S,) or (B, S), by which ``rotary`` rotates the keys.
+        """
+        own = [] if query is None else [query]
+        if self.context_kv_proj is None and self.context_kv_projs is None:
+            joined = self.kv_proj(torch.cat([*contexts, *own], 1))
+        else:
+            if self.context_kv_proj is not None and contexts:
+                contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]
+            projected = [project(features) for project, features in zip(projections, contexts, strict=True)]
+            joined = torch.cat([*projected, *(self.kv_proj(features) for features in own)], 1)
+        check_projected("kv_proj", joined, 2 * self.embed_dim, self)
+        keys, values = (self._split_heads(projected) for projected in joined.chunk(2, -1))
+        return keys if self.rotary is None else self.rotary(keys, join_times(times, keys)), values
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "batch time (heads width) -> batch heads time width", heads=self.num_heads)
+
     def _check(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None,
         query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[nn.Module]]:
-        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections."""
+        query_times: Tensor | None,
+        context_times: Tensor | Sequence[Tensor | None] | None,
+    ) -> tuple[list[Any], list[Tensor | None], list[Any], list[Any]]:
+        """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections.
+
+        The last list has the times of these contexts, then of the query. It is empty without ``rotary``. The projection
+        and the times of a memory are None.
+        """
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        names, given, (masks,) = list_contexts(context, context_padding_mask=context_padding_mask)
+        names, given, (masks, stamps) = list_contexts(
+            context, (Tensor, Memory), context_padding_mask=context_padding_mask, context_times=context_times
+        )
         if isinstance(self.context_dim, tuple):
-            check_contexts(given, self.context_dim, self)
+            # After the contexts, a memory may hold the query's past.
+            past = len(given) > len(self.context_dim) and isinstance(given[-1], Memory)
+            check_contexts(given[:-1] if past else given, self.context_dim, self)
         elif not given and self.context_kv_proj is not None:
             raise ValueError(
                 f"context must be given, since this CMRA was built with context_dim={self.context_dim}, got {context}: "
                 "pass [None] if the modality is missing from this batch"
             )
-        contexts: list[Tensor] = []
+        contexts: list[Any] = []
         paddings: list[Tensor | None] = []
-        projections: list[nn.Module] = []
-        for index, (name, features, padding) in enumerate(zip(names, given, masks, strict=True)):
+        projections: list[Any] = []
+        clocks: list[Clock] = []
+        for index, (name, features, padding, times) in enumerate(zip(names, given, masks, stamps, strict=True)):
             if features is None:
                 continue
-            if isinstance(self.context_dim, tuple):
-                width, option = self.context_dim[index], f"context_dim[{index}]"
-            else:
-                width, option = self.context_dim, "context_dim"
-            projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
-            check_features(f"context{name}", features, width, option, self, projection)
-            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
-            if padding is not None:
-                check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
             contexts.append(features)
+            if isinstance(features, Memory):
+                self._check_memory(name, features, padding, times, query, query_times)
+                paddings.append(features.padding_mask)
+                projections.append(None)
+                continue
+            projections.append(self._check_context(index, name, features, padding))
+            check_match(f"context{name}", features, {0: "batch size"}, "query", query)
             paddings.append(padding)
-            projections.append(projection)
+            clocks.append(Clock(f"context_times{name}", times, features, padding))
         if not contexts and not self.include_query:
             raise ValueError(
                 f"context must be given, since this CMRA was built with include_query=False, got {context}: a list may "
                 "contain None for missing modalities, but needs at least one tensor"
             )
-        return contexts, paddings, projections
+        clocks.append(Clock("query_times", query_times, query, query_padding_mask))
+        checked: list[Any] = list_times(self, self.rotary, clocks)
+        if self.rotary is not None:
+            for index, features in enumerate(contexts):
+                if isinstance(features, Memory):
+                    checked.insert(index, None)
+        return contexts, paddings, projections, checked
+
+    def _check_context(self, index: int, name: str, features: Tensor, padding: Tensor | None) -> nn.Module:
+        """Check one context and its padding mask, and return its projection."""
+        if isinstance(self.context_dim, tuple):
+            width, option = self.context_dim[index], f"context_dim[{index}]"
+        else:
+            width, option = self.context_dim, "context_dim"
+        projection = self.context_kv_projs[index] if self.context_kv_projs else self.context_kv_proj or self.kv_proj
+        check_features(f"context{name}", features, width, option, self, projection)
+        if padding is not None:
+            check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
+        return projection
+
+    def _check_memory(
+        self, name: str, memory: Memory, padding: object, times: object, query: Tensor, query_times: object
+    ) -> None:
+        """Check a memory, and that no other padding and times are given for it."""
+        for argument, value in (("context_padding_mask", padding), ("context_times", times)):
+            if value is not None:
+                raise ValueError(
+                    f"{argument}{name} must be None where context{name} is a Memory, since it is given to remember, "
+                    f"got {type(value).__name__}"
+                )
+        check_memory(f"context{name}", memory, query, self, (self.num_heads, self.embed_dim // self.num_heads))
+        if self.rotary is not None and query_times is None:
+            raise ValueError(
+                f"query_times must be given where context{name} is a Memory of a layer with rotary, whose keys have "
+                "their times, got None"
+            )
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}, "
             f"context_dim={self.context_dim}, include_query={self.include_query}"
+            + ("" if self.rotary is None else f", rotary={self.rotary}")
         )

@@ -1,4 +1,4 @@
-"""Exchange the ``nn.MultiheadAttention`` layers of a model for CMRA, behind the same call, and back.
+"""Replace the ``nn.MultiheadAttention`` layers of a model by CMRA layers with the same ``forward`` signature, and back.
 
 Axes: B batch, H heads, T query length, M memory length.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from crossmodal_attn._checks import check_attention_mask, check_features, check_mask, check_match, check_tensor
+from crossmodal_attn._checks import check_features, check_mask, check_match, check_tensor
 from crossmodal_attn.cmra import CMRA
-from crossmodal_attn.masks import join_masks
+from crossmodal_attn.masks import check_attention_mask, join_masks
 
 __all__ = ["ReplacementReport", "replace_multihead_attention"]
 
@@ -33,38 +33,38 @@ _HOOKS = (
 
 
 def replace_multihead_attention(model: nn.Module) -> "ReplacementReport":
-    """Exchange every ``nn.MultiheadAttention`` that attends to one memory for a :class:`CMRA` behind the same call.
+    """Replace the ``nn.MultiheadAttention`` layers of a model by :class:`CMRA` layers that are called in the same way.
 
-    Nothing else in ``model`` changes: its layers are called with ``key_padding_mask`` (bool or floating point),
-    ``attn_mask``, ``need_weights``, ``average_attn_weights`` and ``is_causal``, batch first or not, with a batch or
-    without, and return the same outputs and gradients. So :class:`torch.nn.TransformerEncoder`,
-    :class:`torch.nn.TransformerDecoder`, :class:`torch.nn.Transformer` and other models run on CMRA. These differences
-    remain:
+    The rest of ``model`` does not change. The new layers take the arguments of the old ones: ``key_padding_mask`` (bool
+    or floating point), ``attn_mask``, ``need_weights``, ``average_attn_weights`` and ``is_causal``, batch first or not,
+    with a batch or without. Outputs and gradients are the same. In each call, the key and the value must be the same
+    tensor. So :class:`torch.nn.TransformerEncoder`, :class:`torch.nn.TransformerDecoder`, :class:`torch.nn.Transformer`
+    and other models can use CMRA. These differences remain:
 
-    - The projections are the modules ``q_proj``, ``kv_proj`` and ``out_proj``, which hooks and adapters can wrap. The
-      names in the state dict change with them: load checkpoints of the original model before, and give the optimizer,
-      DDP, FSDP and :func:`torch.compile` the model after the exchange.
-    - :func:`record_attention` records the attention weights. With ``need_weights=True`` they come beside the output of
-      the fused kernel, and are those before dropout.
+    - The projections are the modules ``q_proj``, ``kv_proj`` and ``out_proj``, which hooks and adapters can wrap. So
+      the names in the state dict change. Load checkpoints of the original model before the replacement. Create the
+      optimizer, and use DDP, FSDP and :func:`torch.compile`, after it.
+    - :func:`record_attention` records the attention weights. With ``need_weights=True``, the output still comes from
+      the fused kernel, and the returned weights are those before dropout.
     - A query that may attend to nothing gets zero attention, never NaN. NaN or Inf in the padded steps of keys never
       reaches other steps.
-    - A mask is always applied. ``is_causal=True`` needs ``attn_mask``, as in torch, and changes nothing.
-    - In evaluation without gradients, torch's encoder has a fast path that computes whole layers from their weights,
-      and would never call CMRA. The replaced layers keep it off, so the encoder may be slower there, padded steps of
-      its output are not zero, and nested tensors are an error. In a :class:`torch.nn.TransformerEncoder` built from a
-      replaced layer, set ``enable_nested_tensor=False``, or torch warns.
+    - ``attn_mask`` is always applied. ``is_causal=True`` needs it, as in torch, and has no effect of its own.
+    - In evaluation without gradients, torch's encoder has a fast path that never calls its attention layers. The new
+      layers disable it. So the encoder may be slower in evaluation, padded steps of its output are not zero, and nested
+      tensors raise an error. If you build a :class:`torch.nn.TransformerEncoder` from a replaced layer, set
+      ``enable_nested_tensor=False`` to avoid a warning of torch.
 
     Args:
-        model: a module that holds :class:`torch.nn.MultiheadAttention` layers. It is changed in place. A layer that is
-            in two places is exchanged for one CMRA in both.
+        model: a module that contains :class:`torch.nn.MultiheadAttention` layers. It is changed in place. A layer that
+            is used in two places is replaced by one CMRA in both.
 
     Returns:
         ReplacementReport: which layers were replaced, which were skipped and why, and ``restore()``.
 
     Raises:
         TypeError: if ``model`` is not a :class:`torch.nn.Module`.
-        ValueError: if ``model`` is itself an :class:`torch.nn.MultiheadAttention`, or later, in a call of a replaced
-            layer, if the key is not the value. The message names the layer.
+        ValueError: if ``model`` is itself a :class:`torch.nn.MultiheadAttention`. A replaced layer raises it later, if
+            it is called with a key and a value that are not the same tensor. The message names the layer.
 
     Examples:
         >>> model = torch.nn.Transformer(64, 4, 1, 1, dropout=0.0, batch_first=True)
@@ -109,14 +109,14 @@ def replace_multihead_attention(model: nn.Module) -> "ReplacementReport":
 
 @dataclass(frozen=True)
 class ReplacementReport:
-    """Hold the result of :func:`replace_multihead_attention`, which makes it.
+    """Hold the result of :func:`replace_multihead_attention`.
 
-    The report keeps the original layers, so keep it only as long as you may want to restore them.
+    The report holds the original layers. Delete it when you no longer need to restore them, to free their memory.
 
     Attributes:
         replaced: the paths of the layers that were replaced, in the order of the model.
-        skipped: the paths of the other ``nn.MultiheadAttention`` layers, each with the reason why it was left: it has
-            an option that CMRA has not, or a ``forward`` of its own, or its weights are not parameters of it alone.
+        skipped: the path of each other ``nn.MultiheadAttention`` layer, with the reason: the layer has an option that
+            CMRA lacks, it has its own ``forward``, or its weights are shared or computed.
     """
 
     replaced: list[str] = field(default_factory=list)
@@ -126,14 +126,15 @@ class ReplacementReport:
     )
 
     def restore(self) -> None:
-        """Put the original layers back, with the weights, device, dtype and mode that the replacements have by now.
+        """Put the original layers back, with the current weights, device, dtype and mode of their replacements.
 
-        Their parameters are the original objects. A parameter is frozen if all the projections that it packs are
-        frozen. A second call does nothing.
+        Their parameters are the original objects. A packed parameter is frozen if all projections in it are frozen. A
+        second call does nothing.
 
         Raises:
-            ValueError: if a replacement is not in its place any more, or a projection of it is not a plain
-                :class:`torch.nn.Linear` with the bias that it had, as with adapters. Then nothing is changed.
+            ValueError: if another module is now in the place of a replacement, or a projection is no longer a plain
+                :class:`torch.nn.Linear`, for example because of an adapter, or a bias was added or removed. Then
+                nothing is changed.
         """
         for path, parent, name, attention, layer in self._places:
             if parent._modules.get(name) is not layer:
@@ -158,10 +159,10 @@ class ReplacementReport:
 
 
 class _Absent:
-    """Stand for the packed weights that CMRA has not, where torch's encoder reads them.
+    """Replace the packed weights, which CMRA does not have, in the attributes that torch's encoder reads.
 
-    The fast path of :class:`torch.nn.TransformerEncoder` stops at a weight that overrides torch's functions, as this
-    does. Whoever uses it as a tensor gets an error that says where the weights are.
+    :class:`torch.nn.TransformerEncoder` does not use its fast path if a weight has ``__torch_function__``, as this
+    object has. Using the object as a tensor raises an error that tells where the weights are.
     """
 
     _message = (
@@ -178,7 +179,7 @@ class _Absent:
 
 
 class MultiheadCMRA(CMRA):
-    """A CMRA that is called as ``nn.MultiheadAttention``: made by :func:`replace_multihead_attention` alone."""
+    """A CMRA with the ``forward`` of ``nn.MultiheadAttention``. Only :func:`replace_multihead_attention` makes it."""
 
     path = ""
     """The path of the layer in the model, for error messages."""
@@ -208,7 +209,7 @@ class MultiheadCMRA(CMRA):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from the query to the memory that is key and value at once.
+        """Attend from the query to one memory, which is both key and value.
 
         Args:
             query: (B, T, embed_dim), (T, B, embed_dim) if not ``batch_first``, or (T, embed_dim).
@@ -219,7 +220,7 @@ class MultiheadCMRA(CMRA):
             need_weights: whether to return the attention weights too.
             attn_mask: as for :class:`CMRA`, which takes all that :class:`torch.nn.MultiheadAttention` takes.
             average_attn_weights: whether to return the mean of the weights over the heads.
-            is_causal: whether ``attn_mask``, which must be given then, is causal. It is applied either way.
+            is_causal: whether ``attn_mask`` is causal. True needs ``attn_mask``, which is applied in either case.
 
         Returns:
             tuple[Tensor, Tensor | None]: the output, shaped as ``query``, and None or the weights (B, T, M), or with
@@ -253,7 +254,7 @@ class MultiheadCMRA(CMRA):
         return output if self.batch_first else output.transpose(0, 1).contiguous(), weights
 
     def _check_call(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
-        """Check what CMRA would not, or would under another name."""
+        """Check what CMRA does not check, or would report under another argument name."""
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             check_tensor(name, tensor)
             if tensor.is_nested:
@@ -286,6 +287,7 @@ class MultiheadCMRA(CMRA):
         added = key_padding_mask[:, None, None]
         if attn_mask is None:
             return added
+        check_tensor("attn_mask", attn_mask)  # a window cannot be added
         batch, memory = key_padding_mask.shape
         shape = (batch, self.num_heads, query.shape[1], memory)
         check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
@@ -293,7 +295,7 @@ class MultiheadCMRA(CMRA):
         return torch.where(mask, -torch.inf, added) if mask.dtype == torch.bool else added + mask
 
     def _write_to(self, attention: nn.MultiheadAttention) -> None:
-        """Write weights, device, dtype and mode into the layer that this one was copied from."""
+        """Copy weights, device, dtype and mode to ``attention``, the original layer."""
         attention.train(self.training).to(self.q_proj.weight)
         if attention.in_proj_weight is not None:
             _write(attention.in_proj_weight, self.q_proj.weight, self.kv_proj.weight)
@@ -308,7 +310,7 @@ class MultiheadCMRA(CMRA):
 
 
 def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.MultiheadAttention]]:
-    """Find each place of an ``nn.MultiheadAttention``: its path, the module that holds it, its name there, itself."""
+    """Yield the path, the parent module, the name in the parent, and the layer, for each ``nn.MultiheadAttention``."""
     for prefix, parent in model.named_modules():
         for name, child in parent._modules.items():
             if isinstance(child, nn.MultiheadAttention):
@@ -316,7 +318,7 @@ def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.MultiheadA
 
 
 def _count_uses(model: nn.Module) -> Counter[int]:
-    """Count in how many modules each parameter and each module is, by id."""
+    """Return the number of modules that contain each parameter and each module, by ``id``."""
     return Counter(
         id(part)
         for module in model.modules()
@@ -326,7 +328,7 @@ def _count_uses(model: nn.Module) -> Counter[int]:
 
 
 def _check_weights(attention: nn.MultiheadAttention, uses: Counter[int]) -> None:
-    """Check that a copy of the weights would compute and train as the layer does."""
+    """Check that a copy of the weights would give the same outputs and the same training."""
     # Not only that of a subclass: libraries also set a forward on the object, to move weights between devices.
     if getattr(attention.forward, "__func__", None) is not nn.MultiheadAttention.forward:
         raise TypeError(
@@ -349,9 +351,9 @@ def _check_weights(attention: nn.MultiheadAttention, uses: Counter[int]) -> None
 
 
 def _is_same(key: Tensor, value: Tensor) -> bool:
-    """Return whether two tensors are one, or were one before a hook passed both through autograd.
+    """Return whether key and value were the same tensor, possibly before a hook replaced both.
 
-    Backward hooks, and FSDP's, give a layer new tensors of the same memory, from one node of the graph.
+    Backward hooks, also those of FSDP, pass new tensors to a layer. These share their memory and their ``grad_fn``.
     """
     if key is value:
         return True
@@ -365,13 +367,13 @@ def _is_same(key: Tensor, value: Tensor) -> bool:
 
 
 def _move_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give a module the hooks around the calls of another. They are the same objects, so that handles remove them."""
+    """Move the forward and backward hooks to another module. Handles that the user has can still remove them."""
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
 
 
 def _write(target: Tensor, *sources: Tensor, rows: slice = slice(None)) -> None:
-    """Write rows of parameters into one parameter, which is frozen if all of them are."""
+    """Copy rows of parameters into one parameter, and freeze it if all sources are frozen."""
     with torch.no_grad():
         target.copy_(torch.cat([source[rows] for source in sources]))
     target.requires_grad_(any(source.requires_grad for source in sources))

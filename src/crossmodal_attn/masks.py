@@ -12,7 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from crossmodal_attn._checks import check_mask, check_size, check_tensor
+from crossmodal_attn._checks import check_device, check_mask, check_size, check_tensor
+from crossmodal_attn.windows import RelationWindow, add_padding
 
 __all__ = ["padding_mask", "zero_padding"]
 
@@ -135,19 +136,73 @@ def zero_where(mask: Tensor, values: Tensor) -> Tensor:
     return torch.where(mask, 0, values)
 
 
+def check_attention_mask(
+    name: str, mask: Tensor | RelationWindow, shape: Sequence[int], like: Tensor, *, per_head: bool
+) -> None:
+    """Check that an attention mask fits the scores (B, H, T, M) and is on the device of the features ``like``.
+
+    Args:
+        name: the argument's name.
+        mask: the mask, bool or floating point, or a window of the same lengths.
+        shape: the shape of the scores, (B, H, T, M).
+        like: the features that the mask belongs to.
+        per_head: whether three dimensions mean (H, T, M), as in broadcasting. If False they mean (B, T, M) or
+            (B * H, T, M), as in the layers.
+    """
+    if isinstance(mask, RelationWindow):
+        if (mask.query_length, sum(mask.memory_lengths)) != (shape[2], shape[3]):
+            raise ValueError(
+                f"{name} must be a window for {shape[2]} query segments and a memory of {shape[3]}, got one for "
+                f"{mask.query_length} and {sum(mask.memory_lengths)} ({' + '.join(map(str, mask.memory_lengths))})"
+            )
+        return
+    check_tensor(name, mask)
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"{name} must be bool (True = may not attend) or floating point (added), got {mask.dtype}: use mask.bool() "
+            "if 1 means may not attend; mask == 0 if 1 means may attend (Hugging Face's attention_mask)"
+        )
+    came = tuple(mask.shape)
+    batch, heads, length, memory = shape
+    if per_head or len(came) == 4:
+        pairs = zip(reversed(came), reversed(shape), strict=False)
+        if len(came) > 4 or not all(size in (1, wanted) for size, wanted in pairs):
+            raise ValueError(f"{name} must broadcast to shape {tuple(shape)}, got {came}")
+    else:
+        leading: list[tuple[int, ...]] = [(), (batch,), (batch * heads,)]
+        if not any(came in ((*sizes, length, memory), (*sizes, 1, memory)) for sizes in leading):
+            expected = " or ".join(str((*sizes, length, memory)) for sizes in leading)
+            raise ValueError(
+                f"{name} must have shape {expected}, or four dimensions that broadcast to {tuple(shape)}, got {came}"
+            )
+    check_device(name, mask, "its features", like)
+
+
 def join_masks(
-    attn_mask: Tensor | None, paddings: Sequence[Tensor | None], lengths: Sequence[int], batch: int, num_heads: int
-) -> Tensor | None:
+    attn_mask: Tensor | RelationWindow | None,
+    paddings: Sequence[Tensor | None],
+    lengths: Sequence[int],
+    batch: int,
+    num_heads: int,
+) -> Tensor | RelationWindow | None:
     """Join the padding masks of all memories and the attention mask into one mask that broadcasts to (B, H, T, M).
 
     Args:
         attn_mask: bool or floating point, (T, M), (B, T, M) or (B * H, T, M), where T may be 1, or any four dimensions
-            that broadcast to (B, H, T, M); or None.
+            that broadcast to (B, H, T, M); or a window; or None.
         paddings: for each memory bool (B, length of the memory) or None.
         lengths: the length of each memory; they sum to M.
         batch: B.
         num_heads: H.
     """
+    padding = _join_paddings(paddings, lengths, batch)
+    if isinstance(attn_mask, RelationWindow):
+        if attn_mask.memory_lengths != tuple(lengths):
+            raise ValueError(
+                f"attn_mask must be a window for memories of the lengths {list(lengths)}, in this order, got one for "
+                f"{list(attn_mask.memory_lengths)}"
+            )
+        return attn_mask if padding is None else add_padding(attn_mask, padding)
     if attn_mask is not None:
         if attn_mask.dim() == 2:
             attn_mask = attn_mask[None, None]
@@ -155,18 +210,25 @@ def join_masks(
             attn_mask = attn_mask[:, None]
         elif attn_mask.dim() == 3:
             attn_mask = rearrange(attn_mask, "(batch heads) time memory -> batch heads time memory", heads=num_heads)
-    given = [padding for padding in paddings if padding is not None]
-    if not given:
+    if padding is None:
         return attn_mask
-    padding = torch.cat(
-        [
-            given[0].new_zeros(batch, length) if padding is None else padding
-            for padding, length in zip(paddings, lengths, strict=True)
-        ],
-        dim=1,
-    )[:, None, None]
+    padding = padding[:, None, None]
     if attn_mask is None:
         return padding
     if attn_mask.dtype == torch.bool:
         return attn_mask | padding
     return attn_mask.masked_fill(padding, -torch.inf)
+
+
+def _join_paddings(paddings: Sequence[Tensor | None], lengths: Sequence[int], batch: int) -> Tensor | None:
+    """Return the padding mask of all memories (B, M), or None if none has one."""
+    given = [padding for padding in paddings if padding is not None]
+    if not given:
+        return None
+    return torch.cat(
+        [
+            given[0].new_zeros(batch, length) if padding is None else padding
+            for padding, length in zip(paddings, lengths, strict=True)
+        ],
+        dim=1,
+    )

@@ -5,13 +5,12 @@ Axes: B batch, T query length, S context length.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import (
-    check_attention_mask,
     check_contexts,
     check_divisible,
     check_features,
@@ -24,7 +23,10 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.dropout import Dropout, ReLUDropout
-from crossmodal_attn.masks import zero_steps
+from crossmodal_attn.masks import check_attention_mask, zero_steps
+from crossmodal_attn.memory import Memory
+from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, list_times
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["CrossModalRelation", "InternalTemporalRelation", "RelationAware"]
 
@@ -51,6 +53,7 @@ class CrossModalRelation(nn.Module):
         context_dim: width of the contexts, or a list with the width of each, as in :class:`CMRA`.
         include_query: whether the query is part of the memory, as in :class:`CMRA`. The query has a residual
             connection in either case.
+        rotary: rotate queries and keys by the time of their segments, as in :class:`CMRA`.
         norm_first: whether to use pre-norm (normalize the inputs of the attention and the feed-forward network) instead
             of post-norm (normalize after the residual sums). Contexts are not normalized.
         activation: "relu", "gelu" or any function of a tensor, such as :func:`torch.nn.functional.silu`.
@@ -76,6 +79,7 @@ class CrossModalRelation(nn.Module):
         attention_dropout: float | None = None,
         context_dim: int | Sequence[int] | None = None,
         include_query: bool = True,
+        rotary: RotaryTime | None = None,
         norm_first: bool = False,
         activation: Activation = "relu",
         device: torch.device | str | None = None,
@@ -89,7 +93,13 @@ class CrossModalRelation(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm_first = norm_first
         self.attention = CMRA(
-            embed_dim, num_heads, attention_dropout, context_dim=context_dim, include_query=include_query, **factory
+            embed_dim,
+            num_heads,
+            attention_dropout,
+            context_dim=context_dim,
+            include_query=include_query,
+            rotary=rotary,
+            **factory,
         )
         self.norm1 = nn.LayerNorm(embed_dim, **factory)
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, **factory)
@@ -101,11 +111,13 @@ class CrossModalRelation(nn.Module):
     def forward(
         self,
         query: Tensor,
-        context: Tensor | Sequence[Tensor | None] | None = None,
+        context: Tensor | Memory | Sequence[Tensor | Memory | None] | None = None,
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
+        query_times: Tensor | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Relate the query to the memory [contexts..., query].
@@ -116,6 +128,8 @@ class CrossModalRelation(nn.Module):
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
+            query_times: as in :meth:`CMRA.forward`, for a block with ``rotary``.
+            context_times: as in :meth:`CMRA.forward`.
             attn_mask: as in :meth:`CMRA.forward`.
             need_weights: whether to return the attention weights too.
 
@@ -123,12 +137,14 @@ class CrossModalRelation(nn.Module):
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
             ``need_weights`` also the attention weights (B, H, T, M).
         """
-        attending = self._normalize(query, query_padding_mask) if self.norm_first else query
+        attending = self._normalize("query", query, query_padding_mask) if self.norm_first else query
         result = self.attention(
             attending,
             context,
             query_padding_mask=query_padding_mask,
             context_padding_mask=context_padding_mask,
+            query_times=query_times,
+            context_times=context_times,
             attn_mask=attn_mask,
             need_weights=need_weights,
         )
@@ -140,12 +156,59 @@ class CrossModalRelation(nn.Module):
         output = output if self.norm_first else self.norm2(output)
         return output if weights is None else (output, weights)
 
-    def _normalize(self, query: Tensor, query_padding_mask: Tensor | None) -> Tensor:
-        """Check the query and its mask before the attention does, and return the normalized query."""
-        check_features("query", query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
-        if query_padding_mask is not None:
-            check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        normalized: Tensor = self.norm1(zero_steps(query, query_padding_mask))
+    @overload
+    def remember(
+        self,
+        context: Tensor,
+        *,
+        context_padding_mask: Tensor | None = None,
+        context_times: Tensor | None = None,
+        own: bool = False,
+    ) -> Memory: ...
+
+    @overload
+    def remember(
+        self,
+        context: Sequence[Tensor | None],
+        *,
+        context_padding_mask: Sequence[Tensor | None] | None = None,
+        context_times: Sequence[Tensor | None] | None = None,
+    ) -> list[Memory | None]: ...
+
+    def remember(
+        self, context: Any, *, context_padding_mask: Any = None, context_times: Any = None, own: bool = False
+    ) -> Memory | list[Memory | None]:
+        """Project contexts, or the query's past, once: see :meth:`CMRA.remember`.
+
+        Give the query's past as this block was given it: with ``norm_first`` it is normalized here.
+
+        Args:
+            context: as in :meth:`CMRA.remember`.
+            context_padding_mask: as in :meth:`CMRA.remember`.
+            context_times: as in :meth:`CMRA.remember`.
+            own: whether ``context`` is the query's past.
+
+        Returns:
+            Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
+
+        Examples:
+            >>> block = CrossModalRelation(256, num_heads=4)
+            >>> past = block.remember(torch.randn(2, 9, 256), own=True)
+            >>> block(torch.randn(2, 1, 256), past).shape
+            torch.Size([2, 1, 256])
+        """
+        if own and self.norm_first:
+            context = self._normalize("context", context, context_padding_mask)
+        return self.attention.remember(
+            context, context_padding_mask=context_padding_mask, context_times=context_times, own=own
+        )
+
+    def _normalize(self, name: str, query: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Check a query and its mask before the attention does, and return the normalized query."""
+        check_features(name, query, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)
+        if padding_mask is not None:
+            check_mask(f"{name}_padding_mask", padding_mask, query.shape[:2], query)
+        normalized: Tensor = self.norm1(zero_steps(query, padding_mask))
         return normalized
 
 
@@ -189,6 +252,7 @@ class InternalTemporalRelation(nn.Module):
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
+        rotary: rotate queries and keys by the time of their segments, as in :class:`CMRA`.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -207,27 +271,42 @@ class InternalTemporalRelation(nn.Module):
         dropout: float = 0.1,
         *,
         attention_dropout: float | None = None,
+        rotary: RotaryTime | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_divisible(embed_dim, num_heads)
         check_size("num_layers", num_layers, minimum=0)
+        check_rotary(rotary, embed_dim, num_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
-        factory: dict[str, Any] = {"attention_dropout": attention_dropout, "device": device, "dtype": dtype}
+        self.rotary = rotary
+        options: dict[str, Any] = {
+            "attention_dropout": attention_dropout,
+            "rotary": rotary,
+            "device": device,
+            "dtype": dtype,
+        }
         self.layers = nn.ModuleList(
-            CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, **factory) for _ in range(num_layers)
+            CrossModalRelation(embed_dim, num_heads, dim_feedforward, dropout, **options) for _ in range(num_layers)
         )
 
     def forward(
-        self, features: Tensor, *, padding_mask: Tensor | None = None, attn_mask: Tensor | None = None
+        self,
+        features: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        times: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
     ) -> Tensor:
         """Relate the segments to one another.
 
         Args:
             features: (B, T, embed_dim).
             padding_mask: bool (B, T), True = padding.
+            times: (T,) or (B, T), the time of each segment, for a block with ``rotary``. A time at padding may be NaN.
+                Default: 0, 1, ..., T - 1.
             attn_mask: as in :meth:`CMRA.forward`. The memory is the features themselves, so M = T.
 
         Returns:
@@ -239,13 +318,15 @@ class InternalTemporalRelation(nn.Module):
         check_features("features", features, self.embed_dim, "embed_dim", self, projection)
         if padding_mask is not None:
             check_mask("padding_mask", padding_mask, features.shape[:2], features)
+        if times is not None:
+            (times,) = list_times(self, self.rotary, [Clock("times", times, features, padding_mask)])
         if not self.layers:
             if attn_mask is not None:
                 shape = (len(features), self.num_heads, *[features.shape[1]] * 2)
                 check_attention_mask("attn_mask", attn_mask, shape, features, per_head=False)
             return zero_steps(features, padding_mask)
         for layer in self.layers:
-            features = layer(features, query_padding_mask=padding_mask, attn_mask=attn_mask)
+            features = layer(features, query_padding_mask=padding_mask, query_times=times, attn_mask=attn_mask)
         return features
 
 
@@ -270,6 +351,7 @@ class RelationAware(nn.Module):
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
         include_query: whether the query is part of the memory of M_cmra. False gives co-attention.
         own_projections: whether each modality in that memory has its own key and value projection.
+        rotary: rotate queries and keys by the time of their segments, as in :class:`CMRA`, in M_self and in M_cmra.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -299,6 +381,7 @@ class RelationAware(nn.Module):
         attention_dropout: float | None = None,
         include_query: bool = True,
         own_projections: bool = False,
+        rotary: RotaryTime | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -312,7 +395,7 @@ class RelationAware(nn.Module):
         self.context_projs: nn.ModuleList | None = None
         self.internal_relations: nn.ModuleList | None = None
         sizes = (embed_dim, num_heads, num_layers, dim_feedforward, dropout)
-        options = {"attention_dropout": attention_dropout, **factory}
+        options = {"attention_dropout": attention_dropout, "rotary": rotary, **factory}
         if isinstance(self.context_dim, tuple):
             self.register_module("context_proj", None)
             self.register_module("internal_relation", None)
@@ -341,8 +424,10 @@ class RelationAware(nn.Module):
         *,
         query_padding_mask: Tensor | None = None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None = None,
-        attn_mask: Tensor | None = None,
-        context_attn_mask: Tensor | Sequence[Tensor | None] | None = None,
+        query_times: Tensor | None = None,
+        context_times: Tensor | Sequence[Tensor | None] | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
+        context_attn_mask: Tensor | RelationWindow | Sequence[Tensor | RelationWindow | None] | None = None,
     ) -> Tensor:
         """Relate the query modality to the context modalities and to itself.
 
@@ -354,6 +439,8 @@ class RelationAware(nn.Module):
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
+            query_times: as in :meth:`CMRA.forward`, for a module with ``rotary``.
+            context_times: as in :meth:`CMRA.forward`. M_self and M_cmra have the same clock, also without times.
             attn_mask: mask of M_cmra, as in :meth:`CMRA.forward`. The memory is [contexts..., query].
             context_attn_mask: mask of M_self, as in :meth:`CMRA.forward`. The memory is the context, so M = S. For
                 several contexts, a list with a mask or None for each.
@@ -365,15 +452,17 @@ class RelationAware(nn.Module):
         check_features("query", query, self.query_dim, "query_dim", self, self.query_proj)
         if query_padding_mask is not None:
             check_mask("query_padding_mask", query_padding_mask, query.shape[:2], query)
-        contexts, paddings, masks = self._check_contexts(query, context, context_padding_mask, context_attn_mask)
+        contexts, paddings, masks, query_clock, clocks = self._check_contexts(
+            query, context, query_padding_mask, context_padding_mask, query_times, context_times, context_attn_mask
+        )
         projections = self.context_projs or [self.context_proj]
         relations = self.internal_relations or [self.internal_relation]
         related = [
             features
             if features is None
-            else relate(project(zero_steps(features, padding)), padding_mask=padding, attn_mask=mask)
-            for project, relate, features, padding, mask in zip(
-                projections, relations, contexts, paddings, masks, strict=True
+            else relate(project(zero_steps(features, padding)), padding_mask=padding, times=clock, attn_mask=mask)
+            for project, relate, features, padding, clock, mask in zip(
+                projections, relations, contexts, paddings, clocks, masks, strict=True
             )
         ]
         output: Tensor = self.cross_relation(
@@ -381,6 +470,8 @@ class RelationAware(nn.Module):
             related,
             query_padding_mask=query_padding_mask,
             context_padding_mask=paddings,
+            query_times=query_clock,
+            context_times=clocks,
             attn_mask=attn_mask,
         )
         return output
@@ -389,16 +480,36 @@ class RelationAware(nn.Module):
         self,
         query: Tensor,
         context: Tensor | Sequence[Tensor | None],
+        query_padding_mask: Tensor | None,
         context_padding_mask: Tensor | Sequence[Tensor | None] | None,
-        context_attn_mask: Tensor | Sequence[Tensor | None] | None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
-        """Check the contexts and their masks, and return contexts, padding masks and attention masks as lists."""
-        names, contexts, (paddings, masks) = list_contexts(
-            context, context_padding_mask=context_padding_mask, context_attn_mask=context_attn_mask
+        query_times: Tensor | None,
+        context_times: Tensor | Sequence[Tensor | None] | None,
+        context_attn_mask: Tensor | RelationWindow | Sequence[Tensor | RelationWindow | None] | None,
+    ) -> tuple[
+        list[Tensor | None],
+        list[Tensor | None],
+        list[Tensor | RelationWindow | None],
+        Tensor | None,
+        list[Tensor | None],
+    ]:
+        """Check the contexts, their masks and all times.
+
+        Return contexts, padding masks and attention masks as lists, the times of the query, and those of each context.
+        Times are None without ``rotary``, and for a context that is None.
+        """
+        names, contexts, (paddings, masks, stamps) = list_contexts(
+            context,
+            (Tensor, Memory),
+            context_padding_mask=context_padding_mask,
+            context_attn_mask=context_attn_mask,
+            context_times=context_times,
         )
         widths = self.context_dim if isinstance(self.context_dim, tuple) else (self.context_dim,)
         check_contexts(contexts, self.context_dim, self)
-        for index, (name, features, padding, mask) in enumerate(zip(names, contexts, paddings, masks, strict=True)):
+        clocks: list[Clock] = []
+        for index, (name, features, padding, times, mask) in enumerate(
+            zip(names, contexts, paddings, stamps, masks, strict=True)
+        ):
             if features is None:
                 continue
             option = f"context_dim[{index}]" if isinstance(self.context_dim, tuple) else "context_dim"
@@ -410,4 +521,10 @@ class RelationAware(nn.Module):
             if mask is not None:
                 shape = (len(features), self.cross_relation.attention.num_heads, *[features.shape[1]] * 2)
                 check_attention_mask(f"context_attn_mask{name}", mask, shape, features, per_head=False)
-        return contexts, paddings, masks
+            clocks.append(Clock(f"context_times{name}", times, features, padding))
+        clocks.append(Clock("query_times", query_times, query, query_padding_mask))
+        found = list_times(self, self.cross_relation.attention.rotary, clocks)
+        query_clock = found.pop() if found else None
+        present = iter(found)
+        context_clocks = [None if features is None else next(present, None) for features in contexts]
+        return contexts, paddings, masks, query_clock, context_clocks

@@ -1,25 +1,33 @@
-"""Attention masks for time-aligned modalities of different rates: causal masks and time windows.
+"""Time-aligned modalities of different rates: causal masks and time windows, as a mask or at linear cost.
 
-The unit of time is one query segment. Query segment i covers [i, i + 1). If a context has r segments per query segment,
-its segment j covers [j / r, (j + 1) / r). Axes: T query length, S context length, M memory length.
+Without time stamps, the unit of time is one query segment: query segment i covers [i, i + 1), and if a context has r
+segments per query segment, its segment j covers [j / r, (j + 1) / r).
+Axes: B batch, H heads, T query length, S context length, M memory length, D width of a head, W width of the band.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from crossmodal_attn._checks import check_size
+from crossmodal_attn._checks import check_size, check_tensor
 
-__all__ = ["relation_mask"]
+__all__ = ["RelationWindow", "relation_mask", "relation_window"]
 
 Bounds: TypeAlias = tuple[float | None, float | None]
 """The distances (back, ahead) in time; None means no bound."""
 
 TOLERANCE = 1e-6
 """Times that differ by less are equal. Most rates and windows, such as 0.1, have no exact binary value."""
+
+BLOCK_SIZES = (32, 64, 128, 256, 512)
+"""Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
+
+COPY_COST = 192
+"""The time in which a step of the memory is copied for a block is that of about as many scores."""
 
 
 def relation_mask(
@@ -29,7 +37,10 @@ def relation_mask(
     causal: bool = False,
     window: float | Bounds | None = None,
     context_windows: Sequence[float | Bounds | None] | None = None,
-    context_rates: Sequence[float] | None = None,
+    context_rates: Sequence[float | None] | None = None,
+    context_offsets: Sequence[float] | None = None,
+    query_times: Tensor | None = None,
+    context_times: Sequence[Tensor | None] | None = None,
     include_query: bool = True,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -47,7 +58,13 @@ def relation_mask(
       :math:`e \le i - \text{back}` or :math:`s \ge i + 1 + \text{ahead}`. At equal rates, the segments from i - back to
       i + ahead remain. A window of 0 leaves the segments that overlap the query segment.
 
-    Times that differ by less than a millionth of a query segment count as equal.
+    Words, or frames at a variable rate, have time stamps: ``query_times`` and ``context_times``. They take the place of
+    :math:`i`, :math:`i + 1` and of :math:`s`, :math:`e`. With ``query_times``, windows, rates and offsets count in the
+    unit of the times, such as seconds. A context without times then covers the time of the query, from its first start
+    to its last end, or begins with it if its rate is given.
+
+    Times that differ by less than a millionth of the unit count as equal, and times in float32 also if they differ by
+    less than its rounding.
 
     The mask has no batch dimension and does not depend on padding. Give padding masks to the layer as well. If the
     modalities of a batch are padded to different durations, give ``context_rates``.
@@ -56,11 +73,18 @@ def relation_mask(
         query_length: T, the number of query segments, at least 1.
         context_lengths: S of each context, at least 0, in the order of the layer's contexts.
         causal: whether to exclude segments that end after the query segment.
-        window: the distance before the start and after the end of the query segment, in query segments: a number >= 0,
+        window: the distance before the start and after the end of the query segment, in units of time: a number >= 0,
             a pair (back, ahead) of numbers or None, or None for any distance. It applies to all memories.
         context_windows: a window for each context. ``window`` then applies only to the query's own segments
             in the memory.
-        context_rates: for each context its number of segments per query segment, > 0. Default: S / T.
+        context_rates: for each context its number of segments per unit of time, > 0, or None if it has times. Default:
+            S / T.
+        context_offsets: for each context how much later it is than its rate or its times say, in units of time:
+            positive for audio that starts after the video. Default: 0.
+        query_times: when the query segments start, (T,), or when they start and end, (T, 2). If only starts are given,
+            a segment ends where the next one starts, and the last is as long as the one before it. The times are those
+            of the whole batch. Starts and ends must be sorted; segments may overlap and leave gaps.
+        context_times: for each context such times, (S,) or (S, 2), on the clock of the query, or None.
         include_query: whether the query is the last memory, as in the :class:`CMRA` that gets the mask.
         device: device of the mask. Default: torch's default device.
 
@@ -84,6 +108,14 @@ def relation_mask(
                 [1, 1, 0, 0, 0, 1, 0, 0, 0],
                 [1, 1, 1, 1, 0, 0, 0, 0, 0]], dtype=torch.int32)
 
+        Video of one segment per second, and four words that were said from second 0.5 on:
+
+        >>> words = torch.tensor([[0.5, 0.9], [0.9, 1.4], [1.4, 2.1], [2.6, 2.9]])
+        >>> relation_mask(3, [4], context_times=[words], window=0, include_query=False).int()
+        tensor([[0, 0, 1, 1],
+                [1, 0, 0, 1],
+                [1, 1, 0, 0]], dtype=torch.int32)
+
         In a layer:
 
         >>> from crossmodal_attn import CMRA
@@ -91,45 +123,495 @@ def relation_mask(
         >>> CMRA(256, num_heads=4)(video, audio, attn_mask=relation_mask(100, [400], window=(10, 2))).shape
         torch.Size([2, 100, 256])
     """
+    query, memories, tolerance = _align(
+        query_length,
+        context_lengths,
+        window,
+        context_windows,
+        context_rates,
+        context_offsets,
+        query_times,
+        context_times,
+        include_query,
+    )
+    masks = []
+    for memory in memories:
+        starts, ends = memory.starts, memory.ends
+        ends_after, ends_by, starts_before = _limits(query, memory.window, causal, tolerance)
+        mask = torch.zeros(query_length, len(starts), dtype=torch.bool, device="cpu")
+        if ends_after is not None:
+            mask = mask | (ends <= ends_after.unsqueeze(1))
+        if ends_by is not None:
+            mask = mask | (ends > ends_by.unsqueeze(1))
+        if starts_before is not None:
+            mask = mask | (starts >= starts_before.unsqueeze(1))
+        masks.append(mask)
+    return torch.cat(masks, 1).to(torch.empty(0, device=device).device)
+
+
+def relation_window(
+    query_length: int,
+    context_lengths: Sequence[int] = (),
+    *,
+    causal: bool = False,
+    window: float | Bounds | None = None,
+    context_windows: Sequence[float | Bounds | None] | None = None,
+    context_rates: Sequence[float | None] | None = None,
+    context_offsets: Sequence[float] | None = None,
+    query_times: Tensor | None = None,
+    context_times: Sequence[Tensor | None] | None = None,
+    include_query: bool = True,
+) -> "RelationWindow":
+    r"""Return a window that says what :func:`relation_mask` says, without making the mask.
+
+    Give it to a layer in place of the mask, as ``attn_mask``. The layer then computes only what the window covers: its
+    time and memory grow with the length of the query times the width of the window, and not with T x M. The output
+    is the same, except for rounding. If the window covers most of the memory, the layer computes all scores at
+    once, as with a mask.
+
+    A window is made for fixed lengths, and serves any batch size. Make it once, outside compiled code.
+
+    Args:
+        query_length: as in :func:`relation_mask`, and so are all arguments.
+        context_lengths: S of each context.
+        causal: whether to exclude segments that end after the query segment.
+        window: the distance before the start and after the end of the query segment.
+        context_windows: a window for each context.
+        context_rates: for each context its number of segments per unit of time.
+        context_offsets: for each context how much later it is.
+        query_times: (T,) or (T, 2), when each query segment starts, or starts and ends.
+        context_times: for each context (S,) or (S, 2), or None.
+        include_query: whether the query is the last memory.
+
+    Returns:
+        RelationWindow: for ``attn_mask``. Its method :meth:`~RelationWindow.mask` returns the mask of
+        :func:`relation_mask`.
+
+    Examples:
+        >>> from crossmodal_attn import CMRA
+        >>> layer = CMRA(64, num_heads=4)
+        >>> video, audio = torch.randn(1, 2000, 64), torch.randn(1, 8000, 64)
+        >>> window = relation_window(2000, [8000], window=8)
+        >>> window
+        RelationWindow(query_length=2000, memory_lengths=(8000, 2000))
+        >>> layer(video, audio, attn_mask=window).shape
+        torch.Size([1, 2000, 64])
+
+        The weights are banded: for each query segment only those of the steps that it may attend to.
+
+        >>> output, weights = layer(video, audio, attn_mask=window, need_weights=True)
+        >>> weights.shape, window.columns().shape                     # 4 x 17 steps of audio, 17 of video
+        (torch.Size([1, 4, 2000, 85]), torch.Size([2000, 85]))
+        >>> window.to_dense(weights).shape
+        torch.Size([1, 4, 2000, 10000])
+    """
+    query, memories, tolerance = _align(
+        query_length,
+        context_lengths,
+        window,
+        context_windows,
+        context_rates,
+        context_offsets,
+        query_times,
+        context_times,
+        include_query,
+    )
+    spans = []
+    for memory in memories:
+        starts, ends = memory.starts, memory.ends
+        ends_after, ends_by, starts_before = _limits(query, memory.window, causal, tolerance)
+        first = torch.zeros(query_length, dtype=torch.long, device="cpu")
+        last = torch.full_like(first, len(starts))
+        if ends_after is not None:
+            first = torch.searchsorted(ends, ends_after, right=True)
+        if ends_by is not None:
+            last = torch.searchsorted(ends, ends_by, right=True)
+        if starts_before is not None:
+            last = torch.minimum(last, torch.searchsorted(starts, starts_before))
+        spans.append((first, torch.maximum(first, last)))
+    lengths = tuple(len(memory.starts) for memory in memories)
+    return RelationWindow(query_length, lengths, _make_blocks(spans, lengths))
+
+
+class RelationWindow:
+    """Hold which steps of each memory each query segment may attend to. :func:`relation_window` makes it.
+
+    It cannot be changed. It holds one span of steps for each query segment and memory, on the CPU, and the layers copy
+    what they need of it to their device.
+
+    Attributes:
+        query_length: T, the length of the query.
+        memory_lengths: the length of each memory, in the order [contexts..., query]; they sum to M.
+    """
+
+    def __init__(
+        self, query_length: int, memory_lengths: tuple[int, ...], blocks: "_Blocks", padding: Tensor | None = None
+    ) -> None:
+        self.query_length = query_length
+        self.memory_lengths = memory_lengths
+        self._blocks = blocks
+        self._padding = padding
+
+    def mask(self, *, device: torch.device | str | None = None) -> Tensor:
+        """Return the mask that :func:`relation_mask` makes of the same arguments.
+
+        Args:
+            device: device of the mask. Default: torch's default device.
+
+        Returns:
+            Tensor: bool (T, M), True = may not attend.
+        """
+        step = torch.arange(sum(self.memory_lengths), device="cpu")
+        outside = [
+            (steps < first.reshape(-1, 1)) | (steps >= last.reshape(-1, 1))
+            for steps, first, last in zip(
+                step.split(self.memory_lengths), self._blocks.first, self._blocks.last, strict=True
+            )
+        ]
+        mask = torch.cat(outside, 1)[: self.query_length]
+        return mask.to(torch.empty(0, device=device).device)
+
+    def columns(self, *, device: torch.device | str | None = None) -> Tensor:
+        """Return to which step of the memory each banded weight belongs.
+
+        Args:
+            device: device of the result. Default: torch's default device.
+
+        Returns:
+            Tensor: int64 (T, W), the column of the weight in a mask (T, M), from 0 to M - 1, and -1 where there is
+            none. Each memory has as many entries as the widest span of its steps.
+        """
+        columns = []
+        for first, last, width in zip(self._blocks.first, self._blocks.last, self._blocks.band_widths, strict=True):
+            steps = first.reshape(-1, 1) + torch.arange(width, device="cpu")
+            columns.append(torch.where(steps < last.reshape(-1, 1), steps, -1))
+        return torch.cat(columns, 1)[: self.query_length].to(torch.empty(0, device=device).device)
+
+    def to_dense(self, weights: Tensor) -> Tensor:
+        """Convert banded weights to those of all steps, which takes memory for T x M numbers.
+
+        Args:
+            weights: (*, T, W), from a layer that was called with this window, with any leading dimensions.
+
+        Returns:
+            Tensor: (*, T, M), zero outside the window.
+        """
+        columns = self.columns(device=weights.device)
+        if tuple(weights.shape[-2:]) != tuple(columns.shape):
+            raise ValueError(
+                f"weights must have shape (*, {columns.shape[0]}, {columns.shape[1]}), as a layer returns them for "
+                f"this window, got {tuple(weights.shape)}"
+            )
+        dense = weights.new_zeros(*weights.shape[:-1], sum(self.memory_lengths))
+        return dense.scatter_add(-1, columns.clamp(min=0).expand_as(weights), weights)  # others are zero
+
+    def __repr__(self) -> str:
+        """Return the lengths."""
+        return f"RelationWindow(query_length={self.query_length}, memory_lengths={self.memory_lengths})"
+
+
+class _Blocks(NamedTuple):
+    """Hold the spans of a window, and how its queries are divided into blocks.
+
+    The T queries are divided into C blocks of Q queries. Those of a block share a span of each of the N memories.
+    """
+
+    size: int
+    """Q. The last block may have fewer queries; its other rows may attend to nothing."""
+    widths: tuple[int, ...]
+    """For each memory the length of the spans that blocks share."""
+    band_widths: tuple[int, ...]
+    """For each memory the length of the widest span of one query. They sum to W."""
+    groups: tuple[tuple[int, bool], ...]
+    """Groups of consecutive blocks: the number of blocks, and whether all of them have the same mask."""
+    starts: Tensor
+    """int64 (N, C): for each memory and block the column where the shared span starts."""
+    first: Tensor
+    """int64 (N, C, Q): the first column that a query may attend to."""
+    last: Tensor
+    """int64 (N, C, Q): the column after the last. It equals the first if the query may not attend to this memory."""
+
+
+def _make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> _Blocks:
+    """Divide the queries into blocks, from their spans (first, last) in each memory, (T,) each.
+
+    Small blocks copy more steps of the memory, large blocks compute more scores outside the window. A block of all
+    queries copies little and costs as much as a mask. A window that covers most of the memory gets such a block.
+    """
+    first, last = (torch.stack(edges) for edges in zip(*spans, strict=True))
+    bounds = torch.tensor(lengths, device="cpu").unsqueeze(1)
+    empty = first == last  # these rows do not widen the span of their block
+    low, high = torch.where(empty, bounds, first), last.masked_fill(empty, 0)
+
+    def widths_of(size: int) -> tuple[Tensor, Tensor]:
+        """Return where the shared spans start (N, C), and how long they are (N,)."""
+        lower = _to_blocks(low, size, fill=max(lengths)).amin(2)
+        width = (_to_blocks(high, size).amax(2) - lower).clamp(min=0).amax(1)
+        return torch.minimum(lower, bounds - width.unsqueeze(1)), width
+
+    def cost(size: int) -> int:
+        count = -(-first.shape[1] // size)
+        return count * int(widths_of(size)[1].sum()) * (size + (COPY_COST if count > 1 else 0))
+
+    sizes = [size for size in BLOCK_SIZES if size < first.shape[1]]
+    size = min([first.shape[1], *sizes], key=cost)
+    starts, widths = widths_of(size)
+    blocks = [_to_blocks(edge, size) for edge in (first, last)]
+    relative = torch.stack([edge - starts.unsqueeze(2) for edge in blocks])  # (2, N, C, Q)
+    offsets = torch.tensor(lengths, device="cpu").cumsum(0).unsqueeze(1) - bounds
+    return _Blocks(
+        size,
+        tuple(widths.tolist()),
+        tuple((last - first).amax(1).tolist()),
+        _group((relative[:, :, 1:] == relative[:, :, :-1]).all(3).all(1).all(0).tolist()),
+        starts + offsets,
+        *(edge + offsets.unsqueeze(2) for edge in blocks),
+    )
+
+
+def _group(alike: Sequence[bool]) -> tuple[tuple[int, bool], ...]:
+    """Divide the blocks into groups, from whether each block has the same mask as the one before it.
+
+    At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
+    time and memory. More groups than these three would cost more than they save.
+    """
+    count, begin, longest = len(alike) + 1, 0, (0, 1)
+    for block in range(1, count + 1):
+        if block == count or not alike[block - 1]:
+            longest = max(longest, (begin, block), key=lambda run: run[1] - run[0])
+            begin = block
+    begin, end = longest
+    if end - begin < count / 2:
+        return ((count, False),)
+    groups = ((begin, False), (end - begin, True), (count - end, False))
+    return tuple((size, same) for size, same in groups if size)
+
+
+def _to_blocks(values: Tensor, size: int, fill: int = 0) -> Tensor:
+    """Divide (N, T) into blocks (N, C, size). The rows that are added to the last block hold ``fill``."""
+    added = -values.shape[1] % size
+    blocks: Tensor = F.pad(values, (0, added), value=fill).unflatten(1, (-1, size))
+    return blocks
+
+
+def gather_blocks(
+    window: RelationWindow, query: Tensor, key: Tensor, value: Tensor | None = None
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Return the queries, keys, values and mask of the attention of each group of c blocks.
+
+    The batch holds the blocks of all samples.
+
+    Args:
+        window: the window.
+        query: (B, H, T, D).
+        key: (B, H, M, D).
+        value: (B, H, M, D), or None for the keys.
+
+    Returns:
+        list[tuple[Tensor, Tensor, Tensor, Tensor]]: (c * B, H, Q, D), twice (c * B, H, K, D) and bool (c * B, 1, Q, K)
+        or, for all samples, (1, 1, Q, K). K is the number of steps that a block shares, from all memories.
+    """
+    blocks, padding, batch, device = window._blocks, window._padding, query.shape[0], query.device
+    starts, first, last = (table.to(device) for table in (blocks.starts, blocks.first, blocks.last))
+    count = starts.shape[1]
+    groups = blocks.groups if padding is None else ((count, False),)
+    columns = [
+        start.unsqueeze(1) + torch.arange(width, device=device)
+        for start, width in zip(starts, blocks.widths, strict=True)
+    ]
+    # The rows (C, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
+    rows = torch.cat(columns, 1).unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
+
+    def gather(features: Tensor) -> Sequence[Tensor]:
+        if count == 1 and rows.shape[2] == features.shape[2]:
+            return [features.unsqueeze(0)]  # all steps
+        gathered = features.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
+        return divide(gathered.reshape(*rows.shape, *gathered.shape[1:]).transpose(2, 3))
+
+    def divide(features: Tensor) -> Sequence[Tensor]:
+        """Divide (C, B, *) into the groups."""
+        return features.split([size for size, _ in groups]) if len(groups) > 1 else [features]
+
+    def exclude(part: slice) -> Tensor:
+        """Return the mask of some blocks (c, 1, 1, Q, K)."""
+        masks = [
+            (steps[part].unsqueeze(1) < begin[part].unsqueeze(2)) | (steps[part].unsqueeze(1) >= end[part].unsqueeze(2))
+            for steps, begin, end in zip(columns, first, last, strict=True)
+        ]
+        return torch.cat(masks, 2)[:, None, None]
+
+    masks, done = [], 0
+    for size, alike in groups:
+        mask = exclude(slice(done, done + (1 if alike else size)))
+        if padding is not None:
+            mask = mask | padding.flatten()[rows][:, :, None, None]
+        elif not alike:
+            mask = mask.expand(-1, batch, -1, -1, -1)
+        masks.append(mask.flatten(0, 1))
+        done += size
+    added = count * blocks.size - query.shape[2]
+    queries = F.pad(query, (0, 0, 0, added)) if added else query
+    queries = queries.unflatten(2, (count, blocks.size)).permute(2, 0, 1, 3, 4)
+    keys = gather(key)
+    values = keys if value is None else gather(value)
+    return [
+        (own.flatten(0, 1), their.flatten(0, 1), carried.flatten(0, 1), mask)
+        for own, their, carried, mask in zip(divide(queries), keys, values, masks, strict=True)
+    ]
+
+
+def join_blocks(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows (B, H, T, *) of the attention of all groups of blocks, (c * B, H, Q, *) each."""
+    count = window._blocks.starts.shape[1]
+    output = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    output = output.reshape(count, output.shape[0] // count, *output.shape[1:])
+    joined: Tensor = output.permute(1, 2, 0, 3, 4).flatten(2, 3)
+    return joined[:, :, : window.query_length]
+
+
+def band_weights(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
+    """Return the banded weights (B, H, T, W) from those of all groups of blocks, (c * B, H, Q, K) each."""
+    blocks = window._blocks
+    weights = torch.cat(list(parts))
+    starts, first, last = (table.to(weights.device) for table in (blocks.starts, blocks.first, blocks.last))
+    count = starts.shape[1]
+    weights = weights.reshape(count, weights.shape[0] // count, *weights.shape[1:])
+    banded = []
+    for memory, part in enumerate(weights.split(blocks.widths, -1)):
+        steps = first[memory].unsqueeze(2) + torch.arange(blocks.band_widths[memory], device=weights.device)
+        outside = (steps >= last[memory].unsqueeze(2))[:, None, None]  # (C, 1, 1, Q, W), as are the places in the block
+        places = (steps - starts[memory, :, None, None])[:, None, None].masked_fill(outside, 0)
+        banded.append(part.gather(-1, places.expand(*part.shape[:-1], -1)).masked_fill(outside, 0))
+    return join_blocks(window, [torch.cat(banded, -1).flatten(0, 1)])
+
+
+def add_padding(window: RelationWindow, padding: Tensor | None) -> RelationWindow:
+    """Return a window that also excludes padding, bool (B, M), True = padding."""
+    return RelationWindow(window.query_length, window.memory_lengths, window._blocks, padding)
+
+
+class _Memory(NamedTuple):
+    """Hold when the segments of a memory start and end, float64 (S,) each on the CPU, and its window."""
+
+    starts: Tensor
+    ends: Tensor
+    window: Bounds
+
+
+def _limits(
+    query: tuple[Tensor, Tensor], window: Bounds, causal: bool, tolerance: float | Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return what each query segment requires of a segment that it may attend to.
+
+    Returns:
+        tuple[Tensor | None, Tensor | None, Tensor | None]: float64 (T,) each, or None for no limit: the segment must
+        end after the first, not later than the second, and start before the third.
+    """
+    starts, ends = query
+    back, ahead = window
+    return (
+        None if back is None else starts - back + tolerance,
+        ends + tolerance if causal else None,
+        None if ahead is None else ends + ahead - tolerance,
+    )
+
+
+def _align(
+    query_length: int,
+    context_lengths: Sequence[int],
+    window: float | Bounds | None,
+    context_windows: Sequence[float | Bounds | None] | None,
+    context_rates: Sequence[float | None] | None,
+    context_offsets: Sequence[float] | None,
+    query_times: Tensor | None,
+    context_times: Sequence[Tensor | None] | None,
+    include_query: bool,
+) -> tuple[tuple[Tensor, Tensor], list[_Memory], float | Tensor]:
+    """Check the arguments, and return the query's starts and ends, the memories, and the tolerance.
+
+    Times are computed on the CPU, since not every device has float64.
+    """
     check_size("query_length", query_length)
     lengths = _list("context_lengths", context_lengths)
     for index, length in enumerate(lengths):
         check_size(f"context_lengths[{index}]", length, minimum=0)
     if not lengths and not include_query:
         raise ValueError(f"context_lengths must have at least one entry if include_query=False, got {context_lengths}")
-    if context_rates is None:
-        rates = [length / query_length for length in lengths]
-    else:
-        rates = _one_each("context_rates", context_rates, lengths)
-        for index, rate in enumerate(rates):
-            _check_rate(f"context_rates[{index}]", rate)
     own = _bounds("window", window)
-    if context_windows is None:
-        windows = [own] * len(lengths)
-    else:
+    windows = [own] * len(lengths)
+    if context_windows is not None:
         given = _one_each("context_windows", context_windows, lengths)
         windows = [_bounds(f"context_windows[{index}]", bounds) for index, bounds in enumerate(given)]
-    memories = list(zip(lengths, rates, windows, strict=True))
+    times = [None] * len(lengths) if context_times is None else _one_each("context_times", context_times, lengths)
+    rates = [None] * len(lengths) if context_rates is None else _one_each("context_rates", context_rates, lengths)
+    offsets = [0] * len(lengths) if context_offsets is None else _one_each("context_offsets", context_offsets, lengths)
+
+    begin: float | Tensor
+    duration: float | Tensor
+    if query_times is None:
+        starts = torch.arange(query_length, dtype=torch.float64, device="cpu")
+        query, begin, duration = (starts, starts + 1), 0, query_length
+    else:
+        query = _stamps("query_times", query_times, query_length)
+        begin, duration = query[0][0], query[1][-1] - query[0][0]
+    memories = []
+    for index, (length, rate, offset, stamps) in enumerate(zip(lengths, rates, offsets, times, strict=True)):
+        _check_number(f"context_offsets[{index}]", offset, "units of time that the context is late")
+        if stamps is not None:
+            if rate is not None:
+                raise ValueError(
+                    f"context_rates[{index}] must be None, since context_times[{index}] is given, got {rate}"
+                )
+            starts, ends = _stamps(f"context_times[{index}]", stamps, length)
+        else:
+            if context_rates is not None:
+                _check_rate(f"context_rates[{index}]", rate)
+            edges = torch.arange(length + 1, dtype=torch.float64, device="cpu")
+            edges = begin + edges / (length / duration if rate is None else rate)
+            starts, ends = edges[:-1], edges[1:]
+        memories.append(_Memory(starts + offset, ends + offset, windows[index]))
     if include_query:
-        memories.append((query_length, 1.0, own))
-    mask = torch.cat([_mask(query_length, *memory, causal) for memory in memories], 1)
-    return mask.to(torch.empty(0, device=device).device)
+        memories.append(_Memory(*query, own))
+    return query, memories, _tolerance([query_times, *times])
 
 
-def _mask(query_length: int, length: int, rate: float, bounds: Bounds, causal: bool) -> Tensor:
-    """Return the columns (T, S) of one memory. They are computed on the CPU, since not every device has float64."""
-    start = torch.arange(query_length, dtype=torch.float64, device="cpu").unsqueeze(1)
-    edges = torch.arange(length + 1, dtype=torch.float64, device="cpu") / rate
-    starts, ends = edges[:-1], edges[1:]
-    back, ahead = bounds
-    mask = torch.zeros(query_length, length, dtype=torch.bool, device="cpu")
-    if causal:
-        mask = mask | (ends > start + 1 + TOLERANCE)
-    if back is not None:
-        mask = mask | (ends <= start - back + TOLERANCE)
-    if ahead is not None:
-        mask = mask | (starts >= start + 1 + ahead - TOLERANCE)
-    return mask
+def _stamps(name: str, times: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Check time stamps, and return when the segments start and end, float64 (length,) each on the CPU."""
+    check_tensor(name, times)
+    if times.dtype in (torch.float16, torch.bfloat16, torch.bool) or times.is_complex():
+        raise TypeError(f"{name} must have the dtype float32, float64 or an integer one, got {times.dtype}")
+    if tuple(times.shape) not in ((length,), (length, 2)):
+        raise ValueError(f"{name} must have shape ({length},) or ({length}, 2), got {tuple(times.shape)}")
+    if times.dim() == 1 and length == 1:
+        raise ValueError(
+            f"{name} must have shape (1, 2), start and end, for a single segment, got {tuple(times.shape)}"
+        )
+    exact = times.detach().to("cpu", torch.float64)
+    if times.dim() == 2:
+        starts, ends = exact.unbind(1)
+    else:
+        starts = exact
+        ends = torch.cat([starts[1:], 2 * starts[-1:] - starts[-2:-1]])
+    if not torch.compiler.is_compiling():  # compiled code cannot depend on values
+        if not exact.isfinite().all():
+            raise ValueError(f"{name} must be finite, got NaN or Inf")
+        if (starts.diff() < 0).any() or (ends.diff() < 0).any():
+            raise ValueError(f"{name} must be sorted: a segment must start and end no earlier than the one before it")
+        if (ends - starts <= _tolerance([times])).any():
+            raise ValueError(
+                f"{name} must have segments that end after they start, but some are too short or empty: give (start, "
+                "end) for each, in float64 if float32 rounds them to the same time"
+            )
+    return starts.contiguous(), ends.contiguous()
+
+
+def _tolerance(times: Sequence[Tensor | None]) -> float | Tensor:
+    """Return by how much times may differ that count as equal: more for times in float32, which are rounded."""
+    rounded = [stamps for stamps in times if stamps is not None and stamps.dtype == torch.float32]
+    largest = [stamps.detach().abs().max().to("cpu", torch.float64) for stamps in rounded if stamps.numel()]
+    if not largest:
+        return TOLERANCE
+    return (2 * torch.finfo(torch.float32).eps * torch.stack(largest).amax()).clamp(min=TOLERANCE)
 
 
 def _list(name: str, values: object) -> list[Any]:
@@ -145,7 +627,14 @@ def _one_each(name: str, values: object, lengths: Sequence[int]) -> list[Any]:
     return entries
 
 
-def _check_rate(name: str, rate: object) -> None:
+def _check_number(name: str, value: object, meaning: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of {meaning}, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_rate(name: str, rate: Any) -> None:
     if not isinstance(rate, (int, float)) or isinstance(rate, bool):
         raise TypeError(f"{name} must be a number of segments per query segment, got {type(rate).__name__}")
     if not 0 < rate < math.inf:

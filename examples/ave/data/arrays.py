@@ -27,9 +27,7 @@ DAMAGES = (OSError, RuntimeError, ValueError, TypeError, KeyError)  # errors of 
 
 
 class StoredArray:
-    """An array of numbers in a file, indexed by rows.
-
-    Each process opens the file on first use. So workers do not share a handle, and handles are not pickled.
+    """An array of numbers in a file, indexed by rows. The file stays open, and may be read by several threads.
 
     Args:
         path: an HDF5 file, or a .npy file, which is memory-mapped.
@@ -42,11 +40,10 @@ class StoredArray:
 
     def __init__(self, path: Path | str, dataset: str = "avadataset") -> None:
         self.path, self.dataset = Path(path), dataset
-        self._opened: tuple[int, Any] = (-1, None)
-        array = self._array()
-        self.shape: tuple[int, ...] = tuple(array.shape)
+        self._array = self._open()
+        self.shape: tuple[int, ...] = tuple(self._array.shape)
         """The shape of what is read. It may be set to another shape with the same number of values in a row."""
-        self.dtype: np.dtype[Any] = array.dtype.newbyteorder("=")
+        self.dtype: np.dtype[Any] = self._array.dtype.newbyteorder("=")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -62,9 +59,9 @@ class StoredArray:
         Raises:
             OSError: if the file is truncated or damaged.
         """
+        array = self._array
         dtype = np.dtype(np.float32) if self.dtype.kind == "f" and self.dtype.itemsize > 4 else self.dtype
         try:
-            array = self._array()
             _check_length(array)
             if isinstance(rows, slice):
                 read = np.array(array[rows], dtype)
@@ -82,7 +79,7 @@ class StoredArray:
     @property
     def is_unwritten(self) -> bool:
         """Whether no value was ever written, so that all values are zero."""
-        array = self._array()
+        array = self._array
         try:
             if not isinstance(array, h5py.Dataset) or array.fillvalue != 0:
                 return False
@@ -99,7 +96,7 @@ class StoredArray:
         Raises:
             ValueError: if the file is truncated or damaged.
         """
-        array = self._array()
+        array = self._array
         chunks = array.chunks if isinstance(array, h5py.Dataset) else None
         count = max(1, BLOCK_BYTES // max(1, self.row_bytes))
         if chunks and chunks[0] < count:  # so that no chunk is unpacked twice
@@ -118,18 +115,6 @@ class StoredArray:
                 came = f"{self.path} is truncated or damaged from row {first} on"
                 raise ValueError(f"{came}: {_line(error)}") from error
             yield first, block.reshape(len(block), *self.shape[1:])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": (-1, None)}
-
-    def _array(self) -> Any:
-        process, array = self._opened
-        if process != os.getpid():
-            array = None
-            self._opened = (-1, None)  # after a fork, the handle of the parent must not be used
-            array = self._open()
-            self._opened = (os.getpid(), array)
-        return array
 
     def _open(self) -> Any:
         check_regular(self.path)

@@ -129,10 +129,11 @@ class Shares:
     videos: int
     batch_size: int = EVALUATION_BATCH
     """The batch size over all processes."""
-    seed: int | None = None
-    """The seed of the shuffling; None: no shuffling. With a seed, each process has a share of each batch."""
+    shuffle: bool = False
+    """Whether to shuffle the videos, and to give each process a share of each batch, as in training."""
     process: int = 0
     processes: int = 1
+    seed: int = 0
     epoch: int = 1
 
     def __len__(self) -> int:
@@ -140,13 +141,13 @@ class Shares:
 
     def __iter__(self) -> Iterator[Share]:
         order = torch.arange(self.videos)
-        if self.seed is not None:
+        if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
             order = torch.randperm(self.videos, generator=generator)
         for batch in order.split(self.batch_size):
             own = batch[self.process :: self.processes].tolist()
             # In training, each process must take each step. A process without a video uses any video, with weight 0.
-            if own or self.seed is not None:
+            if own or self.shuffle:
                 yield Share(own or batch[:1].tolist(), len(own) * self.processes / len(batch))
 
 
@@ -228,7 +229,8 @@ def training_loader(
         if not accelerator.num_processes <= batch_size <= len(videos):
             expected = f"from {accelerator.num_processes} to {len(videos)} with --as-published"
             raise ValueError(f"--batch-size must be {expected}, which drops the last videos, got {batch_size}")
-    shares = Shares(count, batch_size, seed, accelerator.process_index, accelerator.num_processes)
+    process, processes = accelerator.process_index, accelerator.num_processes
+    shares = Shares(count, batch_size, seed is not None, process, processes, seed=seed or 0)
     return Loader(videos, shares, accelerator.device, workers)
 
 
@@ -246,7 +248,7 @@ def evaluation_loader(data: AVEData, split: Split, accelerator: Accelerator, wor
     processes = accelerator.num_processes
     if len(videos) < processes:
         raise ValueError(f"{split} must have a video for each of {processes} processes, got {len(videos)}")
-    shares = Shares(len(videos), EVALUATION_BATCH * processes, None, accelerator.process_index, processes)
+    shares = Shares(len(videos), EVALUATION_BATCH * processes, False, accelerator.process_index, processes)
     return Loader(videos, shares, accelerator.device, workers)
 
 

@@ -8,24 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from ave.data.layout import FILES, ReleaseFile
 from ave.data.release import Found
 
-__all__ = ["BadValues", "clear_padding", "scan_features"]
+__all__ = ["CheckedFeatures", "scan_features"]
 
 
-def clear_padding(first: int, block: NDArray[Any], lengths: Tensor | None) -> None:
-    """Set the features after the length of each video to zero, in a block that starts at row ``first``."""
-    if lengths is not None:
-        own = lengths[first : first + len(block)].numpy()
-        block[np.arange(block.shape[1]) >= own[:, None]] = 0
-
-
-class BadValues:
-    """Find videos without features, or with features that are not finite, block by block.
+class CheckedFeatures:
+    """Read a file of features block by block, and find videos without features, or with NaN or Inf.
 
     Args:
         file: the file of the features.
@@ -33,19 +25,25 @@ class BadValues:
     """
 
     def __init__(self, file: ReleaseFile, found: Found) -> None:
-        self.path, rows = found.arrays[file.name].path, len(found.arrays[file.name])
+        self.array, self.lengths = found.arrays[file.name], found.lengths_of(file)
+        rows = len(self.array)
         self.infinite, self.empty = np.zeros(rows, bool), np.zeros(rows, bool)
         self.used = np.ones(rows, bool)
         if found.splits and not file.is_extra:
             self.used = np.isin(np.arange(rows), torch.cat(list(found.splits.values())))
 
-    def add(self, first: int, block: NDArray[Any]) -> None:
-        """Check a block that starts at row ``first`` of the file."""
-        rows, values = slice(first, first + len(block)), block.reshape(len(block), -1)
-        with np.errstate(invalid="ignore"):
-            least, most = values.min(1), values.max(1)  # NaN if any value is NaN
-        self.infinite[rows] = ~(np.isfinite(least) & np.isfinite(most))
-        self.empty[rows] = (least == 0) & (most == 0) & self.used[rows]
+    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Read and check all rows, as :meth:`StoredArray.blocks`, with the features at padding set to zero."""
+        for first, block in self.array.blocks():
+            rows = slice(first, first + len(block))
+            if self.lengths is not None:
+                block[np.arange(block.shape[1]) >= self.lengths[rows].numpy()[:, None]] = 0
+            values = block.reshape(len(block), -1)
+            with np.errstate(invalid="ignore"):
+                least, most = values.min(1), values.max(1)  # NaN if any value is NaN
+            self.infinite[rows] = ~(np.isfinite(least) & np.isfinite(most))
+            self.empty[rows] = (least == 0) & (most == 0) & self.used[rows]
+            yield first, block
 
     def messages(self) -> Iterator[str]:
         """Yield an error message for each problem in the blocks so far."""
@@ -55,7 +53,7 @@ class BadValues:
         ):
             if wrong.any():
                 count = f"{came} in {wrong.sum()} of {len(wrong)} videos, for example row {wrong.argmax()}"
-                yield f"{self.path} must hold {expected}, got {count}"
+                yield f"{self.array.path} must hold {expected}, got {count}"
 
 
 def scan_features(found: Found) -> None:
@@ -65,15 +63,14 @@ def scan_features(found: Found) -> None:
     total = sum(len(found.arrays[file.name]) * found.arrays[file.name].row_bytes for file in files)
     with tqdm(total=total, desc="reading the features", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for file in files:
-            bad = BadValues(file, found)
-            array = found.arrays[file.name]
-            bad.empty |= array.is_unwritten & bad.used
+            features = CheckedFeatures(file, found)
             try:
-                for first, block in [] if array.is_unwritten else array.blocks():
-                    clear_padding(first, block, found.lengths_of(file))
-                    bad.add(first, block)
-                    bar.update(block.nbytes)
-                messages = list(bad.messages())
+                if features.array.is_unwritten:  # all zero, and perhaps far larger than the disk
+                    features.empty |= features.used
+                else:
+                    for _, block in features.blocks():
+                        bar.update(block.nbytes)
+                messages = list(features.messages())
             except ValueError as error:
                 messages = [str(error)]
             for message in messages:

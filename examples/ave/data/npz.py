@@ -13,14 +13,13 @@ import numpy as np
 import psutil
 import torch
 
+from ave.data.batches import MEMORY_SHARE
 from ave.data.dataset import AVEData
 from ave.reading import check_regular, expecting
 
 __all__ = ["read_npz"]
 
 ARRAYS = ("visual", "audio", "names", "lengths")
-MEMORY_SHARE = 0.6
-"""The share of the free memory that the arrays may use."""
 
 
 def read_npz(path: Path) -> AVEData:

@@ -102,6 +102,7 @@ class Localizer(Pretrained):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {size!r}")
         arguments: Any = self._hub_mixin_config
+        self.arguments: Mapping[str, Any] = arguments
         self._hub_mixin_config = {"network": type(self).__name__, **arguments}  # for config.json
         self.setting = setting
         self.video_dim, self.audio_dim, self.num_categories = video_dim, audio_dim, num_categories

@@ -141,7 +141,7 @@ def find_saved(checkpoint: str) -> tuple[str, Path]:
 
     Raises:
         OSError: if the network is not found, or the Hub cannot be reached.
-        ValueError: if ``checkpoint`` is a file, or a run with several networks.
+        ValueError: if ``checkpoint`` is a file, an unfinished run, or a run with several networks.
     """
     expected = f"a directory that save_pretrained wrote, or {HUB}owner/name on the Hugging Face Hub"
     path, name = Path(checkpoint), checkpoint.removeprefix(HUB)
@@ -151,6 +151,8 @@ def find_saved(checkpoint: str) -> tuple[str, Path]:
                 f"--checkpoint must be a directory, got the file {path}; --official reads the authors' files"
             )
         found = sorted([*path.glob("model"), *path.glob("seed-*/model")]) or [path]
+        if found == [path] and any(path.glob("seed-*")):
+            raise ValueError(f"--checkpoint must be a finished run, got {path}: finish it with train --resume {path}")
         if len(found) > 1:
             several = ", ".join(map(str, found))
             raise ValueError(

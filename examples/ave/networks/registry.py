@@ -1,9 +1,9 @@
 """All networks: by their names on the command line, and by the class names in saved networks."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from ave import Setting
 from ave.networks.avel import AVEL
@@ -13,7 +13,8 @@ from ave.networks.dam import DAM
 from ave.networks.ed_tcn import EDTCN
 from ave.networks.localizer import Localizer, Recipe
 
-__all__ = ["CLASSES", "NETWORKS", "PUBLISHED", "PUBLISHED_CELLS", "Network", "find_recipe", "find_recipes"]
+__all__ = ["CLASSES", "NETWORKS", "PUBLISHED", "PUBLISHED_CELLS", "VARIANT", "Network", "describe_network"]
+__all__ += ["find_recipe", "find_recipes", "network_title"]
 
 Network = Literal[
     "cmran",
@@ -28,18 +29,18 @@ Network = Literal[
     "avsdn-cpsp",
     "dam",
 ]
-NETWORKS: Mapping[Network, Callable[..., Localizer]] = {
-    "cmran": CMRAN,
-    "ed-tcn": EDTCN,
+NETWORKS: Mapping[Network, partial[Any]] = {
+    "cmran": partial(CMRAN),
+    "ed-tcn": partial(EDTCN),
     "avel-a": partial(AVEL, streams="audio", attention=False),
     "avel-v": partial(AVEL, streams="video", attention=False),
     "avel-v-att": partial(AVEL, streams="video"),
     "avel-av": partial(AVEL, attention=False),
-    "avel-av-att": AVEL,
+    "avel-av-att": partial(AVEL),
     "avel-dmrn": partial(AVEL, fusion="dmrn"),
-    "avsdn": AVSDN,
-    "avsdn-cpsp": AVSDNTwoScores,
-    "dam": DAM,
+    "avsdn": partial(AVSDN),
+    "avsdn-cpsp": partial(AVSDNTwoScores),
+    "dam": partial(DAM),
 }
 """Functions that build the networks. Each takes the setting, and the arguments of :class:`Localizer` by keyword."""
 
@@ -55,11 +56,13 @@ PUBLISHED: tuple[Network, ...] = tuple(
 PUBLISHED_CELLS = 49
 """The number of positions of the visual map that these networks need with ``as_published``."""
 
+VARIANT = ("as_published", "senses", "relation", "guidance", "interaction", "num_layers", "own_projections")
+"""The arguments of networks that select a variant. They are also options of `train`."""
+
 
 def find_recipes(network: Network) -> Mapping[Setting, Recipe]:
     """Return the published hyperparameters of a network, for each setting that it has."""
-    kind = NETWORKS[network]
-    return CLASSES[(kind.func if isinstance(kind, partial) else kind).__name__].recipes
+    return CLASSES[NETWORKS[network].func.__name__].recipes
 
 
 def find_recipe(network: Network, setting: Setting) -> Recipe:
@@ -72,3 +75,32 @@ def find_recipe(network: Network, setting: Setting) -> Recipe:
     if setting not in recipes:
         raise ValueError(f"--setting must be {' or '.join(recipes)} for {network}, got {setting}")
     return recipes[setting]
+
+
+def network_title(network: str, setting: Setting, variant: Mapping[str, Any]) -> str:
+    """Return the name of a network, its setting and its variant as text.
+
+    Examples:
+        >>> network_title("cmran", "weak", {"relation": "co"})
+        'CMRAN, weak, relation co'
+    """
+    name = "CMRAN" if network == "cmran" else network
+    return ", ".join([name, setting, *(f"{option.replace('_', ' ')} {value}" for option, value in variant.items())])
+
+
+def describe_network(model: Localizer) -> str:
+    """Return the title of a network, from the arguments that it was built with.
+
+    Examples:
+        >>> describe_network(AVEL(streams="video"))
+        'avel-v-att, supervised'
+    """
+    arguments, defaults = model.arguments, inspect.signature(type(model)).parameters
+    fitting = [
+        name
+        for name, kind in NETWORKS.items()
+        if kind.func is type(model) and kind.keywords.items() <= arguments.items()
+    ]
+    name = max(fitting, key=lambda name: len(NETWORKS[name].keywords), default=type(model).__name__)
+    given = [option for option in VARIANT if option in defaults and arguments[option] != defaults[option].default]
+    return network_title(name, model.setting, {option: arguments[option] for option in given})

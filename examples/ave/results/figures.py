@@ -27,7 +27,7 @@ from torch import Tensor
 from ave.data.dataset import AVEData, Split
 from ave.printing import printable
 from ave.results.files import writing
-from ave.results.metrics import Epoch, Outcomes, chosen
+from ave.results.metrics import Epoch, Outcomes, choose_epoch
 from crossmodal_attn.plots import plot_relations, plot_spatial_attention, plot_timeline
 
 __all__ = [
@@ -88,7 +88,7 @@ def draw_learning_curves(histories: Mapping[int, Sequence[Epoch]], title: str) -
         handles.insert(0, Line2D([], [], color=VAL_COLOR, label="val"))
     if len(runs) > 1:
         handles.append(Line2D([], [], color="black", linewidth=2.5, label=f"mean of {len(runs)} seeds"))
-    climbing = ", ".join(str(seed) for seed, run in histories.items() if len(run) > 1 and chosen(run) is run[-1])
+    climbing = ", ".join(str(seed) for seed, run in histories.items() if len(run) > 1 and choose_epoch(run) is run[-1])
     caption = f"seed {climbing}: best on val at the last epoch, so more epochs may help" if climbing else None
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, title=caption)
     return figure
@@ -98,7 +98,7 @@ def _draw_curves(axes: Axes, runs: Sequence[Sequence[Epoch]], name: str, color: 
     """Draw a thin line with a dot at the chosen epoch for each run, and a bold line for the mean of several."""
     width, alpha = (1.6, 1) if len(runs) == 1 else (0.8, 0.45)
     for run in runs:
-        best = chosen(run)
+        best = choose_epoch(run)
         epochs, values = [epoch.epoch for epoch in run], [getattr(epoch, name) for epoch in run]
         axes.plot(epochs, values, color=color, linewidth=width, alpha=alpha)
         axes.plot([best.epoch], [getattr(best, name)], "o", color=color, markeredgecolor="black", zorder=3)

@@ -1,4 +1,4 @@
-"""Write results as JSON, CSV or arrays. A failed write leaves no file, and keeps the old one."""
+"""Write files, JSON and CSV, and lock directories. A failed write leaves no file, and keeps the old one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -29,18 +29,12 @@ __all__ = [
     "write_array",
     "write_csv",
     "write_json",
-    "write_predictions",
-    "write_scores",
     "writing",
     "writing_directory",
 ]
 
 LOCK = ".lock"
 """The lock file in a directory, which is locked while a process writes there."""
-
-if TYPE_CHECKING:
-    from ave.data.dataset import AVEData, Split
-    from ave.results.metrics import Outcomes
 
 
 def new_output(output: Path | None, name: str) -> Path:
@@ -242,44 +236,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[st
         writer = csv.DictWriter(file, header, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_scores(
-    output: Path, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], categories: Sequence[str]
-) -> None:
-    """Write ``metrics.json``, ``metrics.csv``, ``categories.csv`` and ``confusion.csv``.
-
-    Args:
-        output: the directory of the results.
-        runs: the metrics of each network.
-        summary: mean and standard deviation of the metrics.
-        categories: the names of the categories, without background.
-    """
-    write_json(output / "metrics.json", {"summary": summary, "runs": list(runs)})
-    scalars = [{key: value for key, value in run.items() if not isinstance(value, (list, dict))} for run in runs]
-    write_csv(output / "metrics.csv", scalars)
-    shares = [{"category": name, **spread} for name, spread in summary["category_accuracy"].items()]
-    write_csv(output / "categories.csv", shares)
-    names = [*categories, "background"]
-    confusion = [dict(zip(names, row, strict=True)) for row in summary["confusion"]]
-    write_csv(output / "confusion.csv", [{"true": name, **row} for name, row in zip(names, confusion, strict=True)])
-
-
-def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Split) -> None:
-    """Write ``predictions.npz``: labels, predictions and logits for each video of a split, for error analysis.
-
-    The arrays are ``names`` (B,), the YouTube ids or else the rows of the dataset; ``rows`` (B,); ``labels`` and
-    ``predictions`` (B, T); the logits by their names in :attr:`~ave.results.metrics.Outcomes.logits`; and
-    ``categories`` (K,). Label K is background, -1 is no label.
-    """
-    rows = data.splits[split].tolist()
-    arrays: dict[str, Any] = {
-        "names": np.array([str(row) if data.names is None else data.names[row] for row in rows]),
-        "rows": np.array(rows),
-        "labels": outcomes.truth.numpy(),
-        "predictions": outcomes.prediction.numpy(),
-        **{name: logits.numpy() for name, logits in outcomes.logits.items()},
-        "categories": np.array(data.categories),
-    }
-    with writing(output / "predictions.npz") as temporary:
-        np.savez(temporary, **arrays)

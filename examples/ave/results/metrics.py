@@ -25,7 +25,7 @@ from ave.data.dataset import AVEData, Split
 from ave.networks.localizer import Localizer
 from crossmodal_attn import AGSCA, CMRA, record_attention
 
-__all__ = ["METRICS", "Epoch", "Outcomes", "background_accuracy", "best_test", "chosen", "measure", "observe"]
+__all__ = ["METRICS", "Epoch", "Outcomes", "background_accuracy", "best_test", "choose_epoch", "measure", "observe"]
 __all__ += ["score", "seen_in_training", "segment_accuracy", "summarize"]
 
 METRICS = {
@@ -61,7 +61,7 @@ class Epoch:
     checkpoint of the previous epoch."""
 
 
-def chosen(history: Sequence[Epoch]) -> Epoch:
+def choose_epoch(history: Sequence[Epoch]) -> Epoch:
     """Return the epoch with the best val accuracy, the first of equals. Without a val split: the last epoch."""
     return max(history, key=lambda epoch: epoch.epoch if epoch.val_accuracy is None else epoch.val_accuracy)
 

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ave.data.dataset import AVEData, Split
 from ave.results.baselines import warn
 from ave.results.figures import draw_confusion, draw_examples, save_figures
-from ave.results.files import write_scores
+from ave.results.files import write_csv, write_json, writing
 from ave.results.metrics import Outcomes
 from ave.results.tables import category_table, results_table
 
-__all__ = ["report"]
+__all__ = ["report", "write_predictions"]
 
 
 def report(
@@ -41,7 +42,7 @@ def report(
         split: the split of ``examples``.
         figures: additional figures by file name. None draws no figures at all.
     """
-    write_scores(output, runs, summary, data.categories)
+    _write_scores(output, runs, summary, data.categories)
     if figures is not None:
         shown = f"{title}, seed {runs[0]['seed']}" if "seed" in runs[0] else title
         confusion = draw_confusion(summary["confusion"], data.categories, title)
@@ -51,3 +52,44 @@ def report(
     print(results_table(title, runs, summary))
     if (warning := warn(summary)) is not None:
         print(warning)
+
+
+def _write_scores(
+    output: Path, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], categories: Sequence[str]
+) -> None:
+    """Write ``metrics.json``, ``metrics.csv``, ``categories.csv`` and ``confusion.csv``.
+
+    Args:
+        output: the directory of the results.
+        runs: the metrics of each network.
+        summary: mean and standard deviation of the metrics.
+        categories: the names of the categories, without background.
+    """
+    write_json(output / "metrics.json", {"summary": summary, "runs": list(runs)})
+    scalars = [{key: value for key, value in run.items() if not isinstance(value, (list, dict))} for run in runs]
+    write_csv(output / "metrics.csv", scalars)
+    shares = [{"category": name, **spread} for name, spread in summary["category_accuracy"].items()]
+    write_csv(output / "categories.csv", shares)
+    names = [*categories, "background"]
+    confusion = [dict(zip(names, row, strict=True)) for row in summary["confusion"]]
+    write_csv(output / "confusion.csv", [{"true": name, **row} for name, row in zip(names, confusion, strict=True)])
+
+
+def write_predictions(output: Path, outcomes: Outcomes, data: AVEData, split: Split) -> None:
+    """Write ``predictions.npz``: labels, predictions and logits for each video of a split, for error analysis.
+
+    The arrays are ``names`` (B,), the YouTube ids or else the rows of the dataset; ``rows`` (B,); ``labels`` and
+    ``predictions`` (B, T); the logits by their names in :attr:`~ave.results.metrics.Outcomes.logits`; and
+    ``categories`` (K,). Label K is background, -1 is no label.
+    """
+    rows = data.splits[split].tolist()
+    arrays: dict[str, Any] = {
+        "names": np.array([str(row) if data.names is None else data.names[row] for row in rows]),
+        "rows": np.array(rows),
+        "labels": outcomes.truth.numpy(),
+        "predictions": outcomes.prediction.numpy(),
+        **{name: logits.numpy() for name, logits in outcomes.logits.items()},
+        "categories": np.array(data.categories),
+    }
+    with writing(output / "predictions.npz") as temporary:
+        np.savez(temporary, **arrays)

@@ -1,0 +1,230 @@
+"""
+Live event localization on a stream
+===================================
+
+A stream of video and audio arrives segment by segment, and each segment needs its score at once. With causal relations
+the layers give the scores of the whole stream, but the past need not be computed again: a
+:class:`~crossmodal_attn.Memory` keeps its keys and values, and grows by one segment at a time.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossmodal_attn import Memory, RelationAware, padding_mask, relation_mask
+
+torch.manual_seed(0)
+
+# %%
+# A stream with events
+# --------------------
+# In each stream something is seen, and something is heard. Both are of one of three kinds, which change at different
+# times. It is an event while the kinds are the same. A single segment is so noisy that the segments before it help.
+
+VIDEO_DIM, AUDIO_DIM, KINDS = 24, 16, 3
+VIDEO_KINDS, AUDIO_KINDS = torch.randn(KINDS, VIDEO_DIM), torch.randn(KINDS, AUDIO_DIM)
+
+
+def draw_streams(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return video (B, T, 24), audio (B, T, 16), and whether there is an event in each segment, bool (B, T)."""
+    seen, heard = torch.randint(KINDS, (2, batch, length // 12)).repeat_interleave(12, -1)
+    heard = heard.roll(4, -1)  # it changes at other times
+    video = VIDEO_KINDS[seen] + 1.5 * torch.randn(batch, length, VIDEO_DIM)
+    audio = AUDIO_KINDS[heard] + 1.5 * torch.randn(batch, length, AUDIO_DIM)
+    return video, audio, seen == heard
+
+
+# %%
+# The whole stream at once
+# ------------------------
+# :class:`~crossmodal_attn.RelationAware` relates the audio to itself in two blocks, and then the video to the audio and
+# to itself. Both are causal.
+
+
+class Localizer(nn.Module):
+    """Score each segment of video and audio: is there an event?"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relate = RelationAware(VIDEO_DIM, AUDIO_DIM, embed_dim=48, dim_feedforward=96, dropout=0.0)
+        self.classify = nn.Linear(48, 1)
+
+    def forward(self, video: Tensor, audio: Tensor) -> Tensor:
+        length = video.shape[1]
+        masks = {
+            "attn_mask": relation_mask(length, [length], causal=True),
+            "context_attn_mask": relation_mask(length, causal=True),
+        }
+        return self.classify(self.relate(video, audio, **masks)).squeeze(-1)
+
+
+model = Localizer()
+optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+for _ in range(120):
+    video, audio, event = draw_streams(16, 48)
+    loss = F.binary_cross_entropy_with_logits(model(video, audio), event.float())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+model.eval()
+video, audio, event = draw_streams(64, 48)
+with torch.no_grad():
+    accuracy = ((model(video, audio) > 0) == event).float().mean()
+print(f"accuracy per segment: {accuracy:.0%}; always the more frequent answer: {1 - event.float().mean():.0%}")
+
+# %%
+# Segment by segment
+# ------------------
+# Every block has a memory of its own, since the input of the second block is the output of the first.
+# ``remember(..., own=True)`` projects the block's own input, by the projection that the block uses for its query. Given
+# as a context, the memory stands before the new segment: [past, segment]. This is what a causal mask leaves of the
+# whole stream, so the segment needs no mask.
+#
+# The last block has two memories. That of the audio is made without ``own``, and includes the new segment, since the
+# video may attend to the audio of the same time. That of the video is its own past. The order is that of the whole:
+# [audio, video].
+
+
+def remember(relate: RelationAware, features: Tensor) -> list[Memory]:
+    """Return memories of features (B, S, D): one for each block of M_self, then the audio and the video of M_cmra."""
+    last = relate.cross_relation
+    own = [block.remember(features, own=True) for block in relate.internal_relation.layers]
+    return [*own, last.remember(features), last.remember(features, own=True)]
+
+
+def step(
+    relate: RelationAware, video: Tensor, audio: Tensor, memories: list[Memory], limit: int | None = None
+) -> tuple[Tensor, list[Memory]]:
+    """Return the output (B, 1, D) for a new segment, and the memories with it, of at most ``limit`` segments."""
+    *own, heard, seen = memories
+    features, kept = relate.context_proj(audio), []
+    for block, past in zip(relate.internal_relation.layers, own, strict=True):
+        kept.append(past.append(block.remember(features, own=True), max_length=limit))
+        features = block(features, past)
+    last, query = relate.cross_relation, relate.query_proj(video)
+    heard = heard.append(last.remember(features), max_length=None if limit is None else limit + 1)
+    output = last(query, [heard, seen])
+    return output, [*kept, heard, seen.append(last.remember(query, own=True), max_length=limit)]
+
+
+# %%
+# The scores are the same:
+
+video, audio, event = draw_streams(1, 96)
+empty = torch.zeros(1, 0, 48)
+memories, scores = remember(model.relate, empty), []
+with torch.no_grad():
+    whole = model(video, audio).sigmoid()
+    for now in range(video.shape[1]):
+        output, memories = step(model.relate, video[:, now : now + 1], audio[:, now : now + 1], memories)
+        scores.append(model.classify(output).sigmoid().squeeze(-1))
+live = torch.cat(scores, 1)
+print(f"largest difference: {(live - whole).abs().max():.0e}")
+print("lengths of the memories:", [memory.length for memory in memories])
+assert torch.allclose(live, whole, atol=1e-5)
+
+# %%
+# A limit
+# -------
+# Without a limit, memories and time grow with the stream. ``max_length`` drops the oldest segments. A limit of 12 for
+# each block is the whole with a window of 12 segments back, which each block has for itself.
+
+with torch.no_grad():
+    windows = [relation_mask(96, lengths, causal=True, window=12) for lengths in ([96], [])]
+    windowed = model.relate(video, audio, attn_mask=windows[0], context_attn_mask=windows[1])
+    memories, outputs = remember(model.relate, empty), []
+    for now in range(video.shape[1]):
+        cut = slice(now, now + 1)
+        output, memories = step(model.relate, video[:, cut], audio[:, cut], memories, limit=12)
+        outputs.append(output)
+print(f"largest difference: {(torch.cat(outputs, 1) - windowed).abs().max():.0e}")
+print("lengths of the memories:", [memory.length for memory in memories])
+assert torch.allclose(torch.cat(outputs, 1), windowed, atol=1e-5)
+
+# %%
+# The time of a segment
+# ---------------------
+# Without memories, each new segment needs the whole stream again, and attention within it grows with the square of its
+# length. With memories, time grows with the length, and with a limit not at all. The sizes are those of the paper.
+
+relate = RelationAware(query_dim=512, context_dim=128).eval()
+LENGTHS, LIMIT = (100, 200, 400, 800, 1600), 100
+seconds: dict[str, list[float]] = {"the whole again": [], "with memories": [], f"of at most {LIMIT} segments": []}
+
+
+def measure(call: Callable[[], object]) -> float:
+    """Return the seconds of the faster of two calls."""
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+with torch.no_grad():
+    for length in LENGTHS:
+        videos, audios = torch.randn(1, length, 512), torch.randn(1, length, 128)
+        masks = {
+            "attn_mask": relation_mask(length, [length], causal=True),
+            "context_attn_mask": relation_mask(length, causal=True),
+        }
+        new = videos[:, -1:], audios[:, -1:]
+        # The time of a step depends on the length of the memories, and not on what they hold.
+        memories = remember(relate, torch.randn(1, length - 1, 256))
+        short = remember(relate, torch.randn(1, LIMIT, 256))
+        calls = (
+            partial(relate, videos, audios, **masks),
+            partial(step, relate, *new, memories),
+            partial(step, relate, *new, short, limit=LIMIT),
+        )
+        for name, call in zip(seconds, calls, strict=True):
+            seconds[name].append(measure(call))
+again, with_memories, _ = seconds.values()
+for length, one, other in zip(LENGTHS, again, with_memories, strict=True):
+    print(f"the whole again, at {length} segments, takes {one / other:.0f} times as long as a step with memories")
+
+# %%
+# Above: the scores of the stream as they come, on those of the whole. An event is shaded. Below: the time of a new
+# segment.
+
+figure, (above, below) = plt.subplots(2, figsize=(6.5, 5.4), layout="constrained")
+above.fill_between(range(96), event[0].float(), step="mid", color="#e69f00", alpha=0.35, linewidth=0, label="event")
+above.plot(whole[0], color="#0072b2", linewidth=4, alpha=0.4, label="score, the whole at once")
+above.plot(live[0], "o", color="#0072b2", markersize=3, label="score, segment by segment")
+above.set(xlabel="segment", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, 95))
+above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
+for (name, values), marker in zip(seconds.items(), "osD", strict=True):
+    below.plot(LENGTHS, [1e3 * value for value in values], marker=marker, label=name)
+below.set(xlabel="segments of the stream", ylabel="ms for a new segment", xscale="log", yscale="log")
+below.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+below.minorticks_off()
+below.legend(frameon=False, fontsize="small")
+
+# %%
+# Several segments at a time, and batches
+# ---------------------------------------
+# New segments may come several at a time. Then they need a causal mask among them, whose columns count the memories. In
+# a batch, streams that end early are padded, and each memory has its padding.
+
+several, past = 5, model.relate.cross_relation.remember(torch.randn(2, 7, 48), own=True)
+ended = padding_mask([5, 2])
+causal = torch.ones(several, past.length + several, dtype=torch.bool).triu(past.length + 1)
+query = torch.randn(2, several, 48)
+output = model.relate.cross_relation(query, past, query_padding_mask=ended, attn_mask=causal)
+past = past.append(model.relate.cross_relation.remember(query, context_padding_mask=ended, own=True))
+print(tuple(output.shape), past.length, past.padding_mask.sum(1).tolist())
+
+# %%
+# Training on a stream
+# --------------------
+# Gradients flow through memories to everything that they were made of. ``append(..., detach=True)`` ends them there, so
+# that each step of a long stream can be trained by itself. The older keys and values then remain those of the weights
+# before the update, as in Transformer-XL.
+#
+# A step copies the memories, when it attends to them and when it appends to them. ``max_length`` bounds this cost, too.
