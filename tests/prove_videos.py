@@ -1,4 +1,4 @@
-"""Prove that the commands find events in videos: ``python tests/prove_videos.py`` takes about two minutes on two cores.
+"""Prove that the commands find events in videos: ``python tests/prove_videos.py`` takes less than two minutes on two cores.
 
 It makes 60 clips in which a square moves and a tone sounds, each in some seconds; the event is where both meet, and its
 category is the color of the square. As a user would, it extracts features at 2 frames a second, trains CMRAN on 40
@@ -104,11 +104,11 @@ def run(*arguments: object) -> None:
 
 
 def hide_splits(path: Path) -> None:
-    """Add the column ``split`` to the labels: the last 20 clips are held back as test, 6 others are val."""
+    """Add the column ``split`` to the labels: the last 20 clips are held back as test, and there is no val."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows):
-        row["split"] = "test" if number >= CLIPS - HELD_BACK else "val" if number % 7 == 0 else "train"
+        row["split"] = "test" if number >= CLIPS - HELD_BACK else "train"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
