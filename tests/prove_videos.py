@@ -1,4 +1,4 @@
-"""Prove that the commands find events in videos: ``python tests/prove_videos.py`` takes less than two minutes on two cores.
+"""Prove that the commands find events in videos. ``python tests/prove_videos.py`` takes two minutes on two cores.
 
 It makes 60 clips in which a square moves and a tone sounds, each in some seconds; the event is where both meet, and its
 category is the color of the square. As a user would, it extracts features at 2 frames a second, trains CMRAN on 40
