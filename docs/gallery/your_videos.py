@@ -82,7 +82,7 @@ run("extract", "--videos", videos, "--output", features, *networks, "--frames-pe
 #
 #    python examples/ave_cmran.py train --data features --labels path/to/videos/labels.csv --output runs/mine
 
-settings = ("--split", "85/0/15", "--epochs", 12)
+settings = ("--split", "85/0/15", "--epochs", 10)
 run("train", "--data", features, "--labels", labels, *settings, "--output", directory / "mine")
 
 # %%
