@@ -67,6 +67,8 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
     if _views_as_complex(paired):
         # One vectorized product, which is six times as fast on a CPU. Compilers and exporters lack complex numbers.
         rotated = torch.view_as_real(torch.view_as_complex(paired) * torch.complex(cos, sin))
+        if rotated.requires_grad:
+            rotated.register_hook(_align_pairs)
     else:
         real, imaginary = paired.unbind(-1)
         rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
@@ -76,10 +78,20 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
 
 def _views_as_complex(paired: Tensor) -> bool:
     """Return whether pairs (..., 2) are on a CPU, can be viewed as complex numbers, and no code is traced."""
-    if paired.device.type != "cpu" or not runs_eagerly():
-        return False
+    return paired.device.type == "cpu" and runs_eagerly() and _are_aligned(paired)
+
+
+def _are_aligned(paired: Tensor) -> bool:
+    """Return whether torch can view pairs (..., 2) as complex numbers, where they are in memory."""
     *strides, last = paired.stride()
     return last == 1 and not any(step % 2 for step in (*strides, paired.storage_offset()))
+
+
+def _align_pairs(gradient: Tensor | None) -> Tensor | None:
+    """Copy a gradient (..., 2) that torch could not view as complex numbers. It may be a part of another gradient."""
+    if gradient is None or _are_aligned(gradient):
+        return gradient
+    return gradient.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
