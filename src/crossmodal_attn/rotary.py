@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossmodal_attn._checks import check_device, check_dtype, check_tensor
+from crossmodal_attn._checks import check_device, check_dtype, check_tensor, has_shape
 from crossmodal_attn._eager import runs_eagerly
 
 __all__ = ["RotaryTime", "rotate_by_time"]
@@ -211,7 +211,7 @@ def _check_times(name: str, times: Tensor, shape: Sequence[int], like: Tensor) -
     check_tensor(name, times)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"{name} must be floating point or integers, got {times.dtype}")
-    if tuple(times.shape) not in ((shape[1],), tuple(shape)):
+    if not has_shape(times, (shape[1],), shape):
         raise ValueError(f"{name} must have shape {(shape[1],)} or {tuple(shape)}, got {tuple(times.shape)}")
     check_device(name, times, "its features", like)
 
