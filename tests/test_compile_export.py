@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from crossmodal_attn import padding_mask
+from crossmodal_attn import CMRA, RotaryTime, padding_mask
 from oracles import CASES, Case
 
 SIZES = [(2, (5, 7, 11, 13, 23)), (3, (7, 5, 2, 3, 11)), (7, (23, 11, 5, 2, 7))]
@@ -161,6 +161,36 @@ def test_exports_with_dynamic_sizes(slow_case, draw, assert_close):
     for size in SIZES[1:]:
         inputs = draw_batch(case, draw, size)
         assert_close(program.module()(*inputs), module(*inputs))
+
+
+class Timed(nn.Module):
+    """A layer with times and an attention mask, given or made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = CMRA(12, 3, rotary=RotaryTime(), dtype=torch.float64)
+
+    def forward(self, query, times=None, attn_mask=None):
+        times = torch.arange(5) if times is None else times
+        attn_mask = torch.ones(5, 5).triu(1) > 0 if attn_mask is None else attn_mask
+        return self.layer(query, query_times=times, attn_mask=attn_mask)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_exports_with_one_dynamic_size(draw, assert_close, axis):
+    """Times and a mask of each video do not require that the batch size and the length differ."""
+    size = torch.export.Dim("size", max=1024)
+    shapes = ({axis: size}, {axis: size}, {0: size} if axis == 0 else {1: size, 2: size})
+    inputs, module = (draw(2, 5, 12), draw(2, 5), draw(2, 5, 5)), Timed()
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    same = (draw(5, 5, 12), draw(5, 5), draw(5, 5, 5)) if axis == 0 else (draw(2, 2, 12), draw(2, 2), draw(2, 2, 2))
+    assert_close(program.module()(*same), module(*same))
+
+
+def test_compiles_with_times_and_masks_of_fixed_size(draw, assert_close):
+    """They are made inside, and the sizes of the features are symbolic."""
+    module, query = Timed(), draw(2, 5, 12)
+    assert_close(torch.compile(module, fullgraph=True, dynamic=True, backend="eager")(query), module(query))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -201,6 +201,31 @@ def test_gradients(draw):
     assert torch.autograd.gradcheck(attend, inputs)
 
 
+@pytest.mark.parametrize("places", [slice(1, 5), slice(0, 12, 3)], ids=["odd offset", "odd stride"])
+def test_gradients_of_any_layout(places, assert_close):
+    """Gradients are parts of others, as where a stream's memory and its newest segment are joined."""
+    upstream = torch.arange(12.0)[places].view(1, 1, 1, 4)
+    features = torch.ones(1, 1, 1, 4, requires_grad=True)
+    found = [
+        torch.autograd.grad(rotate_by_time(features, torch.ones(1), min_period=3, max_period=7), features, given)
+        for given in (upstream, upstream.clone(memory_format=torch.contiguous_format))
+    ]
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_gradients_of_a_stream(length, draw):
+    """Of one video, with heads of an odd width, after a past of any length."""
+    layer = fill_parameters(CMRA(3, 1, rotary=ROTARY).double())
+    first, now = draw(1, length, 3).requires_grad_(), draw(1, 1, 3).requires_grad_()
+
+    def attend(first, now):
+        past = layer.remember(first, own=True, context_times=torch.zeros(length))
+        return layer(now, past, query_times=torch.ones(1))
+
+    assert torch.autograd.gradcheck(attend, (first, now))
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_compiles_once_for_all_sizes(draw, assert_close, timed):
     """Also where lengths are equal. ONNX export, with its own tests, shows that layers with times can be exported."""

@@ -19,6 +19,7 @@ __all__ = [
     "check_size",
     "check_tensor",
     "check_widths",
+    "has_shape",
     "list_contexts",
 ]
 
@@ -149,6 +150,18 @@ def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> No
     """Check that two arguments are on the same device."""
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+
+
+def has_shape(value: Tensor, *shapes: Sequence[int]) -> bool:
+    """Return whether a tensor has one of some shapes.
+
+    Tuples are not compared. For shapes with different numbers of dimensions, torch.export would require that their
+    first sizes differ in every later call, and torch.compile does not find a constant size among symbolic ones.
+    """
+    return any(
+        value.dim() == len(shape) and all(size == wanted for size, wanted in zip(value.shape, shape, strict=True))
+        for shape in shapes
+    )
 
 
 def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> None:

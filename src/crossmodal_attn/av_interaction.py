@@ -101,7 +101,7 @@ class AVInteraction(nn.Module):
             [audio, video],
             context_padding_mask=[padding_mask, padding_mask],
             query_times=times,
-            context_times=[times, times],
+            context_times=None if times is None else [times, times],
             attn_mask=attn_mask,
             need_weights=need_weights,
         )

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from crossmodal_attn._checks import check_device, check_mask, check_size, check_tensor
+from crossmodal_attn._checks import check_device, check_mask, check_size, check_tensor, has_shape
 from crossmodal_attn.windows import RelationWindow, add_padding
 
 __all__ = ["padding_mask", "zero_padding"]
@@ -166,11 +166,11 @@ def check_attention_mask(
     batch, heads, length, memory = shape
     if per_head or len(came) == 4:
         pairs = zip(reversed(came), reversed(shape), strict=False)
-        if len(came) > 4 or not all(size in (1, wanted) for size, wanted in pairs):
+        if len(came) > 4 or not all(size == 1 or size == wanted for size, wanted in pairs):
             raise ValueError(f"{name} must broadcast to shape {tuple(shape)}, got {came}")
     else:
         leading: list[tuple[int, ...]] = [(), (batch,), (batch * heads,)]
-        if not any(came in ((*sizes, length, memory), (*sizes, 1, memory)) for sizes in leading):
+        if not has_shape(mask, *((*sizes, rows, memory) for sizes in leading for rows in (length, 1))):
             expected = " or ".join(str((*sizes, length, memory)) for sizes in leading)
             raise ValueError(
                 f"{name} must have shape {expected}, or four dimensions that broadcast to {tuple(shape)}, got {came}"

@@ -471,7 +471,7 @@ class RelationAware(nn.Module):
             query_padding_mask=query_padding_mask,
             context_padding_mask=paddings,
             query_times=query_clock,
-            context_times=clocks,
+            context_times=None if query_clock is None else clocks,
             attn_mask=attn_mask,
         )
         return output

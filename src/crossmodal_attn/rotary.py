@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossmodal_attn._checks import check_device, check_dtype, check_tensor
+from crossmodal_attn._checks import check_device, check_dtype, check_tensor, has_shape
 from crossmodal_attn._eager import runs_eagerly
 
 __all__ = ["RotaryTime", "rotate_by_time"]
@@ -67,6 +67,8 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
     if _views_as_complex(paired):
         # One vectorized product, which is six times as fast on a CPU. Compilers and exporters lack complex numbers.
         rotated = torch.view_as_real(torch.view_as_complex(paired) * torch.complex(cos, sin))
+        if rotated.requires_grad:
+            rotated.register_hook(_align_pairs)
     else:
         real, imaginary = paired.unbind(-1)
         rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
@@ -76,10 +78,20 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
 
 def _views_as_complex(paired: Tensor) -> bool:
     """Return whether pairs (..., 2) are on a CPU, can be viewed as complex numbers, and no code is traced."""
-    if paired.device.type != "cpu" or not runs_eagerly():
-        return False
+    return paired.device.type == "cpu" and runs_eagerly() and _are_aligned(paired)
+
+
+def _are_aligned(paired: Tensor) -> bool:
+    """Return whether torch can view pairs (..., 2) as complex numbers, where they are in memory."""
     *strides, last = paired.stride()
     return last == 1 and not any(step % 2 for step in (*strides, paired.storage_offset()))
+
+
+def _align_pairs(gradient: Tensor | None) -> Tensor | None:
+    """Copy a gradient (..., 2) that torch could not view as complex numbers. It may be a part of another gradient."""
+    if gradient is None or _are_aligned(gradient):
+        return gradient
+    return gradient.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -199,7 +211,7 @@ def _check_times(name: str, times: Tensor, shape: Sequence[int], like: Tensor) -
     check_tensor(name, times)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"{name} must be floating point or integers, got {times.dtype}")
-    if tuple(times.shape) not in ((shape[1],), tuple(shape)):
+    if not has_shape(times, (shape[1],), shape):
         raise ValueError(f"{name} must have shape {(shape[1],)} or {tuple(shape)}, got {tuple(times.shape)}")
     check_device(name, times, "its features", like)
 

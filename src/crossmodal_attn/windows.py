@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossmodal_attn._checks import check_size, check_tensor
+from crossmodal_attn._checks import check_size, check_tensor, has_shape
 
 __all__ = ["RelationWindow", "relation_mask", "relation_window"]
 
@@ -578,7 +578,7 @@ def _stamps(name: str, times: Tensor, length: int) -> tuple[Tensor, Tensor]:
     check_tensor(name, times)
     if times.dtype in (torch.float16, torch.bfloat16, torch.bool) or times.is_complex():
         raise TypeError(f"{name} must have the dtype float32, float64 or an integer one, got {times.dtype}")
-    if tuple(times.shape) not in ((length,), (length, 2)):
+    if not has_shape(times, (length,), (length, 2)):
         raise ValueError(f"{name} must have shape ({length},) or ({length}, 2), got {tuple(times.shape)}")
     if times.dim() == 1 and length == 1:
         raise ValueError(
