@@ -170,8 +170,7 @@ def test_videos_that_fail_are_listed_at_the_end(videos, tmp_path, counted, capsy
     message = fail(*arguments, code=1, capsys=capsys)
     assert "2 of 7 videos could not be extracted, so" in message
     assert "is not complete: repair or remove them, and run extract again: " in message
-    assert f"{videos / 'b.mkv'}: " in message
-    assert f"{videos / 'h.mp4'}: " in message
+    assert message.count(str(videos / "b.mkv")) == message.count(str(videos / "h.mp4")) == 1
     for name in ("b.mkv", "h.mp4"):
         (videos / name).unlink()
     counted.clear()

@@ -107,7 +107,7 @@ def main(config: ExtractConfig) -> Manifest:
         print(f"{len(videos)} videos, on {accelerator.device}, {config.precision}")
         failed = _extract_all(videos, work, extract)
         if failed:
-            listed = "; ".join(f"{printable(video)}: {reason}" for video, reason in [*failed.items()][:MOST_LISTED])
+            listed = "; ".join([*failed.values()][:MOST_LISTED])
             more = f"; and {len(failed) - MOST_LISTED} more" if len(failed) > MOST_LISTED else ""
             advice = f"{config.output} is not complete: repair or remove them, and run extract again"
             raise OSError(f"{len(failed)} of {len(videos)} videos could not be extracted, so {advice}: {listed}{more}")
@@ -135,8 +135,9 @@ def _extract_all(
     with progress.bar:
         for name, path in waiting.items():
             progress.start(name)
-            source, rows = Source.of(path), []
+            rows: list[tuple[Tensor, Tensor]] = []
             try:
+                source = Source.of(path)
                 for row in extract(path, partial(progress.say, f"note: {name}: ")):
                     rows.append(row)
                     if len(rows) > work.longest:
@@ -144,8 +145,9 @@ def _extract_all(
                     if not all(part.isfinite().all() for part in row):
                         raise ValueError(f"its features have NaN or infinite values in second {len(rows) - 1}")
             except (ValueError, OSError) as error:
-                failed[path] = printable(str(error), 300)
-                progress.say(f"failed: {path}: {failed[path]}")
+                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+                failed[path] = printable(reason, 300)
+                progress.say("failed: ", failed[path])
             else:
                 work.save(name, source, torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
             progress.finish(name, len(rows))

@@ -247,6 +247,7 @@ class _Resizer:
         self._size = size
         self._rgb = RGB()
         self._pixels = torch.empty(0)
+        self._first: VideoFrame | None = None
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
         """Return a frame as it is shown, resized to the square."""
@@ -254,7 +255,9 @@ class _Resizer:
         if self._pixels.shape != image.shape:
             self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
         square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
-        return orient(frame, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+        # PyAV makes a cycle of each frame whose display matrix is read, which only the garbage collector frees.
+        self._first = frame if self._first is None else self._first
+        return orient(self._first, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
 
 
 def _resize(image: Tensor, size: int) -> Tensor:

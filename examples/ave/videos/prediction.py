@@ -31,7 +31,7 @@ from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
-__all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
+__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "open_videos", "predict_seconds"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
 """The networks that made the features of the AVE release. The digests depend on the files that hold these weights."""
