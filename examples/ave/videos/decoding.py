@@ -174,7 +174,7 @@ class _Track:
 
     Attributes:
         start: time of the first frame in the file, or None if no frame can be decoded.
-        end: time at which the last frame ends, after the first one. It is known when all frames were read.
+        end: time from the start of the first frame to the end of the last one. It is known when all frames were read.
     """
 
     def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]]) -> None:
