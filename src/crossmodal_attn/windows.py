@@ -197,7 +197,7 @@ def relation_window(
         >>> layer(video, audio, attn_mask=window).shape
         torch.Size([1, 2000, 64])
 
-        The weights are banded: for each query segment only those of the steps that it may attend to.
+        The weights are banded: each query segment has only the weights of steps that it may attend to.
 
         >>> output, weights = layer(video, audio, attn_mask=window, need_weights=True)
         >>> weights.shape, window.columns().shape                     # 4 x 17 steps of audio, 17 of video
@@ -288,7 +288,7 @@ class RelationWindow:
         return torch.cat(columns, 1)[: self.query_length].to(torch.empty(0, device=device).device)
 
     def to_dense(self, weights: Tensor) -> Tensor:
-        """Convert banded weights to those of all steps, which takes memory for T x M numbers.
+        """Convert banded weights to weights of all steps. This takes memory for T x M numbers.
 
         Args:
             weights: (*, T, W), from a layer that was called with this window, with any leading dimensions.
@@ -313,8 +313,8 @@ class RelationWindow:
 class _Blocks(NamedTuple):
     """Hold the spans of a window, and how its queries are divided into blocks.
 
-    The T queries are divided into C blocks of Q queries. Those of a block share a span of each of the N memories. The
-    last block may have fewer queries; its other rows may attend to nothing.
+    The T queries are divided into C blocks of Q queries. The queries of a block share a span of each of the N memories.
+    The last block may have fewer queries; its other rows may attend to nothing.
     """
 
     widths: tuple[int, ...]
@@ -468,7 +468,7 @@ def join_blocks(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
 
 
 def band_weights(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
-    """Return the banded weights (B, H, T, W) from those of all groups of blocks, (c * B, H, Q, K) each."""
+    """Return the banded weights (B, H, T, W) from the weights of all groups of blocks, (c * B, H, Q, K) each."""
     blocks = window._blocks
     weights = torch.cat(list(parts))
     starts, first, last = (table.to(weights.device) for table in (blocks.starts, blocks.first, blocks.last))
