@@ -60,8 +60,8 @@ def relation_mask(
 
     Words, or frames at a variable rate, have time stamps: ``query_times`` and ``context_times``. They take the place of
     :math:`i`, :math:`i + 1` and of :math:`s`, :math:`e`. With ``query_times``, windows, rates and offsets count in the
-    unit of the times, such as seconds. A context without times then covers the time of the query, from its first start
-    to its last end, or begins with it if its rate is given.
+    unit of the times, such as seconds. A context without times then covers the time of the query, from the first start
+    to the last end. If the context has a rate, only its start is that of the query.
 
     Times that differ by less than a millionth of the unit count as equal, and times in float32 also if they differ by
     less than its rounding.
