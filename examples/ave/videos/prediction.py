@@ -271,8 +271,8 @@ def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbo
             )
     elif getattr(visual, "training_of_weights", None) == "torchvision" and model.categories == AVE_CATEGORIES:
         raise ValueError(
-            "--visual-weights must be those of the AVE release, since the network was trained on its features, got those "
-            "of torchvision's VGG-19: they were trained separately, so the channels have other meanings"
+            "--visual-weights must be those of the AVE release, since the network was trained on its features, got "
+            "those of torchvision's VGG-19: they were trained separately, so the channels have other meanings"
         )
     (*_, channels), width = probe(visual, audio, sampling)
     for option, name, came, needed in (
