@@ -45,7 +45,7 @@ class Checkpoints:
         """
         make_directory(self.directory.parent)
         make_directory(self.directory)
-        if epoch:  # else no checkpoint is readable, and the first save removes the damaged ones
+        if epoch:  # without a readable checkpoint, the first save removes the damaged ones
             self._prune(epoch)
 
     def save(self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:

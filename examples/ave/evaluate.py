@@ -105,7 +105,7 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
         ("categories", model.num_categories, len(data.categories)),
     ):
         if came != expected:
-            raise ValueError(f"{needed} {expected} {what}, like the dataset of its training, got {came}")
+            raise ValueError(f"{needed} {expected} {what}, like the network's training set, got {came}")
     if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
         raise ValueError(f"{needed} features like those of the training, got {difference}")
     if model.categories is not None and model.categories != data.categories:

@@ -63,7 +63,7 @@ class TablesConfig:
     tables: tuple[Table, ...] = (1, 2, 3, 4, 5)
     """the tables to reproduce"""
     rows: tuple[str, ...] = ()
-    """train only these rows and CMRAN, such as avel-av or relation-co, as their directories SETTING-ROW are named"""
+    """train only CMRAN and these rows, such as avel-av or relation-co: ROW in the directory names SETTING-ROW"""
     setting: Setting | None = None
     """train only in this setting; Table 1 is supervised, Table 2 weak, the others have both"""
     seeds: tuple[int, ...] = (0,)

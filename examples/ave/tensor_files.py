@@ -22,7 +22,7 @@ def load_tensors(path: Path, allowed: Sequence[Any] = ()) -> Any:
 
     Args:
         path: the file.
-        allowed: types and functions that the file may name beside those of tensors, as for
+        allowed: types and functions that the file may name besides those of tensors, as for
             ``torch.serialization.safe_globals``.
 
     Raises:

@@ -136,7 +136,7 @@ def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor
         empty = attn_mask.all(-1, keepdim=True)
         return ~attn_mask | empty, empty
     dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query) else query.dtype
-    attn_mask = attn_mask.to(dtype)  # before the test: a number that is finite in float32 can become -inf
+    attn_mask = attn_mask.to(dtype)  # before the test, since it may turn a finite number into -inf
     empty = (attn_mask == -torch.inf).all(-1, keepdim=True)
     return attn_mask.masked_fill(empty, 0), empty
 

@@ -28,7 +28,7 @@ RECIPES: dict[Setting, Recipe] = {
 
 
 class SequenceToSequence(nn.Module):
-    """Encode each modality with an LSTM, fuse the last states, and start a decoder LSTM over both from them.
+    """Encode each modality with an LSTM, fuse the last states, and use them as the first state of a decoder LSTM.
 
     As in the code of CPSP (Zhou et al., 2022) and in summaries of the paper, all LSTMs are bidirectional. One
     :class:`DualResidual` fuses the hidden states and the cell states of each direction, after a ReLU.

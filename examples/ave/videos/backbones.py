@@ -54,7 +54,7 @@ class AudioBackbone(Protocol):
     rate: int
     """The sampling rate of the waveform in Hz."""
     context: float
-    """How many seconds of sound before and after each second it also needs."""
+    """How many seconds of sound it also needs before and after each second."""
     normalize_peak: bool
     """Whether the sound of a video is divided by its peak."""
     signed: bool
@@ -105,7 +105,7 @@ def find_audio(name: str, weights: Path | None = None, device: torch.device | st
     Args:
         name: "vggish" or "aisfx"; or "module:function", as for :func:`find_visual`: the extractor has the attribute
             ``rate`` in Hz, and turns waveforms, float32 (N, samples), into features (N, A). It may have the attributes
-            ``context``, how many seconds of sound before and after each second it also needs, ``normalize_peak`` and
+            ``context``, how many seconds of sound it also needs before and after each second, ``normalize_peak`` and
             ``signed``.
         weights: the file of the weights.
         device: where the network runs.

@@ -167,7 +167,8 @@ def timed_frames(container: InputContainer, stream: Any, path: Path, damage: Dam
         ValueError: if the time stamps jump by more than an hour.
     """
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    # Packets of AVI have no presentation times, but each takes the time of one frame. Decoding delays the first ones.
+    # In AVI, packets have no presentation times, but each lasts as long as one frame. Decoding delays the first frames
+    # by a few packets.
     by_order = container.format.name == "avi"
     delay: int | None = None
     last: Fraction | None = None

@@ -174,7 +174,7 @@ class _Track:
 
     Attributes:
         start: time of the first frame in the file, or None if no frame can be decoded.
-        end: time at which the last frame ends, after the first one. It is known when all frames were read.
+        end: time from the start of the first frame to the end of the last one. It is known when all frames were read.
     """
 
     def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]]) -> None:
@@ -255,7 +255,8 @@ class _Resizer:
         if self._pixels.shape != image.shape:
             self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
         square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
-        # PyAV makes a cycle of each frame whose display matrix is read, which only the garbage collector frees.
+        # When the display matrix of a frame is read, PyAV makes a reference cycle. Only the garbage collector then
+        # frees the frame.
         self._first = frame if self._first is None else self._first
         return orient(self._first, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
 

@@ -84,7 +84,7 @@ def predict_seconds(
             decisions.append(Decision(*(part.cpu() for part in model.decide(logits))))
             found = next((weights for path, weights in recorded.items() if path.endswith("spatial_map")), None)
             if found is not None and found[0, 0].numel() > 1:
-                maps.append(found[0, covered - start :].float().cpu())  # the seconds that no earlier window had
+                maps.append(found[0, covered - start :].float().cpu())  # the seconds that were in no earlier window
             covered = start + len(held)
     joined = join_windows(starts, decisions, background=model.num_categories)
     (events,) = find_events(joined, background=model.num_categories)
@@ -125,7 +125,7 @@ class VideoFiles:
             output: the directory of the results.
 
         Returns:
-            dict: the predictions by the places of the videos, but for those that failed.
+            dict: the predictions, by the positions of the videos in ``paths``. Videos that failed are left out.
 
         Raises:
             OSError: if every video fails, or a file cannot be written.
@@ -257,7 +257,7 @@ def open_videos(
 
 
 def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbone, sampling: Sampling) -> None:
-    """Reject networks for frames and sound other than those that made the features of the training of a network.
+    """Check that the networks for frames and sound are those that made the features of a network's training.
 
     Raises:
         ValueError: if a name, the weights or the number of channels differ.
@@ -271,8 +271,8 @@ def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbo
             )
     elif getattr(visual, "training_of_weights", None) == "torchvision" and model.categories == AVE_CATEGORIES:
         raise ValueError(
-            "--visual-weights must be those of the AVE release, on whose features the network was trained, got "
-            "torchvision's VGG-19, which was trained separately: its channels have other meanings"
+            "--visual-weights must be those of the AVE release, since the network was trained on its features, got "
+            "those of torchvision's VGG-19: they were trained separately, so the channels have other meanings"
         )
     (*_, channels), width = probe(visual, audio, sampling)
     for option, name, came, needed in (

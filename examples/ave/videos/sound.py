@@ -95,7 +95,7 @@ class Sound:
 
 
 class _Track:
-    """The sound of a file at its own rate, from a time on.
+    """The sound of a file at its own rate, from a given time on.
 
     Attributes:
         rate: samples per second, or 0 if there is no sound.
