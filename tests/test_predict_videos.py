@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import ave_cmran
+from ave.data.dataset import AVE_CATEGORIES
 from ave.events import cut_windows, find_events, join_windows
 from ave.networks.cmran import CMRAN
 from ave.videos.backbones import find_audio, find_visual
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
-from ave.videos.prediction import predict_seconds
+from ave.videos.prediction import check_backbones, predict_seconds
 from made_videos import write_video
 from oracles import fill_parameters
 from running import call_main
@@ -25,7 +26,7 @@ CATEGORIES = ["Bark", "Clock", "Horse"]
 
 def make_model(**options):
     sizes = {"video_dim": 3, "audio_dim": 8, "embed_dim": 18, "num_heads": 3, "dim_feedforward": 29}
-    return fill_parameters(CMRAN(categories=CATEGORIES, **(sizes | options))).eval()
+    return fill_parameters(CMRAN(**({"categories": CATEGORIES} | sizes | options))).eval()
 
 
 def save(model, path, features=FEATURES, longest=4):
@@ -158,6 +159,18 @@ def test_other_features_are_refused(clips, tmp_path, capsys):
     message = refused(capsys, *arguments, wide, "--visual", COLORS, "--audio", LOUDNESS)
     assert message == f"--audio must give 9 channels, as the network needs, got 8 from {LOUDNESS}"
     assert not (tmp_path / "out").exists()
+
+
+def test_torchvisions_vgg19_is_refused_for_a_network_of_the_release():
+    """Its channels are as many, but mean something else; a network of other categories may have been trained on it."""
+    visual, audio = find_visual(COLORS), find_audio(LOUDNESS)
+    visual.training_of_weights = "torchvision"
+    sampling = make_sampling(visual, audio, 2)
+    check_backbones(make_model(), visual, audio, sampling)
+    with pytest.raises(ValueError, match="--visual-weights must be those of the AVE release"):
+        check_backbones(make_model(categories=AVE_CATEGORIES), visual, audio, sampling)
+    visual.training_of_weights = "caffe"
+    check_backbones(make_model(categories=AVE_CATEGORIES), visual, audio, sampling)
 
 
 @pytest.mark.parametrize(

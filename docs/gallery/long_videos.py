@@ -156,7 +156,7 @@ for offset in (0, 1):
 # %%
 # Chunks
 # ------
-# With a window, the video can also be processed in chunks, for example as it arrives. A chunk gets ``window`` additional
+# With a window, the video can also be processed in chunks, for example as it arrives. A chunk gets ``window`` more
 # segments on each side. It then gives the same outputs as the whole video, and needs only a small mask. A stream can be
 # processed with a delay of one chunk and one window. Cut where both modalities have a boundary, here at whole seconds.
 # For several layers, each side needs as many segments as the sum of their windows.

@@ -31,12 +31,12 @@ def run(*arguments: object) -> None:
 # %%
 # Videos
 # ------
-# To have some, this guide makes 20 short clips. In each, a red or a blue square moves in some seconds, and a tone
+# To have some, this guide makes 16 short clips. In each, a red or a blue square moves in some seconds, and a tone
 # sounds in some. The event is where both meet, and its category is the color. Your own videos may have any length,
 # size, rate and codec that FFmpeg reads.
 
 videos = directory / "videos"
-make_clips(videos, 20)
+make_clips(videos, 16)
 print(*sorted(path.name for path in videos.iterdir())[:3], "...", sep="\n")
 
 # %%
@@ -68,20 +68,22 @@ print(*labels.read_text().splitlines()[:6], sep="\n")
 
 features = directory / "features"
 networks = ("--visual", "efficientnet-lite0", "--audio", "ave.videos.procedural:make_bands")
-run("extract", "--videos", videos, "--output", features, *networks, "--frames-per-second", 1)
+run("extract", "--videos", videos, "--output", features, *networks, "--frames-per-second", 2)
 
 # %%
 # Training
 # --------
-# The videos are divided into train, val and test, unless the labels have a column ``split``. The trained network keeps
-# the names of the networks for frames and sound, so that it is never used on other features. So few videos are enough
-# for a first look only: compare the accuracy with those of constant answers and of a linear probe, also in the table.
+# The videos are divided into train, val and test. The network of the best epoch on val is kept; without val, that of
+# the last epoch. It keeps the names of the networks for frames and sound, so that it is never used on other features.
+# So few videos are enough for a first look only: compare the accuracy with those of constant answers and of a linear
+# probe, also in the table.
 #
 # .. code-block:: sh
 #
 #    python examples/ave_cmran.py train --data features --labels path/to/videos/labels.csv --output runs/mine
 
-run("train", "--data", features, "--labels", labels, "--epochs", 12, "--output", directory / "mine")
+settings = ("--split", "85/0/15", "--epochs", 10)
+run("train", "--data", features, "--labels", labels, *settings, "--output", directory / "mine")
 
 # %%
 # Prediction

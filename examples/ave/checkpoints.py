@@ -54,7 +54,7 @@ class Checkpoints:
         Args:
             epoch: the number of the epoch.
             tensors: groups of tensors by name, such as "model", on any device.
-            facts: all other values, as JSON can hold them.
+            facts: all other values, of types that JSON has.
 
         Raises:
             OSError: if a file cannot be written, or the directory is gone. Earlier checkpoints are unchanged.

@@ -128,7 +128,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
                 window=config.window,
                 annotate=config.annotate,
             )
-            names, place = tuple(files.paths), f"{len(files.paths)} videos"
+            names, place = tuple(files.paths), _count_videos(len(files.paths))
             source |= files.facts
     split = "" if config.split is None else f", {config.split} split"
     title = f"{describe_network(model)}, on {place}{split}"
@@ -280,5 +280,9 @@ def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[s
         rows.append((f"{len(rest)} others", sum(count for _, count in rest), sum(seconds[index] for index, _ in rest)))
     silent = sum(not prediction.events for prediction in predictions)
     length = sum(len(prediction.labels) for prediction in predictions)
-    whole = f"{title}; {len(predictions)} videos of {length} s in total, {silent} without an event"
+    whole = f"{title}; {_count_videos(len(predictions))} of {length} s in total, {silent} without an event"
     return format_table(whole, [tuple(map(str, row)) for row in rows], ("category", "events", "seconds"))
+
+
+def _count_videos(count: int) -> str:
+    return "1 video" if count == 1 else f"{count} videos"

@@ -313,11 +313,10 @@ class RelationWindow:
 class _Blocks(NamedTuple):
     """Hold the spans of a window, and how its queries are divided into blocks.
 
-    The T queries are divided into C blocks of Q queries. Those of a block share a span of each of the N memories.
+    The T queries are divided into C blocks of Q queries. Those of a block share a span of each of the N memories. The
+    last block may have fewer queries; its other rows may attend to nothing.
     """
 
-    size: int
-    """Q. The last block may have fewer queries; its other rows may attend to nothing."""
     widths: tuple[int, ...]
     """For each memory the length of the spans that blocks share."""
     band_widths: tuple[int, ...]
@@ -360,7 +359,6 @@ def _make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int])
     relative = torch.stack([edge - starts.unsqueeze(2) for edge in blocks])  # (2, N, C, Q)
     offsets = torch.tensor(lengths, device="cpu").cumsum(0).unsqueeze(1) - bounds
     return _Blocks(
-        size,
         tuple(widths.tolist()),
         tuple((last - first).amax(1).tolist()),
         _group((relative[:, :, 1:] == relative[:, :, :-1]).all(3).all(1).all(0).tolist()),
@@ -413,7 +411,7 @@ def gather_blocks(
     """
     blocks, padding, batch, device = window._blocks, window._padding, query.shape[0], query.device
     starts, first, last = (table.to(device) for table in (blocks.starts, blocks.first, blocks.last))
-    count = starts.shape[1]
+    _, count, size = first.shape
     groups = blocks.groups if padding is None else ((count, False),)
     columns = [
         start.unsqueeze(1) + torch.arange(width, device=device)
@@ -430,7 +428,7 @@ def gather_blocks(
 
     def divide(features: Tensor) -> Sequence[Tensor]:
         """Divide (C, B, *) into the groups."""
-        return features.split([size for size, _ in groups]) if len(groups) > 1 else [features]
+        return features.split([number for number, _ in groups]) if len(groups) > 1 else [features]
 
     def exclude(part: slice) -> Tensor:
         """Return the mask of some blocks (c, 1, 1, Q, K)."""
@@ -441,17 +439,17 @@ def gather_blocks(
         return torch.cat(masks, 2)[:, None, None]
 
     masks, done = [], 0
-    for size, alike in groups:
-        mask = exclude(slice(done, done + (1 if alike else size)))
+    for number, alike in groups:
+        mask = exclude(slice(done, done + (1 if alike else number)))
         if padding is not None:
             mask = mask | padding.flatten()[rows][:, :, None, None]
         elif not alike:
             mask = mask.expand(-1, batch, -1, -1, -1)
         masks.append(mask.flatten(0, 1))
-        done += size
-    added = count * blocks.size - query.shape[2]
+        done += number
+    added = count * size - query.shape[2]
     queries = F.pad(query, (0, 0, 0, added)) if added else query
-    queries = queries.unflatten(2, (count, blocks.size)).permute(2, 0, 1, 3, 4)
+    queries = queries.unflatten(2, (count, size)).permute(2, 0, 1, 3, 4)
     keys = gather(key)
     values = keys if value is None else gather(value)
     return [

@@ -61,8 +61,8 @@ class SequenceToSequence(nn.Module):
 class AVSDN(SegmentClassifier):
     """The network of Lin et al., ICASSP 2019: mean over space, sequence to sequence, and a class for each segment.
 
-    The authors released no code. Our readings: the parts of :class:`SequenceToSequence`, their widths and the training
-    follow the CPSP code; the head is one linear layer; the loss is the cross-entropy; max pooling if weak.
+    The authors released no code. Our interpretations: the parts of :class:`SequenceToSequence`, their widths and the
+    training follow the CPSP code; the head is one linear layer; the loss is the cross-entropy; max pooling if weak.
 
     Args:
         setting: "supervised" or "weak".

@@ -224,7 +224,7 @@ def _write_video(
         result = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
         # A second reader of the file, so that sound and frames that are far apart in it need not be held.
         sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark)
-        scale = _Scaler(float(stream.sample_aspect_ratio or 1))
+        scale = _Scaler(float(stream.sample_aspect_ratio or 1), first[1])
         height, width, _ = scale(first[1]).shape
         timeline = Timeline(annotation, width)
         pictures = _Pictures(result, stream, (height + timeline.height, width), origin)
@@ -360,11 +360,14 @@ class _Scaler:
 
     Args:
         aspect: the width of a pixel of the source, divided by its height.
+        first: a frame of the source, whose display matrix is that of all. A frame whose matrix is read is freed only by
+            the garbage collector, as PyAV makes a reference cycle.
     """
 
-    def __init__(self, aspect: float) -> None:
+    def __init__(self, aspect: float, first: VideoFrame) -> None:
         from av.video.reformatter import VideoReformatter
 
+        self._first = first
         self._aspect, self._reformatter = aspect, VideoReformatter()  # keeps its tables from frame to frame
 
     def __call__(self, frame: VideoFrame) -> Pixels:
@@ -373,7 +376,7 @@ class _Scaler:
         scale = min(max(longest, SMALLEST), LARGEST) / longest
         columns, rows = (2 * max(round(side * scale / 2), 1) for side in (width, frame.height))
         scaled = self._reformatter.reformat(frame, columns, rows, "rgb24").to_ndarray()
-        return orient(frame, np.asarray(scaled, np.uint8))
+        return orient(self._first, np.asarray(scaled, np.uint8))
 
 
 def _shrink(pixels: Pixels) -> Pixels:

@@ -1,1 +1,1 @@
-"""Video files: decoding them to frames and sound, in this process or in a child process."""
+"""Video files: decode them to frames and sound, and turn these into features."""

@@ -36,7 +36,7 @@ FINISHED = "finished"
 
 
 class Assembly:
-    """The directory of a dataset in the making.
+    """The directory of a dataset that is not complete yet.
 
     Args:
         output: the directory.

@@ -1,4 +1,4 @@
-"""Open video files with PyAV, and decode their streams packet by packet, whatever is damaged in them.
+"""Open video files with PyAV, and decode their streams packet by packet, even if they are damaged.
 
 PyAV is imported when the first file is opened, so that the rest of the program works without the extra ``video``.
 """
@@ -33,7 +33,7 @@ NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the r
 NESTED = {"protocol_whitelist": "none"}
 """Options of FFmpeg that forbid a file to refer to other files or to addresses, as playlists do."""
 LONGEST_STILL = 3600
-"""Most seconds for which one frame may be shown. A longer time is taken for a damaged time stamp."""
+"""The longest time for which one frame may be shown, in seconds. A longer time counts as a damaged time stamp."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: if PyAV is not installed, or this is not a regular file, or no format that FFmpeg knows.
+        ValueError: if PyAV is not installed, the file is not a regular one, or FFmpeg does not know its format.
     """
     try:
         import av
@@ -204,7 +204,7 @@ class RGB:
         """Return the pixels of a frame, in shape (height, width, 3), not rotated.
 
         Raises:
-            MemoryError: if there is too little memory, or a limit for it.
+            MemoryError: if there is too little memory, or a memory limit is reached.
             ValueError: if FFmpeg cannot convert it.
         """
         try:

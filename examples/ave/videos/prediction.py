@@ -31,10 +31,10 @@ from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
-__all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
+__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "open_videos", "predict_seconds"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
-"""What the features of the AVE release came from. The digests depend on the files that hold these weights."""
+"""The networks that made the features of the AVE release. The digests depend on the files that hold these weights."""
 AVE_SECONDS = 10
 """The length of the videos of AVE."""
 
@@ -111,7 +111,7 @@ class VideoFiles:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the events depend on, as JSON can hold it."""
+        """The settings that the events depend on, of types that JSON has."""
         return {"features": asdict(Extraction.of(self.visual, self.audio, self.sampling)), "window": self.window}
 
     def predict(self, network: Localizer, categories: Sequence[str], output: Path) -> dict[int, Prediction]:
@@ -221,7 +221,7 @@ def open_videos(
     window: int | None = None,
     annotate: bool = False,
 ) -> VideoFiles:
-    """Find the videos, and the networks for their features, which must be those of the training of the network.
+    """Find the videos, and the networks for their features: the same ones as in the training of the network.
 
     Args:
         paths: video files, or directories of them.
@@ -246,7 +246,7 @@ def open_videos(
         raise ValueError(NO_PYAV)
     known = model.features or AVE_FEATURES
     if model.features is None and model.categories != AVE_CATEGORIES and (visual is None or audio is None):
-        raise ValueError("--visual and --audio must be given, as the network does not say what its features came from")
+        raise ValueError("--visual and --audio must be given, as the network does not record what made its features")
     seer = find_visual(visual or known.visual, visual_weights, accelerator.device)
     hearer = find_audio(audio or known.audio, audio_weights, accelerator.device)
     rate = known.frames_per_second if frames_per_second is None else frames_per_second
@@ -272,7 +272,7 @@ def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbo
     elif getattr(visual, "training_of_weights", None) == "torchvision" and model.categories == AVE_CATEGORIES:
         raise ValueError(
             "--visual-weights must be those of the AVE release, on whose features the network was trained, got "
-            "torchvision's VGG-19: a training of its own, whose channels mean something else"
+            "torchvision's VGG-19, which was trained separately: its channels have other meanings"
         )
     (*_, channels), width = probe(visual, audio, sampling)
     for option, name, came, needed in (
