@@ -184,8 +184,8 @@ def relation_window(
         include_query: whether the query is the last memory.
 
     Returns:
-        RelationWindow: for ``attn_mask``. Its method :meth:`~RelationWindow.mask` returns the mask of
-        :func:`relation_mask`.
+        RelationWindow: for ``attn_mask``. Its method :meth:`~crossmodal_attn.windows.RelationWindow.mask` returns the
+        mask of :func:`relation_mask`.
 
     Examples:
         >>> from crossmodal_attn import CMRA
