@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import sys
 import weakref
 
 import av
@@ -14,7 +16,7 @@ from ave.events import cut_windows, find_events, join_windows
 from ave.networks.cmran import CMRAN
 from ave.videos.backbones import find_audio, find_visual
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
-from ave.videos.prediction import check_backbones, predict_seconds
+from ave.videos.prediction import check_backbones, name_file, predict_seconds
 from made_videos import write_video
 from oracles import fill_parameters
 from running import call_main
@@ -109,6 +111,25 @@ def test_annotated_videos(guidance, clips, tmp_path, capsys):
         with av.open(str(tmp_path / f"out/videos/{name}.mp4")) as container:
             assert sum(1 for _ in container.decode(video=0)) == frames
         assert (tmp_path / f"out/videos/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_name_of_a_file(tmp_path):
+    """One that is too long with a suffix, one with bytes that are not UTF-8, and a directory like an address."""
+    save(make_model(), tmp_path / "model")
+    names = [250 * "x", "a\nb", *(["\udcff"] if sys.platform == "linux" else [])]
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clip.mp4", 3, fps=5, square=[1, 2], tone=[1, 2])
+    for name in names:
+        shutil.copy(tmp_path / "clip.mp4", tmp_path / f"clips/{name}.mp4")
+    output = tmp_path / "http:out"
+    arguments = ["--checkpoint", tmp_path / "model", "--output", output, "--annotate"]
+    call_main("predict", "--videos", tmp_path / "clips", *arguments)
+    assert {event["video"] for event in json.loads((output / "events.json").read_text())["events"]} == set(names)
+    with (output / "events.csv").open(newline="", encoding="utf-8") as file:
+        shown = {name.encode(errors="backslashreplace").decode() for name in names}
+        assert {row["video"] for row in csv.DictReader(file)} == shown
+    assert len(list((output / "videos").glob("*.mp4"))) == len(names)
+    assert {path.name[:220] for path in (output / "videos").glob("x*")} == {name_file(names[0])}
 
 
 @pytest.mark.parametrize("window", [5, 0])

@@ -247,8 +247,11 @@ def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
     """Reject features that do not fit a network, or are not finite, before any prediction. Reads all of them once.
 
     Raises:
-        ValueError: if the number of channels differs from the network's, or a value is not finite.
+        ValueError: if other networks made the features, the number of channels differs from the network's, or a value
+            is not finite.
     """
+    if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
+        raise ValueError(f"--data must have features like those of the training, got {difference}")
     for name, array, width in (("visual", data.visual, model.video_dim), ("audio", data.audio, model.audio_dim)):
         if array.shape[-1] != width:
             came = f"got {array.shape[-1]}"

@@ -221,7 +221,8 @@ def _write_video(
             raise ValueError(f"no frame of {printable(source)} can be decoded")
         origin = max(Fraction(container.start_time or 0, 1_000_000), Fraction(0))
         temporary = stack.enter_context(writing(output))
-        result = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
+        # Without "file:", FFmpeg takes the text before a colon in a path for a protocol.
+        result = stack.enter_context(av.open(f"file:{temporary}", "w", options={"movflags": "+faststart"}))
         # The sound has a reader of its own. With one reader, sound and frames that are far apart in the file would fill
         # memory.
         sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark)

@@ -5,7 +5,9 @@ Axes: T segments of a second, H x W positions, C visual channels, A audio channe
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -31,12 +33,15 @@ from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
-__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "open_videos", "predict_seconds"]
+__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "name_file", "open_videos"]
+__all__ += ["predict_seconds"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
 """The networks that made the features of the AVE release. The digests depend on the files that hold these weights."""
 AVE_SECONDS = 10
 """The length of the videos of AVE."""
+LONGEST_NAME = 220
+"""The longest name of a result without its suffix, in bytes: most systems allow 255 with all suffixes."""
 
 
 class VideoPrediction(NamedTuple):
@@ -145,7 +150,7 @@ class VideoFiles:
                 events, seconds = result.prediction.events, len(result.prediction.labels)
                 progress.say(f"{name}: {len(events)} event{'s' * (len(events) != 1)} in {seconds} s")
                 make_directory(output / "videos")
-                write_subtitles(output / "videos", name, list_captions(events, categories))
+                write_subtitles(output / "videos", name_file(name), list_captions(events, categories))
                 if self.annotate:
                     try:
                         self._annotate(name, path, result, categories, output / "videos", progress)
@@ -184,7 +189,8 @@ class VideoFiles:
         if result.attention is None:
             remark("no heat map, as the network has no spatial attention of AGSCA over several positions")
         annotation = Annotation(result.prediction, categories, result.attention)
-        annotate_video(path, directory / f"{name}.mp4", directory / f"{name}.png", annotation, remark)
+        own = name_file(name)
+        annotate_video(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
 
     def _remark(self, name: str, progress: Progress, text: str) -> None:
         self.remarks.append({"video": name, "remark": text})
@@ -193,6 +199,20 @@ class VideoFiles:
     def _fail(self, name: str, reason: str, progress: Progress) -> None:
         self.failed.append({"video": name, "reason": reason})
         progress.say(f"failed: {name}: {reason}")
+
+
+def name_file(name: str) -> str:
+    """Return the name of a video for its results. A name that leaves no room for suffixes is cut, and ends in a digest.
+
+    Examples:
+        >>> name_file("street"), len(name_file(250 * "x"))
+        ('street', 220)
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    end = f"-{hashlib.sha256(encoded).hexdigest()[:8]}"
+    return encoded[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
 
 
 def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Caption]:
