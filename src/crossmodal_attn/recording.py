@@ -169,8 +169,8 @@ def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) 
     size = weights.shape[-1]
     if not lengths or sum(lengths) != size:
         raise ValueError(
-            f"lengths must sum to the memory length of weights, {size}, got {list(lengths)}: if the weights are those of "
-            "a relation_window, convert them by its method to_dense"
+            f"lengths must sum to the memory length of weights, {size}, got {list(lengths)}: if the weights are "
+            "those of a relation_window, convert them by its method to_dense"
         )
 
     shares = torch.stack([part.sum(-1) for part in weights.split(list(lengths), -1)], -1)
