@@ -328,6 +328,7 @@ def ones(*shape, **options):
 
 LAYER, TWO, WIDE = CMRA(8, 2), CMRA(8, 2, context_dim=[3, 8]), CMRA(8, 2, include_query=False)
 TURNED = CMRA(8, 2, rotary=RotaryTime())
+APART = CMRA(8, 2, context_dim=[8], include_query=False)
 MEMORY = LAYER.remember(ones(2, 3, 8))
 QUERY, BOOL = ones(2, 5, 8), torch.zeros(2, 3, dtype=torch.bool)
 T, V = TypeError, ValueError
@@ -386,6 +387,11 @@ ERRORS = {
         "context must have 2 entries, .* got 3",
     ),
     "features too many": (lambda: TWO(QUERY, [None, QUERY, QUERY]), V, "context must have 2 entries, .* got 3"),
+    "a past that the layer does not attend to": (
+        lambda: APART(QUERY, [QUERY, APART.remember([QUERY])[0]]),
+        V,
+        "context must have 1 entry, .* got 2",
+    ),
     "relation-aware": (
         lambda: RelationAware(8, 8, 8, 2)(QUERY, MEMORY),
         T,

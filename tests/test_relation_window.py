@@ -25,6 +25,7 @@ from crossmodal_attn import (
     relation_mask,
     relation_weights,
     relation_window,
+    summarize_relations,
     windows,
 )
 from oracles import attention, fill_parameters
@@ -183,6 +184,9 @@ def test_recorded_weights_are_the_banded_ones(draw):
     assert torch.equal(maps[""], weights)
     assert weights.shape == (2, 2, *window.columns().shape)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 13, dtype=torch.float64))
+    with pytest.raises(ValueError, match="of a relation_window, convert them by its method to_dense"):
+        summarize_relations(weights, window.memory_lengths)
+    assert summarize_relations(window.to_dense(weights), window.memory_lengths).shares.shape == (2, 2, 13, 2)
 
 
 def test_dropout_drops_weights():

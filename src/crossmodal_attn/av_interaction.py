@@ -86,7 +86,8 @@ class AVInteraction(nn.Module):
 
         Returns:
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
-            ``need_weights`` also the weights (B, H, T, 2 * T) over [audio, video].
+            ``need_weights`` also the weights (B, H, T, 2 * T) over [audio, video], or with a window the banded ones, as
+            in :meth:`CMRA.forward`.
         """
         for name, features in (("video", video), ("audio", audio)):
             check_features(name, features, self.attention.embed_dim, "embed_dim", self, self.attention.q_proj)

@@ -577,7 +577,7 @@ class CMRA(nn.Module):
         )
         if isinstance(self.context_dim, tuple):
             # After the contexts, a memory may hold the query's past.
-            past = len(given) > len(self.context_dim) and isinstance(given[-1], Memory)
+            past = self.include_query and len(given) > len(self.context_dim) and isinstance(given[-1], Memory)
             check_contexts(given[:-1] if past else given, self.context_dim, self)
         elif not given and self.context_kv_proj is not None:
             raise ValueError(

@@ -97,7 +97,10 @@ def plot_relations(
     for index, length in enumerate(lengths):
         check_size(f"lengths[{index}]", length, minimum=0)
     if sum(lengths) != memory:
-        raise ValueError(f"lengths must sum to the memory length of weights, {memory}, got {list(lengths)}")
+        raise ValueError(
+            f"lengths must sum to the memory length of weights, {memory}, got {list(lengths)}: if the weights are "
+            "those of a relation_window, convert them by its method to_dense"
+        )
     if names is not None and len(names) != len(lengths):
         raise ValueError(f"names must have one name for each of the {len(lengths)} lengths, got {list(names)}")
     own, ax = ax is None, _axes(ax, figsize=(8, 4.5))

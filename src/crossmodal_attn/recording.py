@@ -52,7 +52,8 @@ def record_attention(
 
     Yields:
         dict[str, Tensor] | dict[str, list[Tensor]]: the maps, detached, by module path: ``path`` for the weights
-        (B, H, T, M) of a :class:`CMRA`, ``path.channel_map`` (*, C) and ``path.spatial_map`` (*, *spatial) for an
+        (B, H, T, M) of a :class:`CMRA`, or (B, H, T, W) if it is called with a :func:`relation_window`, whose method
+        ``to_dense`` converts them; ``path.channel_map`` (*, C) and ``path.spatial_map`` (*, *spatial) for an
         :class:`AGSCA`. If ``model`` itself is the layer, the keys are ``""``, ``"channel_map"`` and ``"spatial_map"``.
         A layer that was not called has no key.
 
@@ -133,7 +134,8 @@ def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) 
     in :class:`AVInteraction` with its memory [audio, video], ``intra`` and ``inter`` have no meaning: use ``shares``.
 
     Args:
-        weights: (*, T, M), such as the (B, H, T, M) from ``need_weights=True`` or :func:`record_attention`.
+        weights: (*, T, M), such as the (B, H, T, M) from ``need_weights=True`` or :func:`record_attention`. Convert
+            those of a :func:`relation_window` by its method ``to_dense``.
         lengths: the length of each memory, in the order [contexts..., query]; they sum to M.
         k: K, the number of segments to find, at least 1; it may exceed M.
 
@@ -166,7 +168,10 @@ def summarize_relations(weights: Tensor, lengths: Sequence[int], *, k: int = 3) 
     check_size("k", k)
     size = weights.shape[-1]
     if not lengths or sum(lengths) != size:
-        raise ValueError(f"lengths must sum to the memory length of weights, {size}, got {list(lengths)}")
+        raise ValueError(
+            f"lengths must sum to the memory length of weights, {size}, got {list(lengths)}: if the weights are "
+            "those of a relation_window, convert them by its method to_dense"
+        )
 
     shares = torch.stack([part.sum(-1) for part in weights.split(list(lengths), -1)], -1)
     # A stable sort, since torch.topk does not define the order of equal weights.

@@ -135,7 +135,8 @@ class CrossModalRelation(nn.Module):
 
         Returns:
             Tensor | tuple[Tensor, Tensor]: the output (B, T, embed_dim), finite but meaningless at padding. With
-            ``need_weights`` also the attention weights (B, H, T, M).
+            ``need_weights`` also the attention weights (B, H, T, M), or with a window the banded ones, as in
+            :meth:`CMRA.forward`.
         """
         attending = self._normalize("query", query, query_padding_mask) if self.norm_first else query
         result = self.attention(
