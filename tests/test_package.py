@@ -24,12 +24,19 @@ def test_all_is_what_there_is():
     assert len(set(PUBLIC)) == len(PUBLIC)
 
 
+def methods(value):
+    """Return the public functions that a class defines, its call included; none for a function."""
+    members = inspect.getmembers(value, inspect.isfunction) if inspect.isclass(value) else []
+    own = [function for name, function in members if name == "__call__" or not name.startswith("_")]
+    return [function for function in own if function.__module__.startswith("crossmodal_attn.")]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_is_documented(name):
-    """Every parameter is described, of a layer's forward too, and there is an example."""
+    """Every parameter is described, of the methods of a class too, and there is an example."""
     value = getattr(crossmodal_attn, name)
     assert value.__module__.startswith("crossmodal_attn.")
-    for documented in (value, value.forward) if inspect.isclass(value) else (value,):
+    for documented in (value, *methods(value)):
         for parameter in list(inspect.signature(documented).parameters):
             assert parameter == "self" or f"{parameter}: " in documented.__doc__, parameter
     assert ">>> " in value.__doc__
@@ -39,11 +46,14 @@ def test_public_name_is_documented(name):
 def test_public_name_is_annotated(name):
     """Every parameter and result has a type, as py.typed promises."""
     value = getattr(crossmodal_attn, name)
-    for function in (value.__init__, value.forward) if inspect.isclass(value) else (value,):
+    constructor = getattr(value, "__new__" if inspect.isclass(value) and issubclass(value, tuple) else "__init__")
+    for function in (constructor if inspect.isclass(value) else value, *methods(value)):
         signature = inspect.signature(function)
-        parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+        parameters = [
+            parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "_cls")
+        ]
         assert all(parameter.annotation is not parameter.empty for parameter in parameters)
-        assert signature.return_annotation is not signature.empty
+        assert function.__name__ == "__new__" or signature.return_annotation is not signature.empty
     assert (Path(crossmodal_attn.__file__).parent / "py.typed").is_file()
 
 

@@ -89,7 +89,11 @@ class Memory(NamedTuple):
         return Memory(keys.detach(), values.detach(), padding) if detach else Memory(keys, values, padding)
 
     def to(self, *args: Any, **kwargs: Any) -> "Memory":
-        """Return the memory on another device or in another dtype, by the arguments of :meth:`torch.Tensor.to`.
+        """Return the memory on another device or in another dtype.
+
+        Args:
+            *args: a device, a dtype or both, as for :meth:`torch.Tensor.to`. The mask stays bool.
+            **kwargs: further arguments of :meth:`torch.Tensor.to`.
 
         Examples:
             >>> from crossmodal_attn import CMRA
