@@ -297,7 +297,7 @@ def test_evaluation_needs_fitting_features(release, tmp_path, capsys):
             "evaluate", "--checkpoint", tmp_path / "model", "--data", release, "--output", tmp_path / "evaluation"
         )
     assert stop.value.code == 2
-    assert "--data must have 13 visual channels, as what the network was trained on, got 11" in capsys.readouterr().err
+    assert "--data must have 13 visual channels, like the network's training set, got 11" in capsys.readouterr().err
     assert not (tmp_path / "evaluation").exists()
 
 

@@ -95,6 +95,8 @@ def test_a_set_of_videos(videos, tmp_path, capsys, assert_close):
         call_main("check", "--data", output)
     said = capsys.readouterr()
     assert "features by fake_backbones:make_visual and fake_backbones:make_audio, 2 frames a second" in said.out
+    (names,) = [line.split() for line in said.out.splitlines() if "names of videos" in line]
+    assert names == ["prepared.json", "6", "names", "of", "videos", "ok"]
     assert said.err.endswith(
         "labels.npy is missing; `extract` writes features only: give your labels with --labels labels.csv\n"
     )
@@ -114,9 +116,11 @@ def test_a_set_of_videos(videos, tmp_path, capsys, assert_close):
     manifest = json.loads((output / "prepared.json").read_text())
     manifest["extraction"]["audio"] = "vggish"
     (output / "prepared.json").write_text(json.dumps(manifest))
-    with pytest.raises(SystemExit):
-        call_main("evaluate", *given, "--checkpoint", tmp_path / "run", "--output", tmp_path / "refused")
-    assert "got audio features by vggish in place of fake_backbones:make_audio" in capsys.readouterr().err
+    for command in (("evaluate", *given), ("predict", "--data", output)):
+        with pytest.raises(SystemExit):
+            call_main(*command, "--checkpoint", tmp_path / "run", "--output", tmp_path / "refused")
+        assert "got audio features by vggish in place of fake_backbones:make_audio" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_stopped_run_continues(videos, tmp_path, counted, monkeypatch, capsys):

@@ -239,7 +239,7 @@ def test_attention_of_one_video(segments):
     first, audio = outcomes.relations[1, 0], outcomes.relations[1, :, :segments].sum(1).mean()
     sentence = figure.subfigs[1].get_supxlabel()
     assert f"{audio:.0%} of the attention goes to audio" in sentence
-    assert f"give {first[0] + first[segments]:.0%} of theirs to event seconds (uniform: {1 / segments:.0%})" in sentence
+    assert f"{first[0] + first[segments]:.0%} goes to event seconds (uniform: {1 / segments:.0%})" in sentence
 
 
 HOSTILE = ["$a_{$ $b$", "\x1b[31mred\n\udcff", 50_000 * "long", "\N{BUG}\N{HANGUL SYLLABLE HAN}"]

@@ -78,7 +78,7 @@ def test_a_child_decodes_as_this_process(video, tmp_path):
         (FAIL, "the decoder crashed (exit code 1): no \\x1b[31m module"),
         (STALL, "a second of it took more than 0.3 s"),
         (CUT, "the decoder crashed (exit code 0)"),
-        (HUGE, "the decoder sent what it should not"),
+        (HUGE, "the decoder sent an invalid message"),
     ],
 )
 def test_a_child_that_crashes_or_stalls_is_told_in_a_line(child, reason, video, monkeypatch):

@@ -81,7 +81,7 @@ def test_score_counts_every_second(seed):
 
 
 @st.composite
-def labelled(draw):
+def labeled(draw):
     videos, segments = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     labels = st.lists(st.integers(0, BACKGROUND), min_size=videos * segments, max_size=videos * segments)
     truth, prediction = (torch.tensor(draw(labels)).view(videos, segments) for _ in range(2))
@@ -90,7 +90,7 @@ def labelled(draw):
 
 
 @settings(max_examples=100)
-@given(labelled())
+@given(labeled())
 def test_score_of_anything(drawn):
     truth, prediction, seen = drawn
     result = score(truth, prediction, CATEGORIES, seen)

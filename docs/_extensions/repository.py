@@ -1,4 +1,4 @@
-"""Link the repository, where the build is told one by ``REPOSITORY_URL``, as the metadata of a release is.
+"""Link to the repository, if ``REPOSITORY_URL`` gives its address, as for the metadata of a release.
 
 The site then links to it and to its tracker; the notebooks of the guides install the library from it; and, if it is on
 GitHub, each guide that runs as a notebook can be opened in Colab, from the branch that the workflow of the site writes.

@@ -23,8 +23,9 @@ torch.manual_seed(0)
 # %%
 # A stream with events
 # --------------------
-# In each stream something is seen, and something is heard. Both are of one of three kinds, which change at different
-# times. It is an event while the kinds are the same. A single segment is so noisy that the segments before it help.
+# In each stream, one of three kinds of object is seen, and one of three kinds of sound is heard. They change at
+# different times. There is an event while the object and the sound are of the same kind. A single segment is so noisy
+# that the segments before it help.
 
 VIDEO_DIM, AUDIO_DIM, KINDS = 24, 16, 3
 VIDEO_KINDS, AUDIO_KINDS = torch.randn(KINDS, VIDEO_DIM), torch.randn(KINDS, AUDIO_DIM)
@@ -80,14 +81,14 @@ print(f"accuracy per segment: {accuracy:.0%}; always the more frequent answer: {
 # %%
 # Segment by segment
 # ------------------
-# Every block has a memory of its own, since the input of the second block is the output of the first.
-# ``remember(..., own=True)`` projects the block's own input, by the projection that the block uses for its query. Given
-# as a context, the memory stands before the new segment: [past, segment]. This is what a causal mask leaves of the
-# whole stream, so the segment needs no mask.
+# Every block has a memory of its own, since the input of the second block is the output of the first. ``remember(...,
+# own=True)`` projects the block's own input, by the projection that the block uses for its query. Given as a context,
+# the memory stands before the new segment: [past, segment]. A causal mask would allow the same part of the whole
+# stream, so the segment needs no mask.
 #
-# The last block has two memories. That of the audio is made without ``own``, and includes the new segment, since the
-# video may attend to the audio of the same time. That of the video is its own past. The order is that of the whole:
-# [audio, video].
+# The last block has two memories. The memory of the audio is made without ``own``, and includes the new segment, since
+# the video may attend to the audio of the same time. The memory of the video is its own past. The order is [audio,
+# video], as for the whole stream.
 
 
 def remember(relate: RelationAware, features: Tensor) -> list[Memory]:
@@ -131,8 +132,8 @@ assert torch.allclose(live, whole, atol=1e-5)
 # %%
 # A limit
 # -------
-# Without a limit, memories and time grow with the stream. ``max_length`` drops the oldest segments. A limit of 12 for
-# each block is the whole with a window of 12 segments back, which each block has for itself.
+# Without a limit, memories and time grow with the stream. ``max_length`` drops the oldest segments. With a limit of 12
+# in each block, the outputs are those of the whole stream if every block has a window of 12 segments back.
 
 with torch.no_grad():
     windows = [relation_mask(96, lengths, causal=True, window=12) for lengths in ([96], [])]
@@ -149,8 +150,9 @@ assert torch.allclose(torch.cat(outputs, 1), windowed, atol=1e-5)
 # %%
 # The time of a segment
 # ---------------------
-# Without memories, each new segment needs the whole stream again, and attention within it grows with the square of its
-# length. With memories, time grows with the length, and with a limit not at all. The sizes are those of the paper.
+# Without memories, the whole stream is processed again for each new segment, and the time of its attention grows with
+# the square of its length. With memories, the time of a new segment grows with the length. With memories of limited
+# length, it does not grow. The widths are those of the paper.
 
 relate = RelationAware(query_dim=512, context_dim=128).eval()
 LENGTHS, LIMIT = (100, 200, 400, 800, 1600), 100
@@ -190,8 +192,8 @@ for length, one, other in zip(LENGTHS, again, with_memories, strict=True):
     print(f"the whole again, at {length} segments, takes {one / other:.0f} times as long as a step with memories")
 
 # %%
-# Above: the scores of the stream as they come, on those of the whole. An event is shaded. Below: the time of a new
-# segment.
+# Above: the scores segment by segment, drawn over those of the whole stream. Events are shaded. Below: the time of a
+# new segment.
 
 figure, (above, below) = plt.subplots(2, figsize=(6.5, 5.4), layout="constrained")
 above.fill_between(range(96), event[0].float(), step="mid", color="#e69f00", alpha=0.35, linewidth=0, label="event")
@@ -223,8 +225,8 @@ print(tuple(output.shape), past.length, past.padding_mask.sum(1).tolist())
 # %%
 # Training on a stream
 # --------------------
-# Gradients flow through memories to everything that they were made of. ``append(..., detach=True)`` ends them there, so
-# that each step of a long stream can be trained by itself. The older keys and values then remain those of the weights
-# before the update, as in Transformer-XL.
+# Gradients flow through a memory to the features that it was made from. ``append(..., detach=True)`` stops them at the
+# memory, so that each step of a long stream can be trained by itself. The older keys and values then still come from
+# the weights before the update, as in Transformer-XL.
 #
-# A step copies the memories, when it attends to them and when it appends to them. ``max_length`` bounds this cost, too.
+# Each step copies the memories twice: to attend to them, and to append to them. ``max_length`` bounds this cost, too.

@@ -4,7 +4,8 @@ Long videos, with a time window or a causal mask
 
 In a long video, most segments are far away from each other. In a stream, later segments are not available yet.
 :func:`~crossmodal_attn.relation_mask` makes an ``attn_mask`` for both cases: time windows and causal masks, for
-modalities of different rates. :func:`~crossmodal_attn.relation_window` says the same without a mask, at linear cost.
+modalities of different rates. :func:`~crossmodal_attn.relation_window` has the same effect without a mask, at linear
+cost.
 """
 
 import matplotlib.pyplot as plt
@@ -96,7 +97,7 @@ assert reach(layer) == (28.0, 32.5)
 # The cost of a mask
 # ------------------
 # ``scaled_dot_product_attention`` takes a dense mask, T x M, and skips nothing: a narrow window takes about as long as
-# a wide one. The mask also needs memory. Without one, the memory of a fused kernel grows with T + M, since it never
+# a wide one. The mask also needs memory. Without a mask, the memory of a fused kernel grows with T + M, since it never
 # stores all scores. A bool mask is converted to the dtype of the features, T x M numbers. A mask of two dimensions is
 # shared by the batch and the heads. Joined with padding masks, it becomes one mask for each video.
 
@@ -111,10 +112,11 @@ print(f"the mask of an hour: {hour / 1e6:.0f} MB in bool, {4 * hour / 1e6:.0f} M
 # %%
 # A window in place of a mask
 # ---------------------------
-# :func:`~crossmodal_attn.relation_window` takes the same arguments, and goes wherever a mask goes. The queries are then
-# divided into blocks, each with the span of the memory that its window covers. So time and memory grow with the length
-# of the video, and not with its square. For a query of 8,192 steps, a memory of 40,960 and a window of 32 steps,
-# forward and backward are 12 times as fast as with the mask, with a fifth of the memory (two CPU cores, width 256).
+# :func:`~crossmodal_attn.relation_window` takes the same arguments. The layers accept its result in place of a mask.
+# The queries are then divided into blocks, each with the span of the memory that its window covers. So time and memory
+# grow with the length of the video, and not with its square. For a query of 8,192 steps, a memory of 40,960 and a
+# window of 32 steps, forward and backward are 12 times as fast as with the mask, with a fifth of the memory (two CPU
+# cores, width 256).
 
 window = relation_window(T, [S], window=4)
 with torch.no_grad():
@@ -125,10 +127,10 @@ assert difference.abs().max() < 1e-5
 # %%
 # A window is made for fixed lengths, and serves any batch size. Make it once, outside compiled code; to export a layer
 # with a window, keep both in a module. If the window covers most of the memory, the layer computes all scores, as with
-# a mask. Padding masks are given to the layer beside it.
+# a mask. Give padding masks to the layer as well.
 #
-# The attention weights are banded: each query has only those of the steps in its window. ``columns`` says which steps
-# these are, and ``to_dense`` makes the weights of a mask of them.
+# The attention weights are banded: each query has only the weights of the steps in its window. ``columns`` says which
+# steps these are, and ``to_dense`` converts the weights to the shape (..., T, M) that a mask gives.
 
 with torch.no_grad():
     _, weights = layer(video, audio, attn_mask=window, need_weights=True)
@@ -140,8 +142,8 @@ plot_relations(torch.cat([dense[:20, :50], dense[:20, S : S + 20]], 1), [50, 20]
 # %%
 # Time stamps, and audio that starts late
 # ---------------------------------------
-# Words, and frames at a variable rate, have time stamps. ``query_times`` and ``context_times`` take when each segment
-# starts, or when it starts and ends. Windows then count in the unit of the stamps, here in seconds: each frame attends
+# Words, and frames at a variable rate, have time stamps. ``query_times`` and ``context_times`` take the start of each
+# segment, or its start and its end. Windows then count in the unit of the stamps, here in seconds: each frame attends
 # to the words that are spoken within half a second of it. ``context_offsets`` shifts the clock of a context, for audio
 # that starts after the video.
 
@@ -156,7 +158,7 @@ for offset in (0, 1):
 # %%
 # Chunks
 # ------
-# With a window, the video can also be processed in chunks, for example as it arrives. A chunk gets ``window`` additional
+# With a window, the video can also be processed in chunks, for example as it arrives. A chunk gets ``window`` more
 # segments on each side. It then gives the same outputs as the whole video, and needs only a small mask. A stream can be
 # processed with a delay of one chunk and one window. Cut where both modalities have a boundary, here at whole seconds.
 # For several layers, each side needs as many segments as the sum of their windows.

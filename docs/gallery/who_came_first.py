@@ -22,8 +22,8 @@ torch.manual_seed(0)
 # Two clocks
 # ----------
 # A video has 20 frames, two per second. The audio has four frames per second and starts at another time in each sample,
-# as much as a second before or after the video. So the index of a frame says little, and its time says all. The events
-# are at least half a second apart.
+# as much as a second before or after the video. So the order of the events follows from the times of the frames, but
+# not from their indices. The events are at least half a second apart.
 
 WIDTH = 32
 flash, bang = torch.randn(2, WIDTH)
@@ -104,7 +104,7 @@ assert accuracies["with RotaryTime"] > 0.9
 
 # %%
 # Without positions the layer cannot be better than chance, however long it is trained. The figure shows the probability
-# that each model gives to "the bang came first", by how much later the flash came.
+# that each model gives to "the bang came first", against the delay of the flash after the bang.
 
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 for name, model in models.items():
@@ -129,7 +129,8 @@ assert change < 1e-3
 # The times here are float64, since float32 has steps of 0.008 s after a day. The features may have any dtype. Integers
 # are exact too, such as milliseconds since 1970, with the periods in milliseconds.
 #
-# The layer never saw audio of another rate than four frames per second, but it is told when each frame is.
+# In training, all audio had four frames per second. The layer also works at another rate, since it gets the time of
+# each frame.
 
 for rate in (3.0, 6.0):
     print(f"accuracy with {rate:.0f} frames of audio per second: {measure(model, draw_batch(2000, rate)):.1%}")
@@ -147,5 +148,5 @@ same = layer(video, audio, query_times=torch.arange(10), context_times=torch.ara
 assert torch.allclose(layer(video, audio), same, atol=1e-5)
 
 # %%
-# :class:`~crossmodal_attn.RelationAware` and :class:`~crossmodal_attn.AVInteraction` have the option too. Times go
-# together with padding masks, where a padded time may be NaN, and with attention masks.
+# :class:`~crossmodal_attn.RelationAware` and :class:`~crossmodal_attn.AVInteraction` have the option too. Times can be
+# combined with padding masks and attention masks. The time of a padded segment may be NaN.

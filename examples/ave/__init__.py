@@ -8,7 +8,7 @@
 - ``events``: events in the decisions of a network, and windows of long videos
 - ``checkpoints``: the checkpoints of a run; ``devices``: the device, and measuring its time and memory
 - ``stopping``: signals and failures that end a run early
-- ``videos``: the networks that turn frames and sound into features
+- ``videos``: video files, from decoding to features and events, and the networks for frames and sound
 - ``reading``, ``tensor_files``, ``printing``: files and names that may be damaged or malicious
 """
 

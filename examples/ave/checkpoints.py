@@ -45,7 +45,7 @@ class Checkpoints:
         """
         make_directory(self.directory.parent)
         make_directory(self.directory)
-        if epoch:  # else no checkpoint is readable, and the first save removes the damaged ones
+        if epoch:  # without a readable checkpoint, the first save removes the damaged ones
             self._prune(epoch)
 
     def save(self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Checkpoints:
         Args:
             epoch: the number of the epoch.
             tensors: groups of tensors by name, such as "model", on any device.
-            facts: all other values, as JSON can hold them.
+            facts: all other values, of types that JSON has.
 
         Raises:
             OSError: if a file cannot be written, or the directory is gone. Earlier checkpoints are unchanged.

@@ -80,7 +80,7 @@ def _check_device(device: str, processes: int) -> None:
     try:
         wanted = torch.device(device)
         if processes > 1 and wanted.index is not None:
-            raise ValueError(f"--device must leave the choice to each of {processes} processes, got {device}")
+            raise ValueError(f"--device must have no index, since there are {processes} processes, got {device}")
         if processes == 1:
             torch.zeros(1, device=wanted).item()
             if wanted.type == "cuda":

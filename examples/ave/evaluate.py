@@ -105,9 +105,9 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
         ("categories", model.num_categories, len(data.categories)),
     ):
         if came != expected:
-            raise ValueError(f"{needed} {expected} {what}, as what the network was trained on, got {came}")
+            raise ValueError(f"{needed} {expected} {what}, like the network's training set, got {came}")
     if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
-        raise ValueError(f"{needed} features as what the network was trained on, got {difference}")
+        raise ValueError(f"{needed} features like those of the training, got {difference}")
     if model.categories is not None and model.categories != data.categories:
         pairs = enumerate(zip(model.categories, data.categories, strict=True))
         number, (ours, theirs) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])

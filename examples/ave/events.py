@@ -107,9 +107,10 @@ def cut_windows(seconds: Iterable[T], window: int) -> Iterator[tuple[int, list[T
 def join_windows(starts: Sequence[int], decisions: Sequence[Decision], *, background: int) -> Decision:
     """Join the decisions of overlapping windows to the decision for the whole video.
 
-    A second in a single window keeps the decision of it. In several windows, its event score is the mean of theirs. If
-    that is at least 0.5, each window whose own score is at least 0.5 votes for its label, with its category score as
-    the weight, and the label with the largest sum wins. Else the second is background.
+    A second in only one window keeps the decision of that window. For a second in several windows, the event score is
+    the mean of their scores. If the mean is at least 0.5, each of these windows with a score of at least 0.5 votes for
+    its label. The weight of a vote is the category score of the window. The label with the largest sum wins. If the
+    mean is less than 0.5, the second is background.
 
     Args:
         starts: the first second of each window; together they cover the video without gaps.
@@ -134,7 +135,7 @@ def join_windows(starts: Sequence[int], decisions: Sequence[Decision], *, backgr
     if not decisions:
         raise ValueError("decisions must have at least one window, got none")
     spans = [torch.arange(decision.labels.shape[1]) + start for start, decision in zip(starts, decisions, strict=True)]
-    seconds = torch.cat(spans)  # of each item below, which has one for each second of each window
+    seconds = torch.cat(spans)  # the second of the video for each entry of the tensors below
     labels, event, category = (torch.cat([part[0] for part in parts]) for parts in zip(*decisions, strict=True))
     count = seconds.bincount()
     length = len(count)

@@ -39,7 +39,7 @@ class ExtractConfig:
 
     The defaults are the networks of the AVE release, whose weights you download. `--visual efficientnet-lite0 --audio
     aisfx` needs no download: their weights come with packages. The dataset has no labels: give yours to `check`,
-    `train` and `evaluate` with --labels. The name of a video is that of its file, without the suffix.
+    `train` and `evaluate` with --labels. Videos are named after their files, without the suffix.
 
     If the command is stopped, run it again with the same options: it continues after the last finished video. Videos
     that cannot be read are listed at the end. The dataset is complete when all videos are extracted.

@@ -63,7 +63,7 @@ class TablesConfig:
     tables: tuple[Table, ...] = (1, 2, 3, 4, 5)
     """the tables to reproduce"""
     rows: tuple[str, ...] = ()
-    """train only these rows and CMRAN, such as avel-av or relation-co, as their directories SETTING-ROW are named"""
+    """train only CMRAN and these rows, such as avel-av or relation-co: ROW in the directory names SETTING-ROW"""
     setting: Setting | None = None
     """train only in this setting; Table 1 is supervised, Table 2 weak, the others have both"""
     seeds: tuple[int, ...] = (0,)
@@ -81,7 +81,7 @@ class TablesConfig:
     cache: Cache = "auto"
     """where the features are kept during training; auto: the first of device, memory, disk with enough space"""
     jobs: int = 1
-    """number of trainings at the same time; seconds per epoch are reported only if it is always 1"""
+    """number of trainings at the same time; seconds per epoch are reported only if this is 1 in every call"""
     output: Path = Path("runs/tables")
     """directory for the results, new or of an earlier call"""
 
@@ -148,7 +148,7 @@ def main(config: TablesConfig, *, launch: Callable[[Training, TablesConfig, Even
 
     Raises:
         InputError: if a setting is wrong, or the directory is in use.
-        OSError: if a row could not be trained. All other rows are finished, and the tables are without it.
+        OSError: if a row could not be trained. All other rows are finished, and the tables leave out this one.
     """
     with checking_input():
         config.check()
@@ -258,7 +258,7 @@ def _launch(training: Training, config: TablesConfig, stop: Event) -> str | None
 def _report(table: Table, trainings: Sequence[Training], config: TablesConfig) -> None:
     """Write a table as Markdown, CSV, JSON and a figure, and print it."""
     full = {training.setting: training for training in trainings if training.row is FULL}
-    with checking_input():  # of files that were changed or damaged since
+    with checking_input():  # files may have been changed or damaged since the training
         results = [_measure(training, full.get(training.setting), config) for training in trainings]
     if not results:
         return

@@ -42,14 +42,14 @@ class PredictConfig:
     """Find the events in videos with a trained network, from the video files or from their features.
 
     With `--videos`, the features are extracted as for the training of the network, second by second. Videos longer than
-    `--window` are cut into windows that overlap by half. Beside the files below, `videos/` has the events of each video
-    as subtitles (SRT and WebVTT) and as a label track for Audacity. This needs the extra `video`.
+    `--window` are cut into windows that overlap by half. Besides the files below, the command writes the events of each
+    video to `videos/`, as subtitles (SRT and WebVTT) and as a label track for Audacity. This needs the extra `video`.
 
     With `--data`, the features are in a directory: the AVE release, your own dataset in that layout, or the output of
-    `prepare` or `extract`. Only the visual and audio features are needed. Or they are in an .npz file with the arrays
-    `visual` (videos, seconds, height, width, channels) or (videos, seconds, channels), and `audio` (videos, seconds,
-    channels). For a single video, leave out the first axis. An .npz file may also have `names`, which is text, and the
-    lengths of padded videos in seconds as `lengths`.
+    `prepare` or `extract`. Only the visual and audio features are needed. Instead, the features can be in an .npz file
+    with the arrays `visual` (videos, seconds, height, width, channels) or (videos, seconds, channels), and `audio`
+    (videos, seconds, channels). For a single video, leave out the first axis. An .npz file may also have `names`, which
+    is text, and the lengths of padded videos in seconds as `lengths`.
 
     The command writes events.csv and events.json: for each event the video, its row, the start and end in seconds, the
     category and the score. The score, in [0, 1], is the probability of an event times the probability of the category,
@@ -98,7 +98,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
     Raises:
         InputError: if a setting or a file is wrong. This is checked before any work.
         FloatingPointError: if the scores are not finite.
-        OSError: if a file cannot be written, or some of the videos failed: the others are written.
+        OSError: if a file cannot be written, or some of the videos failed. The results of the others are written first.
     """
     with checking_input():
         check_options(config)
@@ -128,7 +128,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
                 window=config.window,
                 annotate=config.annotate,
             )
-            names, place = tuple(files.paths), f"{len(files.paths)} videos"
+            names, place = tuple(files.paths), _count_videos(len(files.paths))
             source |= files.facts
     split = "" if config.split is None else f", {config.split} split"
     title = f"{describe_network(model)}, on {place}{split}"
@@ -178,7 +178,8 @@ def check_options(config: PredictConfig) -> None:
     """Reject options that exclude each other.
 
     Raises:
-        ValueError: if not exactly one of --data and --videos is given, or an option belongs to the other of them.
+        ValueError: if not exactly one of --data and --videos is given, or an option does not belong to the one that is
+            given.
     """
     if (config.data is None) == (not config.videos):
         given = ", ".join(map(str, config.videos)) or None
@@ -246,14 +247,17 @@ def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
     """Reject features that do not fit a network, or are not finite, before any prediction. Reads all of them once.
 
     Raises:
-        ValueError: if the number of channels differs from the network's, or a value is not finite.
+        ValueError: if other networks made the features, the number of channels differs from the network's, or a value
+            is not finite.
     """
+    if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
+        raise ValueError(f"--data must have features like those of the training, got {difference}")
     for name, array, width in (("visual", data.visual, model.video_dim), ("audio", data.audio, model.audio_dim)):
         if array.shape[-1] != width:
             came = f"got {array.shape[-1]}"
             if array.shape[2] == width:
                 came += f", shape {tuple(array.shape)}: move the channels to the last axis"
-            raise ValueError(f"{name} features must have {width} channels, as what the network was trained on, {came}")
+            raise ValueError(f"{name} features must have {width} channels, like those of the training, {came}")
     done = 0
     for batch in read_batches(data, rows, torch.device("cpu"), "checking"):
         for name, features in (("visual", batch.video), ("audio", batch.audio)):
@@ -280,5 +284,9 @@ def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[s
         rows.append((f"{len(rest)} others", sum(count for _, count in rest), sum(seconds[index] for index, _ in rest)))
     silent = sum(not prediction.events for prediction in predictions)
     length = sum(len(prediction.labels) for prediction in predictions)
-    whole = f"{title}; {len(predictions)} videos of {length} s in total, {silent} without an event"
+    whole = f"{title}; {_count_videos(len(predictions))} of {length} s in total, {silent} without an event"
     return format_table(whole, [tuple(map(str, row)) for row in rows], ("category", "events", "seconds"))
+
+
+def _count_videos(count: int) -> str:
+    return "1 video" if count == 1 else f"{count} videos"

@@ -22,7 +22,7 @@ def load_tensors(path: Path, allowed: Sequence[Any] = ()) -> Any:
 
     Args:
         path: the file.
-        allowed: types and functions that the file may name beside those of tensors, as for
+        allowed: types and functions that the file may name besides those of tensors, as for
             ``torch.serialization.safe_globals``.
 
     Raises:
@@ -38,7 +38,7 @@ def load_tensors(path: Path, allowed: Sequence[Any] = ()) -> Any:
             if unpacked > path.stat().st_size:  # torch never compresses
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
-            warnings.simplefilter("ignore")  # about formats that raise an error below
+            warnings.simplefilter("ignore")  # torch warns about some formats before it raises the error for them
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror}") from error

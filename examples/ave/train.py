@@ -104,7 +104,7 @@ class TrainConfig:
     senses: Senses = "both"
     """the features that CMRAN gets; the other modality is set to zero in training and testing"""
     relation: Relation = "cmra"
-    """CMRAN's cross-modal relation, as in Table 3; the last two are other readings of self and none"""
+    """CMRAN's cross-modal relation, as in Table 3; the last two are other interpretations of self and none"""
     guidance: Guidance = "agsca"
     """CMRAN's audio-guided spatial attention, as in the first part of Table 4"""
     interaction: Interaction = "av"
@@ -217,7 +217,7 @@ class SavedRun:
     data_digest: str
     processes: int
     versions: dict[str, str]
-    """Of this library, torch and Python. Nothing reads them back: they are for whoever wants to repeat the run."""
+    """The versions of this library, torch and Python, for people who want to repeat the run."""
 
     @classmethod
     def read(cls, directory: Path) -> SavedRun:

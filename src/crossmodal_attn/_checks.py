@@ -181,13 +181,13 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
 def list_contexts(
     context: object, single: tuple[type, ...] = (Tensor,), **masks: object
 ) -> tuple[list[str], list[Any], list[list[Any]]]:
-    """Return the contexts and, for each mask argument, one mask (or None) per context. Times are given as masks are.
+    """Return the contexts and, for each mask argument, one mask (or None) per context. Times are listed like masks.
 
     Args:
         context: a tensor, a list or tuple of tensors or None, or None. The members of a list are not checked.
         single: the types of a context that is not in a list. A named tuple among them is one context.
-        masks: the mask arguments by name, and those of times. Each is None, or a mask if ``context`` is a tensor, or a
-            list or tuple of masks if ``context`` is a list or tuple.
+        masks: the arguments with masks or times, by name. Each is None, or a mask if ``context`` is a tensor, or a list
+            or tuple of masks if ``context`` is a list or tuple.
 
     Returns:
         tuple[list[str], list[Any], list[list[Any]]]: the index of each context as error messages write it, such as

@@ -36,7 +36,8 @@ class Recorder:
         global _opened, _eager
         with _registry_lock:
             if not _eager:
-                # This imports torch._dynamo, since the first torch.compile of the process may follow.
+                # This imports torch._dynamo, even if nothing is compiled yet: code that is compiled later must run
+                # eagerly, too.
                 _eager = torch.compiler.set_stance("force_eager")
             _opened = (*_opened, self)
 

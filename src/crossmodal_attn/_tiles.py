@@ -179,13 +179,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class _InTiles(Function):
-    """Base of both passes. Outputs: two results, then the tensors that are kept for the backward pass.
+    """Base class of both passes. Outputs: two results, then the tensors to keep for the backward pass.
 
-    Inputs: ``routes`` tensors, then the tensors of ``plain``, then whether a backward pass may follow. The first tensor
-    of ``plain`` is the video (S, N, C). The first pass also returns a view of the video, the route. The second pass
-    takes it as an input. Through the route, the video's gradient of the second pass reaches the first pass, which adds
-    its own gradient to it in place. The second pass also takes the video itself, for higher-order gradients, which must
-    not be modified in place.
+    Inputs: the routes (``routes`` is their number), then the inputs of ``plain``, then whether a backward pass may
+    follow. The first tensor of ``plain`` is the video (S, N, C). The first pass also returns a view of the video, the
+    route. The second pass takes it as an input. Through the route, the video's gradient of the second pass reaches the
+    first pass, which adds its own gradient to it in place. The second pass also takes the video itself: higher-order
+    gradients reach it directly, since they must not be modified in place.
     """
 
     routes: int

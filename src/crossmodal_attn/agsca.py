@@ -165,7 +165,7 @@ class AGSCA(nn.Module):
         self.excite = nn.Linear(hidden_dim, video_dim, **factory)
         self.spatial_video_proj = nn.Linear(video_dim, hidden_dim, **factory)
         self.spatial_audio_proj = nn.Linear(audio_dim, hidden_dim, **factory)
-        # W_2 is multiplied with the audio before the map, so it is a vector, and not a module called on their product.
+        # W_2 is multiplied with the audio first, so it is a vector. A linear module would need the product of both.
         self.spatial_weight = nn.Parameter(torch.empty(hidden_dim, **factory))
         self.spatial_bias = nn.Parameter(torch.empty(1, **factory))
         self.reset_parameters()

@@ -136,7 +136,7 @@ def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor
         empty = attn_mask.all(-1, keepdim=True)
         return ~attn_mask | empty, empty
     dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query) else query.dtype
-    attn_mask = attn_mask.to(dtype)  # before the test: a number that is finite in float32 can become -inf
+    attn_mask = attn_mask.to(dtype)  # before the test, since it may turn a finite number into -inf
     empty = (attn_mask == -torch.inf).all(-1, keepdim=True)
     return attn_mask.masked_fill(empty, 0), empty
 
@@ -345,18 +345,18 @@ class CMRA(nn.Module):
         Args:
             query: (B, T, embed_dim).
             context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
-                list marks a modality that is missing from the batch. It takes no columns in ``attn_mask`` and the
-                weights. If the modality has its own projection, that gets no gradient. A :class:`Memory` of this layer
-                may stand for each context, with its own padding and times; and after the contexts, a memory of the
-                query's past. See :meth:`remember`.
+                list marks a modality that is missing from the batch. It has no columns in ``attn_mask`` and in the
+                weights, and its own projection, if it has one, gets no gradient. A :class:`Memory` of this layer can
+                replace any context; it includes padding and times. After the contexts, a list may also have a memory of
+                the query's past. See :meth:`remember`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
             query_times: (T,) or (B, T), the time of each segment, for a layer with ``rotary``. Floating point or
                 integers, in the unit of its periods. A time at padding may be NaN. Give the times of all modalities or
                 of none. Without times, the query's segments are at 0, 1, ..., T - 1, and a context covers the same
-                span: its segment j of S is at j * T / S. Lengths include padding, so give the times of a padded batch
-                whose longest query and longest context differ in duration.
+                span: its segment j of S is at j * T / S. These lengths include padding. So if the longest query and the
+                longest context of a padded batch differ in duration, give times.
             context_times: (S,) or (B, S). For several contexts, a list with the times of each, and None for a missing
                 modality.
             attn_mask: bool, True = may not attend, or floating point, added to the scores. Its shape is (T, M),
@@ -437,16 +437,16 @@ class CMRA(nn.Module):
     ) -> Memory | list[Memory | None]:
         """Project contexts once, for many calls of this layer, or for a stream that grows.
 
-        ``layer(query, layer.remember(context))`` returns what ``layer(query, context)`` returns. The memory has its
-        padding and times, so ``context_padding_mask`` and ``context_times`` are not given again.
+        ``layer(query, layer.remember(context))`` returns what ``layer(query, context)`` returns. The memory includes
+        padding and times, so leave out ``context_padding_mask`` and ``context_times`` in that call.
 
         With ``own=True`` the context is the query's past, projected as the query itself. The memory of
         ``layer(segments, [*contexts, past])`` is then [contexts..., past, segments], so that a stream gets the outputs
-        of the whole sequence under a causal mask. If it comes in several segments at a time, they need a causal mask
-        among them.
+        of the whole sequence under a causal mask. If several new segments come at a time, they need a causal mask among
+        them.
 
-        A memory has the weights of its time: remember again after a training step. With FSDP2, register this method by
-        :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
+        A memory keeps the projections by the weights of that time: call ``remember`` again after each training step.
+        With FSDP2, register this method by :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
 
         Args:
             context: (B, S, context_dim), with ``own=True`` (B, S, embed_dim). Or a list or tuple, as in

@@ -63,8 +63,8 @@ def replace_multihead_attention(model: nn.Module) -> "ReplacementReport":
 
     Raises:
         TypeError: if ``model`` is not a :class:`torch.nn.Module`.
-        ValueError: if ``model`` is itself a :class:`torch.nn.MultiheadAttention`. A replaced layer raises it later, if
-            it is called with a key and a value that are not the same tensor. The message names the layer.
+        ValueError: if ``model`` is itself a :class:`torch.nn.MultiheadAttention`. Later, a replaced layer raises a
+            ValueError if it is called with a key and a value that are not the same tensor. The message names the layer.
 
     Examples:
         >>> model = torch.nn.Transformer(64, 4, 1, 1, dropout=0.0, batch_first=True)
@@ -237,7 +237,7 @@ class MultiheadCMRA(CMRA):
             query, key = query.transpose(0, 1), key.transpose(0, 1)
         padding = key_padding_mask
         if key_padding_mask is not None and key_padding_mask.is_floating_point():
-            padding = key_padding_mask == -torch.inf  # torch's encoder converts bool masks so
+            padding = key_padding_mask == -torch.inf  # torch's encoder turns bool masks into 0 and -inf
         if padding is not None:
             check_mask("key_padding_mask", padding, key.shape[:2], key)
         if key_padding_mask is not None and key_padding_mask.is_floating_point():
@@ -250,7 +250,7 @@ class MultiheadCMRA(CMRA):
             weights = weights.mean(1)
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
-        # Contiguous as torch's, which its users may view in other shapes.
+        # Contiguous like torch's output, since callers may use view() on it.
         return output if self.batch_first else output.transpose(0, 1).contiguous(), weights
 
     def _check_call(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
@@ -262,8 +262,8 @@ class MultiheadCMRA(CMRA):
         if not _is_same(key, value):
             raise ValueError(
                 f"value must be the same tensor as key in {self._name()}, since CMRA projects keys and values from one "
-                f"memory, got another (shapes {tuple(value.shape)} and {tuple(key.shape)}): undo the exchange with "
-                "restore(), and replace only the modules beside this layer"
+                f"memory, got another (shapes {tuple(value.shape)} and {tuple(key.shape)}): undo the replacement with "
+                "restore(), then replace only submodules that do not contain this layer"
             )
         if query.dim() not in (2, 3):
             raise ValueError(f"query must have two dimensions, or three with a batch, got {tuple(query.shape)}")
@@ -329,7 +329,7 @@ def _count_uses(model: nn.Module) -> Counter[int]:
 
 def _check_weights(attention: nn.MultiheadAttention, uses: Counter[int]) -> None:
     """Check that a copy of the weights would give the same outputs and the same training."""
-    # Not only that of a subclass: libraries also set a forward on the object, to move weights between devices.
+    # This also finds a forward that a library has set on the object, for example to move weights between devices.
     if getattr(attention.forward, "__func__", None) is not nn.MultiheadAttention.forward:
         raise TypeError(
             f"forward must be that of nn.MultiheadAttention, but this {type(attention).__name__} has another"
@@ -342,11 +342,11 @@ def _check_weights(attention: nn.MultiheadAttention, uses: Counter[int]) -> None
     weights |= {f"out_proj.{name}": getattr(projection, name) for name in ("weight", "bias")}
     for name, weight in weights.items():
         if weight is not None and not isinstance(weight, nn.Parameter):
-            raise TypeError(f"{name} must be a parameter, but it is computed from others, and a copy would not be")
+            raise TypeError(f"{name} must be a parameter, but it is computed from others: a copy would not be")
     for name, part in {**weights, "out_proj": projection}.items():
         if part is not None and uses[id(part)] > 1:
             raise ValueError(
-                f"{name} must be in one module only, but it is in {uses[id(part)]}, and a copy is not tied"
+                f"{name} must be in one module only, but it is in {uses[id(part)]}, and a copy would not be tied to it"
             )
 
 

@@ -1,4 +1,4 @@
-"""A memory that is kept: the keys and values of contexts, or of a query's own past, projected once.
+"""Memories: the keys and values of contexts, or of a query's own past, which are projected once and kept.
 
 Axes: B batch, H heads, M memory length, D width of a head.
 """
@@ -14,7 +14,7 @@ __all__ = ["Memory"]
 
 
 class Memory(NamedTuple):
-    """Hold projected keys and values, so that a layer need not project them again.
+    """Hold projected keys and values, so that a layer does not project them again.
 
     :meth:`CMRA.remember` and :meth:`CrossModalRelation.remember` make it, and the same layer takes it in the place of a
     context. It is immutable, and a named tuple of tensors for :func:`torch.compile`, :func:`torch.export.export` and
@@ -50,12 +50,12 @@ class Memory(NamedTuple):
     def append(self, more: "Memory", *, max_length: int | None = None, detach: bool = False) -> "Memory":
         """Return a longer memory: the steps of this one, then those of ``more``.
 
-        It copies both, which takes time proportional to their length, but little beside projecting them again.
+        Both are copied. This takes time in proportion to their length, but much less than projecting them again.
 
         Args:
             more: a memory of the same layer and batch.
-            max_length: the largest length of the result, at least 0. The oldest steps beyond it are dropped, of each
-                sequence the same number: padding counts as a step. Default: no limit.
+            max_length: the largest length of the result, at least 0. The oldest steps beyond it are dropped. Padding
+                counts as a step, so each sequence loses the same number. Default: no limit.
             detach: whether to cut the result from the graph, so that a later backward pass ends here, and the graph
                 does not grow with the stream.
 
@@ -100,7 +100,7 @@ class Memory(NamedTuple):
         return Memory(keys, values, None if self.padding_mask is None else self.padding_mask.to(keys.device))
 
     def _drop(self, count: int) -> "Memory":
-        """Return the memory without its first ``count`` steps, or an empty memory if it has not more."""
+        """Return the memory without its first ``count`` steps, or an empty memory if it has no more than that."""
         padding = None if self.padding_mask is None else self.padding_mask[:, count:]
         return Memory(self.keys[:, :, count:], self.values[:, :, count:], padding)
 
@@ -125,7 +125,7 @@ def check_memory(name: str, memory: Memory, query: Tensor, layer: nn.Module, hea
         memory: the memory.
         query: the features (B, T, embed_dim) of the query.
         layer: the layer that the error message names.
-        heads: the number of heads of the layer, and their width.
+        heads: the number of heads of the layer, and the width of a head.
     """
     layer_name = type(layer).__name__
     for field, tensor in (("keys", memory.keys), ("values", memory.values)):

@@ -308,7 +308,7 @@ class _BoxName(Text):
         def size(line: str) -> tuple[float, float]:
             return renderer.get_text_width_height_descent(line, self.get_fontproperties(), False)[:2]
 
-        # With a margin at the sides. A line is as high as "lp", and the gap between lines is a fifth of that.
+        # The name has a margin at both sides. A line is as high as "lp", and the gap between lines is a fifth of that.
         return (
             max(size(line)[0] for line in lines) < 0.9 * room.width and 1.2 * len(lines) * size("lp")[1] < room.height
         )

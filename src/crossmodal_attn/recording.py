@@ -35,8 +35,8 @@ def record_attention(
 ) -> Iterator[dict[str, Tensor]] | Iterator[dict[str, list[Tensor]]]:
     """Record the attention maps of every layer of this library inside ``model``.
 
-    No call of the model has to change. Outputs and gradients stay the same. ``model`` itself is not modified. Copying
-    or saving it inside the context gives an ordinary model, and calls of a copy are not recorded. Calls from all
+    No call of the model has to change. Outputs and gradients stay the same. ``model`` itself is not modified. You can
+    copy or save it inside the context: the copy is an ordinary model, and its calls are not recorded. Calls from all
     threads are recorded. After the context, the recorded maps never change.
 
     - Inside the context, compiled code runs eagerly in all threads, even if it is compiled there. For this the first

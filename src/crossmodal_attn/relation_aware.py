@@ -1,6 +1,6 @@
 """Blocks of relation attention: cross-modal relation, internal temporal relation, and the relation-aware module.
 
-All are made of one block, attention and then a feed-forward network. They differ in the attention's memory.
+All consist of the same block: attention, then a feed-forward network. They differ in the memory of the attention.
 Axes: B batch, T query length, S context length.
 """
 
@@ -181,7 +181,7 @@ class CrossModalRelation(nn.Module):
     ) -> Memory | list[Memory | None]:
         """Project contexts, or the query's past, once: see :meth:`CMRA.remember`.
 
-        Give the query's past as this block was given it: with ``norm_first`` it is normalized here.
+        Give the query's past before any normalization: with ``norm_first``, this method normalizes it.
 
         Args:
             context: as in :meth:`CMRA.remember`.

@@ -56,10 +56,10 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
     pairs = features.shape[-1] // 2
     wide = torch.promote_types(features.dtype, torch.float32)
     times = _widen_times(times, features)
-    # In the dtype of the features, so that the periods are the same whatever dtype the times of a modality have.
+    # The periods have the dtype of the features, so that they do not depend on the dtype of the times.
     steps = torch.arange(pairs, dtype=wide, device=features.device) / max(pairs - 1, 1)
     periods = (min_period * (max_period / min_period) ** steps).to(times.dtype)
-    # The remainder is exact, so that the angle is as exact at a late time as at an early one.
+    # Take the remainder of the period first. It is exact, so the angle is as exact at late times as at early ones.
     angles = times.unsqueeze(-1).fmod(periods) * (2 * math.pi / periods)
     angles = angles.unsqueeze(-3)  # the same for all heads
     cos, sin = angles.cos().to(wide), angles.sin().to(wide)
@@ -99,13 +99,13 @@ class RotaryTime:
     """Rotary positions in time, for the option ``rotary`` of the layers. It has no parameters.
 
     Each pair of channels of a head rotates with its own period; the periods are geometric, from ``min_period`` to
-    ``max_period``, as :func:`rotate_by_time` says. They are in the unit of the times that the layer is given: seconds,
-    if the times are in seconds; query segments, if it is given none.
+    ``max_period``, as :func:`rotate_by_time` says. They are in the unit of the times that you give to the layer, such
+    as seconds. Without times, the unit is one query segment.
 
-    - Times that differ by a quarter of ``min_period`` are clearly distinguished. For frames at 25 Hz with times in
-      seconds, 0.16 tells neighbors apart; 4 does so for segments of a second.
+    - Times that differ by a quarter of ``min_period`` are clearly distinguished. With times in seconds, use 0.16 to
+      distinguish neighboring frames at 25 Hz, and 4 to distinguish segments of one second.
     - A pair cannot distinguish times that differ by its period. So let ``max_period`` be at least twice the longest
-      difference in time, then the slowest pair tells which of two segments is first.
+      difference in time. Then the slowest pair tells which of two segments is earlier.
     - Rotary embeddings as usual, with base 10000 and a head of width D, have ``min_period=2 * pi`` and
       ``max_period=2 * pi * 10000 ** ((D - 2) / D)``.
 
@@ -145,7 +145,7 @@ class RotaryTime:
 
 
 class Clock(NamedTuple):
-    """The times of a modality of a batch, and what they must fit."""
+    """The times of one modality of a batch, and the features and the mask that they must fit."""
 
     name: str
     """The name of the argument that gives the times."""
@@ -159,7 +159,7 @@ class Clock(NamedTuple):
         """Check the times, (T,) or (B, T), and return them with zeros at padding, where they may be NaN."""
         name, times, features, padding = self
         if times is None:
-            raise ValueError(f"{name} must be given where {other_name} is, for clocks with one unit, got None")
+            raise ValueError(f"{name} must be given if {other_name} is, so that both have one unit, got None")
         _check_times(name, times, features.shape[:2], features)
         return times if padding is None else torch.where(padding, 0, times)
 

@@ -21,13 +21,13 @@ Bounds: TypeAlias = tuple[float | None, float | None]
 """The distances (back, ahead) in time; None means no bound."""
 
 TOLERANCE = 1e-6
-"""Times that differ by less are equal. Most rates and windows, such as 0.1, have no exact binary value."""
+"""Times that differ by less count as equal. Most rates and windows, such as 0.1, have no exact binary value."""
 
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
 
 COPY_COST = 192
-"""The time in which a step of the memory is copied for a block is that of about as many scores."""
+"""The cost of copying one step of the memory for a block: as much time as about this many scores take."""
 
 
 def relation_mask(
@@ -60,8 +60,8 @@ def relation_mask(
 
     Words, or frames at a variable rate, have time stamps: ``query_times`` and ``context_times``. They take the place of
     :math:`i`, :math:`i + 1` and of :math:`s`, :math:`e`. With ``query_times``, windows, rates and offsets count in the
-    unit of the times, such as seconds. A context without times then covers the time of the query, from its first start
-    to its last end, or begins with it if its rate is given.
+    unit of the times, such as seconds. A context without times then covers the time of the query, from the first start
+    to the last end. If the context has a rate, only its start is that of the query.
 
     Times that differ by less than a millionth of the unit count as equal, and times in float32 also if they differ by
     less than its rounding.
@@ -79,8 +79,8 @@ def relation_mask(
             in the memory.
         context_rates: for each context its number of segments per unit of time, > 0, or None if it has times. Default:
             S / T.
-        context_offsets: for each context how much later it is than its rate or its times say, in units of time:
-            positive for audio that starts after the video. Default: 0.
+        context_offsets: how much later each context is than its rate or its times say, in units of time: positive for
+            audio that starts after the video. Default: 0.
         query_times: when the query segments start, (T,), or when they start and end, (T, 2). If only starts are given,
             a segment ends where the next one starts, and the last is as long as the one before it. The times are those
             of the whole batch. Starts and ends must be sorted; segments may overlap and leave gaps.
@@ -162,7 +162,7 @@ def relation_window(
     context_times: Sequence[Tensor | None] | None = None,
     include_query: bool = True,
 ) -> "RelationWindow":
-    r"""Return a window that says what :func:`relation_mask` says, without making the mask.
+    r"""Return a window with the limits of :func:`relation_mask`, without making the mask.
 
     Give it to a layer in place of the mask, as ``attn_mask``. The layer then computes only what the window covers: its
     time and memory grow with the length of the query times the width of the window, and not with T x M. The output
@@ -172,7 +172,7 @@ def relation_window(
     A window is made for fixed lengths, and serves any batch size. Make it once, outside compiled code.
 
     Args:
-        query_length: as in :func:`relation_mask`, and so are all arguments.
+        query_length: T, the number of query segments. All arguments are those of :func:`relation_mask`.
         context_lengths: S of each context.
         causal: whether to exclude segments that end after the query segment.
         window: the distance before the start and after the end of the query segment.
@@ -184,8 +184,8 @@ def relation_window(
         include_query: whether the query is the last memory.
 
     Returns:
-        RelationWindow: for ``attn_mask``. Its method :meth:`~RelationWindow.mask` returns the mask of
-        :func:`relation_mask`.
+        RelationWindow: for ``attn_mask``. Its method :meth:`~crossmodal_attn.windows.RelationWindow.mask` returns the
+        mask of :func:`relation_mask`.
 
     Examples:
         >>> from crossmodal_attn import CMRA
@@ -197,7 +197,7 @@ def relation_window(
         >>> layer(video, audio, attn_mask=window).shape
         torch.Size([1, 2000, 64])
 
-        The weights are banded: for each query segment only those of the steps that it may attend to.
+        The weights are banded: each query segment has only the weights of steps that it may attend to.
 
         >>> output, weights = layer(video, audio, attn_mask=window, need_weights=True)
         >>> weights.shape, window.columns().shape                     # 4 x 17 steps of audio, 17 of video
@@ -236,8 +236,8 @@ def relation_window(
 class RelationWindow:
     """Hold which steps of each memory each query segment may attend to. :func:`relation_window` makes it.
 
-    It cannot be changed. It holds one span of steps for each query segment and memory, on the CPU, and the layers copy
-    what they need of it to their device.
+    A window cannot be changed. For each query segment and memory it holds one span of steps, on the CPU. The layers
+    copy what they need to their device.
 
     Attributes:
         query_length: T, the length of the query.
@@ -253,7 +253,7 @@ class RelationWindow:
         self._padding = padding
 
     def mask(self, *, device: torch.device | str | None = None) -> Tensor:
-        """Return the mask that :func:`relation_mask` makes of the same arguments.
+        """Return the mask that :func:`relation_mask` makes from the same arguments.
 
         Args:
             device: device of the mask. Default: torch's default device.
@@ -272,7 +272,7 @@ class RelationWindow:
         return mask.to(torch.empty(0, device=device).device)
 
     def columns(self, *, device: torch.device | str | None = None) -> Tensor:
-        """Return to which step of the memory each banded weight belongs.
+        """Return the step of the memory to which each banded weight belongs.
 
         Args:
             device: device of the result. Default: torch's default device.
@@ -288,7 +288,7 @@ class RelationWindow:
         return torch.cat(columns, 1)[: self.query_length].to(torch.empty(0, device=device).device)
 
     def to_dense(self, weights: Tensor) -> Tensor:
-        """Convert banded weights to those of all steps, which takes memory for T x M numbers.
+        """Convert banded weights to weights of all steps. This takes memory for T x M numbers.
 
         Args:
             weights: (*, T, W), from a layer that was called with this window, with any leading dimensions.
@@ -313,11 +313,10 @@ class RelationWindow:
 class _Blocks(NamedTuple):
     """Hold the spans of a window, and how its queries are divided into blocks.
 
-    The T queries are divided into C blocks of Q queries. Those of a block share a span of each of the N memories.
+    The T queries are divided into C blocks of Q queries. The queries of a block share a span of each of the N memories.
+    The last block may have fewer queries; its other rows may attend to nothing.
     """
 
-    size: int
-    """Q. The last block may have fewer queries; its other rows may attend to nothing."""
     widths: tuple[int, ...]
     """For each memory the length of the spans that blocks share."""
     band_widths: tuple[int, ...]
@@ -360,7 +359,6 @@ def _make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int])
     relative = torch.stack([edge - starts.unsqueeze(2) for edge in blocks])  # (2, N, C, Q)
     offsets = torch.tensor(lengths, device="cpu").cumsum(0).unsqueeze(1) - bounds
     return _Blocks(
-        size,
         tuple(widths.tolist()),
         tuple((last - first).amax(1).tolist()),
         _group((relative[:, :, 1:] == relative[:, :, :-1]).all(3).all(1).all(0).tolist()),
@@ -370,7 +368,7 @@ def _make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int])
 
 
 def _group(alike: Sequence[bool]) -> tuple[tuple[int, bool], ...]:
-    """Divide the blocks into groups, from whether each block has the same mask as the one before it.
+    """Divide the blocks into groups. ``alike`` tells whether each block has the same mask as the one before it.
 
     At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
     time and memory. More groups than these three would cost more than they save.
@@ -413,7 +411,7 @@ def gather_blocks(
     """
     blocks, padding, batch, device = window._blocks, window._padding, query.shape[0], query.device
     starts, first, last = (table.to(device) for table in (blocks.starts, blocks.first, blocks.last))
-    count = starts.shape[1]
+    _, count, size = first.shape
     groups = blocks.groups if padding is None else ((count, False),)
     columns = [
         start.unsqueeze(1) + torch.arange(width, device=device)
@@ -430,7 +428,7 @@ def gather_blocks(
 
     def divide(features: Tensor) -> Sequence[Tensor]:
         """Divide (C, B, *) into the groups."""
-        return features.split([size for size, _ in groups]) if len(groups) > 1 else [features]
+        return features.split([number for number, _ in groups]) if len(groups) > 1 else [features]
 
     def exclude(part: slice) -> Tensor:
         """Return the mask of some blocks (c, 1, 1, Q, K)."""
@@ -441,17 +439,17 @@ def gather_blocks(
         return torch.cat(masks, 2)[:, None, None]
 
     masks, done = [], 0
-    for size, alike in groups:
-        mask = exclude(slice(done, done + (1 if alike else size)))
+    for number, alike in groups:
+        mask = exclude(slice(done, done + (1 if alike else number)))
         if padding is not None:
             mask = mask | padding.flatten()[rows][:, :, None, None]
         elif not alike:
             mask = mask.expand(-1, batch, -1, -1, -1)
         masks.append(mask.flatten(0, 1))
-        done += size
-    added = count * blocks.size - query.shape[2]
+        done += number
+    added = count * size - query.shape[2]
     queries = F.pad(query, (0, 0, 0, added)) if added else query
-    queries = queries.unflatten(2, (count, blocks.size)).permute(2, 0, 1, 3, 4)
+    queries = queries.unflatten(2, (count, size)).permute(2, 0, 1, 3, 4)
     keys = gather(key)
     values = keys if value is None else gather(value)
     return [
@@ -470,7 +468,7 @@ def join_blocks(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
 
 
 def band_weights(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
-    """Return the banded weights (B, H, T, W) from those of all groups of blocks, (c * B, H, Q, K) each."""
+    """Return the banded weights (B, H, T, W) from the weights of all groups of blocks, (c * B, H, Q, K) each."""
     blocks = window._blocks
     weights = torch.cat(list(parts))
     starts, first, last = (table.to(weights.device) for table in (blocks.starts, blocks.first, blocks.last))
@@ -501,7 +499,7 @@ class _Memory(NamedTuple):
 def _limits(
     query: tuple[Tensor, Tensor], window: Bounds, causal: bool, tolerance: float | Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return what each query segment requires of a segment that it may attend to.
+    """Return the limits on the start and the end of a segment to which each query segment may attend.
 
     Returns:
         tuple[Tensor | None, Tensor | None, Tensor | None]: float64 (T,) each, or None for no limit: the segment must
@@ -606,7 +604,7 @@ def _stamps(name: str, times: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _tolerance(times: Sequence[Tensor | None]) -> float | Tensor:
-    """Return by how much times may differ that count as equal: more for times in float32, which are rounded."""
+    """Return the largest difference of times that count as equal: more for times in float32, which are rounded."""
     rounded = [stamps for stamps in times if stamps is not None and stamps.dtype == torch.float32]
     largest = [stamps.detach().abs().max().to("cpu", torch.float64) for stamps in rounded if stamps.numel()]
     if not largest:

@@ -121,10 +121,11 @@ class OwnLabels:
     ) -> AVEData:
         """Return a dataset with these labels and splits. Its own labels, splits and background videos are left out.
 
-        A second has an event if the middle of the second is in it: start <= second + 0.5 < end. An event without such
-        a second has the one in which its own middle lies. All other seconds are background. A video with K categories
-        has K rows: its own, and K - 1 at the end of the dataset. In each of them, the events of the other categories
-        have no label. A video that is not in the file has no label, and is in no split.
+        A second has an event if the middle of the second is in it: start <= second + 0.5 < end. If an event is so short
+        that it covers the middle of no second, it gets the second that contains the middle of the event. All other
+        seconds are background. A video with K categories has K rows: its own, and K - 1 at the end of the dataset. In
+        each of them, the events of the other categories have no label. A video that is not in the file has no label,
+        and is in no split.
 
         Args:
             data: the dataset. Videos without names are called by their row numbers.
@@ -225,7 +226,7 @@ class OwnLabels:
                 )
             row = rows[name]
             if owners.setdefault(row, line.video) != line.video:
-                raise self._wrong(line, f"video must have one name, {owners[row]}", line.video)
+                raise self._wrong(line, f"video must have the same name in all lines, {owners[row]}", line.video)
             found[line.video] = row
         return found
 
@@ -307,8 +308,8 @@ class OwnLabels:
         if several := [row for row, own in shown.items() if len(own) > 1]:
             name = next(name for name, row in rows.items() if row == several[0])
             say(
-                f"{len(several)} videos have several categories, for example {name}: each is a row for each category, "
-                f"where the events of the others have no label"
+                f"{len(several)} videos have several categories, for example {name}: each has a row for each of them, "
+                f"where the events of its other categories have no label"
             )
         if left := [row for row in range(len(data.audio)) if row not in shown]:
             name = str(left[0]) if data.names is None else data.names[left[0]]
@@ -325,7 +326,8 @@ def split_videos(groups: Mapping[str, str], split: str) -> dict[str, str]:
     """Divide videos among train, val and test. The result depends only on the arguments, not on their order.
 
     Within each category, videos are in the order of a digest of their names. The first one of each category is in
-    train; each other one is in the split that lacks most, so that each split has its share of every category.
+    train; each other one is put into the split that is furthest below its share, so that each split has its share of
+    every category.
 
     Args:
         groups: the category of each video, by the name of the video.

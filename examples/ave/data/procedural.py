@@ -36,8 +36,8 @@ CATEGORIES = tuple(
 # Number of videos with an event of 0 ... 10 seconds, as in AVE. Only the number for 0 is larger, because in a small set
 # the single video of AVE without an event would never occur.
 EVENT_LENGTHS = (41, 0, 214, 220, 217, 196, 200, 139, 111, 95, 2750)
-# Distance of the distractor look and sound from those of the category on the ring: too far for a distractor to match
-# another look or sound, and without information about the category.
+# How far the look and the sound of a distractor are from those of the category on the ring. They are so far apart that
+# they match neither each other nor the category, and they tell nothing about the category.
 DISTRACTOR_STEPS = [(look, sound) for look in range(2, 13) for sound in range(2, 13) if abs(look - sound) > 1]
 DISTRACTOR_SHARE = 0.5  # share of videos with a distractor look, and with a distractor sound
 LOOK_DENSITY = 0.1  # share of the visual channels that a look activates

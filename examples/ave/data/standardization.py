@@ -45,7 +45,7 @@ def find_statistics(data: AVEData) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _measure(array: Rows, rows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    # Deviations from the first vector: the sums lose no digits, however large the mean is.
+    # Sum deviations from the first vector, so that no digits are lost if the mean is large.
     origin = next(read_valid(array, rows[:1], lengths)).flatten(0, -2)[0]
     for vectors in read_valid(array, rows, lengths):
         block = vectors.flatten(0, -2) - origin

@@ -28,7 +28,7 @@ class AGVA(nn.Module):
 
     Segments do not affect one another, so there is no padding mask. Set padding to zero if it may hold NaN.
 
-    Our reading: the projections have width C, as in the code, where C is always 512.
+    Our interpretation: the projections have width C, as in the code, where C is always 512.
 
     Args:
         video_dim: C, channels of the visual map.

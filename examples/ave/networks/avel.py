@@ -50,9 +50,9 @@ class AVEL(SegmentClassifier):
     """The network of Tian et al., ECCV 2018: audio-guided attention, an LSTM per modality, and late fusion.
 
     It predicts one class for each segment. The authors' code has the audio-visual network with attention (supervised
-    and weak), and DMRN (supervised). Our readings of the paper, where there is no code: for a single modality, or for
-    the mean over space instead of attention, parts of the same network are left out, and the LSTMs are still
-    bidirectional; DMRN can also be trained weakly.
+    and weak), and DMRN (supervised). Where there is no code, these are our interpretations of the paper. With a single
+    modality, and with the mean over space instead of attention, the network is the same without the parts that are not
+    needed. The LSTMs are still bidirectional. DMRN can also be trained weakly.
 
     The loss is the cross-entropy, as in the paper. ``as_published`` follows the code instead: a multi-label soft margin
     loss on probabilities, which is far less sensitive, and attention with ``form="code"``, for maps of

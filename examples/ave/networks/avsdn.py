@@ -28,7 +28,7 @@ RECIPES: dict[Setting, Recipe] = {
 
 
 class SequenceToSequence(nn.Module):
-    """Encode each modality with an LSTM, fuse the last states, and start a decoder LSTM over both from them.
+    """Encode each modality with an LSTM, fuse the last states, and use them as the first state of a decoder LSTM.
 
     As in the code of CPSP (Zhou et al., 2022) and in summaries of the paper, all LSTMs are bidirectional. One
     :class:`DualResidual` fuses the hidden states and the cell states of each direction, after a ReLU.
@@ -61,8 +61,8 @@ class SequenceToSequence(nn.Module):
 class AVSDN(SegmentClassifier):
     """The network of Lin et al., ICASSP 2019: mean over space, sequence to sequence, and a class for each segment.
 
-    The authors released no code. Our readings: the parts of :class:`SequenceToSequence`, their widths and the training
-    follow the CPSP code; the head is one linear layer; the loss is the cross-entropy; max pooling if weak.
+    The authors released no code. Our interpretations: the parts of :class:`SequenceToSequence`, their widths and the
+    training follow the CPSP code; the head is one linear layer; the loss is the cross-entropy; max pooling if weak.
 
     Args:
         setting: "supervised" or "weak".

@@ -50,10 +50,10 @@ class DAM(TwoScores):
     time of the self-attention of the local ones; the category is predicted from both global features; the loss has
     :math:`\lambda = 0.5`, the best value in the paper. The event logits are the logits of p_t.
 
-    Our readings, since there is no usable code: each modality is projected to D = 256; each has its own self-attention,
-    with one head and biases; the inner products are divided by the square root of D, because otherwise their sigmoids
-    are 0 or 1 from the start; the category head has two linear layers with a ReLU between them; the category of a video
-    is defined as for CMRAN; all hyperparameters of the training.
+    Our interpretations, since there is no usable code: each modality is projected to D = 256; each has its own
+    self-attention, with one head and biases; the inner products are divided by the square root of D, because otherwise
+    their sigmoids are 0 or 1 from the start; the category head has two linear layers with a ReLU between them; the
+    category of a video is defined as for CMRAN; all hyperparameters of the training.
 
     Args:
         setting: "supervised", the only one that was published.

@@ -28,8 +28,8 @@ class EDTCN(SegmentClassifier):
     An encoder layer convolves, normalizes and halves the length; a decoder layer doubles the length and convolves. As
     in the authors' code, each video is padded with -1 to a multiple of 2 to the number of encoder layers.
 
-    Our readings, since nobody published how it was run on AVE: the input is the mean of the visual features over space;
-    there are two encoder and two decoder layers, with kernels of size 5.
+    Our interpretations, since nobody published how it was run on AVE: the input is the mean of the visual features over
+    space; there are two encoder and two decoder layers, with kernels of size 5.
 
     Args:
         setting: "supervised", the only one that was published.

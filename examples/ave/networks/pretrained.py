@@ -28,7 +28,7 @@ MODEL_CARD = Path(__file__).with_name("model_card.md")
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 SET_LATER = ("standardized", "features", "longest")
-"""What config.json may hold beside the arguments of the network."""
+"""What config.json may hold besides the arguments of the network."""
 MOST_CHANNELS = 2**14
 """The largest width that is accepted."""
 HUB = "hf:"

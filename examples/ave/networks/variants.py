@@ -1,6 +1,6 @@
 """Modules that replace parts of CMRAN in its ablation study (Xu et al., ACM MM 2020, Tables 3 and 4).
 
-The paper describes each in one sentence, and no code was released, so these are our readings of the text.
+The paper describes each in one sentence, and no code was released, so these are our interpretations of the text.
 Axes: B batch, T segments, C visual channels.
 """
 
@@ -62,8 +62,8 @@ def make_relation(
     - "self": the memory of M_cmra is F_v alone. F_a^s is not used, so there is no M_self.
     - "cmra-f": the memory is F_a^s and F_v concatenated by feature instead of by time.
     - "none": there is no M_cmra, and v_o = M_self(F_v).
-    - "self-stacked": another reading of "self", in which M_self(F_v) is both the query and the memory of M_cmra.
-    - "none-feedforward": another reading of "none", in which only the attention is removed from M_cmra.
+    - "self-stacked": another interpretation of "self", in which M_self(F_v) is both the query and the memory of M_cmra.
+    - "none-feedforward": another interpretation of "none", in which only the attention is removed from M_cmra.
 
     Args:
         relation: the name of the row.

@@ -1,7 +1,7 @@
 """Annotate a video: AGSCA's attention as a heat map over the frames, its events on a timeline, and the original sound.
 
-The video is read as a stream, so memory does not depend on its length. Times of frames and sound stay those of the
-source, so that a variable frame rate stays right.
+The video is read as a stream, so memory does not depend on its length. The times of frames and sound are those of the
+source, so a variable frame rate is kept.
 
 Axes: T seconds, H x W cells of the attention, h x w pixels.
 """
@@ -57,7 +57,7 @@ __all__ = [
 Pixels = NDArray[np.uint8]
 
 LARGEST, SMALLEST = 1280, 480
-"""Larger frames are shrunk to this many pixels in the longer side, and smaller ones enlarged."""
+"""The limits for the longer side of a frame in pixels. Larger frames are shrunk, and smaller ones enlarged."""
 OPACITY = 0.7
 """The opacity of the heat map where the attention is largest."""
 WEAKEST_PEAK = 2.0
@@ -105,7 +105,7 @@ def scale_attention(attention: Tensor) -> Tensor:
 
 
 class Overlay:
-    """Blend one heat map a second into frames. Each is stretched over the whole frame.
+    """Blend the heat map of each second into the frames. A map is stretched over the whole frame.
 
     Args:
         heat: (T, H, W), in [0, 1].
@@ -142,7 +142,7 @@ class Timeline:
         self.height = 2 * round(0.1 * min(width, 1000) + 12)
         size = max(6.5, min(width, 1000) / 85)
         figure = Figure(figsize=(width / 100, self.height / 100), dpi=100)
-        self._canvas = cast("Any", FigureCanvasAgg(figure))  # which has no types
+        self._canvas = cast("Any", FigureCanvasAgg(figure))  # matplotlib declares no types for it
         self._axes = figure.add_axes((0.11, 0.24, 0.86, 0.56))
         names = [printable(name, LONGEST_NAME) for name in annotation.categories]
         plot_timeline(annotation.prediction.labels, annotation.prediction.event_score, categories=names, ax=self._axes)
@@ -221,10 +221,12 @@ def _write_video(
             raise ValueError(f"no frame of {printable(source)} can be decoded")
         origin = max(Fraction(container.start_time or 0, 1_000_000), Fraction(0))
         temporary = stack.enter_context(writing(output))
-        result = stack.enter_context(av.open(str(temporary), "w", options={"movflags": "+faststart"}))
-        # A second reader of the file, so that sound and frames that are far apart in it need not be held.
+        # Without "file:", FFmpeg takes the text before a colon in a path for a protocol.
+        result = stack.enter_context(av.open(f"file:{temporary}", "w", options={"movflags": "+faststart"}))
+        # The sound has a reader of its own. With one reader, sound and frames that are far apart in the file would fill
+        # memory.
         sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark)
-        scale = _Scaler(float(stream.sample_aspect_ratio or 1))
+        scale = _Scaler(float(stream.sample_aspect_ratio or 1), first[1])
         height, width, _ = scale(first[1]).shape
         timeline = Timeline(annotation, width)
         pictures = _Pictures(result, stream, (height + timeline.height, width), origin)
@@ -235,7 +237,7 @@ def _write_video(
             if overlay is not None:
                 pixels = overlay.blend(pixels, second)
             if second in shown and (second not in thumbnails or passed <= second + 0.5):
-                thumbnails[second] = _shrink(pixels)  # in the end, of the middle of the second
+                thumbnails[second] = _shrink(pixels)  # the last one is from the middle of the second
             sound.write(time)
             pictures.write(np.concatenate([pixels, timeline.draw(passed)]), time)
         pictures.close()
@@ -360,11 +362,14 @@ class _Scaler:
 
     Args:
         aspect: the width of a pixel of the source, divided by its height.
+        first: a frame of the source. Its display matrix is used for all frames, since PyAV makes a reference cycle when
+            a matrix is read, and only the garbage collector then frees the frame.
     """
 
-    def __init__(self, aspect: float) -> None:
+    def __init__(self, aspect: float, first: VideoFrame) -> None:
         from av.video.reformatter import VideoReformatter
 
+        self._first = first
         self._aspect, self._reformatter = aspect, VideoReformatter()  # keeps its tables from frame to frame
 
     def __call__(self, frame: VideoFrame) -> Pixels:
@@ -373,7 +378,7 @@ class _Scaler:
         scale = min(max(longest, SMALLEST), LARGEST) / longest
         columns, rows = (2 * max(round(side * scale / 2), 1) for side in (width, frame.height))
         scaled = self._reformatter.reformat(frame, columns, rows, "rgb24").to_ndarray()
-        return orient(frame, np.asarray(scaled, np.uint8))
+        return orient(self._first, np.asarray(scaled, np.uint8))
 
 
 def _shrink(pixels: Pixels) -> Pixels:

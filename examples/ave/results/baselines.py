@@ -1,4 +1,4 @@
-"""Simple rivals of a network on an own dataset: constant answers, and a linear probe on pooled features.
+"""Simple baselines for a network on your own dataset: constant answers, and a linear probe on pooled features.
 
 Axes: N videos, T segments, K categories; label K is background.
 """
@@ -24,9 +24,9 @@ PENALTY = 1e-3
 
 
 def find_baselines(data: AVEData, setting: Setting, split: Split = "test") -> dict[str, Any]:
-    """Return the accuracy of simple rivals on a split of an own dataset, as metrics of :mod:`ave.results.metrics`.
+    """Return the accuracy of simple baselines on a split of your own dataset, as metrics of :mod:`ave.results.metrics`.
 
-    There are none on AVE, whose literature has better rivals, and on the procedural set.
+    On AVE, whose literature has better baselines, and on the procedural set, there are none.
 
     Args:
         data: the dataset.
@@ -49,7 +49,7 @@ def find_baselines(data: AVEData, setting: Setting, split: Split = "test") -> di
 
 
 def warn(summary: Mapping[str, Any]) -> str | None:
-    """Return a warning if a network is not more accurate than a simple rival on an own dataset, else None.
+    """Return a warning if a network is not more accurate than each baseline on your own dataset, else None.
 
     Examples:
         >>> means = {"accuracy": 0.5, "frequent_category_accuracy": 0.25, "linear_probe_accuracy": 0.625}
@@ -99,7 +99,7 @@ def _apply(weight: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _pool(data: AVEData, split: Split, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features of each labeled second, averaged over positions, with those of its sound; and its label."""
+    """Return the visual and audio features of each labeled second, averaged over positions, and its label."""
     rows = data.splits[split]
     seconds = torch.arange(labels.shape[1])
     valid = seconds < (torch.full((len(rows),), len(seconds)) if data.lengths is None else data.lengths[rows])[:, None]

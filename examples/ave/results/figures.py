@@ -214,7 +214,7 @@ def _draw_maps(
 ) -> None:
     """Draw the spatial attention of a video (T, H, W) with one color scale, and mark the given cells."""
     marks = [] if outlined is None else ["outlined: the true object, during the event"]
-    marks += [] if crossed is None else ["crossed: the decoy"]
+    marks += [] if crossed is None else ["crossed: an unrelated object"]
     heading = "Spatial attention of AGSCA, second by second"
     figure.suptitle(f"{heading}\n({'; '.join(marks)})" if marks else heading, fontsize="medium")
     grid = figure.subplots(-(-len(maps) // COLUMNS), COLUMNS, squeeze=False)
@@ -255,7 +255,7 @@ def _draw_relations(figure: SubFigure, relations: Tensor, event: Tensor) -> None
     text += f"Here {audio:.0%} of the attention goes to audio (uniform: 50%)"
     if event.any():
         within, uniform = relations[event][:, event.repeat(2)].sum(1).mean(), event.float().mean()
-        text += f",\nand event seconds give {within:.0%} of theirs to event seconds (uniform: {uniform:.0%})"
+        text += f",\nand of the attention of event seconds, {within:.0%} goes to event seconds (uniform: {uniform:.0%})"
     figure.supxlabel(f"{text}.", fontsize="small")
 
 

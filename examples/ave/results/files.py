@@ -215,7 +215,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[str] | None = None) -> None:
-    """Write rows as CSV in UTF-8. None becomes an empty cell.
+    """Write rows as CSV in UTF-8. None becomes an empty cell, and a lone surrogate, as in a file name, an escape.
 
     Args:
         path: the file to write.
@@ -232,7 +232,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[st
     for number, row in enumerate(rows, 1):
         if row.keys() != set(header):
             raise ValueError(f"rows must all have the keys {list(header)}, got {list(row)} in row {number}")
-    with writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with writing(path) as temporary, temporary.open("w", -1, "utf-8", "backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, header, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -62,7 +62,7 @@ class Epoch:
 
 
 def choose_epoch(history: Sequence[Epoch]) -> Epoch:
-    """Return the epoch with the best val accuracy, the first of equals. Without a val split: the last epoch."""
+    """Return the epoch with the best val accuracy, in a tie the earliest. Without a val split: the last epoch."""
     return max(history, key=lambda epoch: epoch.epoch if epoch.val_accuracy is None else epoch.val_accuracy)
 
 
@@ -189,10 +189,10 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         seen: bool (B,), True = the YouTube id of the video is also in train. Default: not known.
 
     Returns:
-        dict: the metrics, as JSON can hold them. ``accuracy`` is the metric of the paper, the share of seconds with the
-        right label, background included. ``event_precision``, ``event_recall`` and ``event_f1`` are for events against
-        background, regardless of the category. The rows of ``confusion`` are true labels, its columns predicted ones.
-        Shares are in [0, 1], or None if their denominator is zero.
+        dict: the metrics, of types that JSON has. ``accuracy`` is the metric of the paper, the share of seconds with
+        the right label, background included. ``event_precision``, ``event_recall`` and ``event_f1`` are for events
+        against background, regardless of the category. The rows of ``confusion`` are true labels, its columns predicted
+        ones. Shares are in [0, 1], or None if their denominator is zero.
 
     Examples:
         >>> truth = torch.tensor([[0, 0, 2], [2, 1, 1]])

@@ -30,7 +30,7 @@ def report(
     *,
     figures: Mapping[str, Figure] | None,
 ) -> None:
-    """Write the metrics and the figures, and print the tables, and a warning if simple rivals are as good.
+    """Write the metrics and the figures. Print the tables, and a warning if a simple baseline is as good.
 
     Args:
         output: the directory of the results.

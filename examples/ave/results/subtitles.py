@@ -96,5 +96,5 @@ def _clock(milliseconds: int, point: str = ",") -> str:
 
 
 def _line(text: str) -> str:
-    """Return text as one line without tabs, which is not blank."""
+    """Return text as one line without tabs. Blank text becomes a hyphen."""
     return printable(text, LONGEST_TEXT).strip() or "-"

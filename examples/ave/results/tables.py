@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ave.data.dataset import SPLITS
 from ave.data.layout import ANNOTATIONS, CATEGORIES, FILES
+from ave.data.prepared import MANIFEST
 from ave.data.release import Found
 from ave.printing import printable
 from ave.results.metrics import METRICS
@@ -80,10 +81,10 @@ def files_table(found: Found) -> str:
             seconds = {split: int(found.tensors["labels"][own, :, -1].sum()) for split, own in splits.items()}
             counted = (str(seconds.get(split, "")) for split in SPLITS)
             rows.append(("", "", "", "", "background seconds", *counted, ""))
-    for name, values, content in (
-        (CATEGORIES, found.categories, "names of categories"),
-        (ANNOTATIONS, found.names, "YouTube ids"),
-    ):
+    names = (ANNOTATIONS, found.names, "YouTube ids")
+    if found.extraction is not None:  # the names of files, in the manifest
+        names = (MANIFEST, found.names, "names of videos")
+    for name, values, content in ((CATEGORIES, found.categories, "names of categories"), names):
         if name in wrong or values is not None:
             count = "" if values is None else str(len(values))
             rows.append((name, "", count, "", content, "", "", "", wrong.get(name, "ok")))

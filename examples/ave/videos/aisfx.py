@@ -1,4 +1,4 @@
-"""aisfx: embeddings of sound effects, whose weights come with a package, which is not imported."""
+"""aisfx: an embedding network for sound effects. Its weights come with a package, which is not imported."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["AISFX", "compute_spectrogram"]
 RATE, FFT, HOP, BANDS, FRAMES = 44_100, 2048, 1024, 96, 100
 SAMPLES = FFT + (FRAMES - 1) * HOP
 CONTEXT = (SAMPLES - RATE) / 2 / RATE
-"""The seconds of sound before and after a second that make 100 windows, centered on it: 0.67."""
+"""How many seconds of sound are needed before and after a second: 0.67, for 100 windows that are centered on it."""
 CHANNELS = (64, 128, 256, 512)
 SCALE = 9.457798957824707
 """The largest value of the spectrograms that the network was trained on."""
-NEEDED = "aisfx needs its package: run pip install --no-deps aisfx==0.1.2 (it pins a numpy that nothing else takes)"
+NEEDED = "aisfx needs its package: run pip install --no-deps aisfx==0.1.2 (its dependencies are not needed)"
 ALLOWED = [
     np.dtype,
     type(np.dtype("int64")),
     type(np.dtype("float64")),
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
 ]
-"""What the checkpoint names beside tensors: the numbers in its list of datasets."""
+"""The types that the checkpoint needs besides tensors, for the numbers in its list of datasets."""
 
 
 @cache

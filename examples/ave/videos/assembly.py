@@ -36,7 +36,7 @@ FINISHED = "finished"
 
 
 class Assembly:
-    """The directory of a dataset in the making.
+    """The directory of a dataset that is not complete yet.
 
     Args:
         output: the directory.
@@ -58,7 +58,7 @@ class Assembly:
         """Check what is in the directory, and find the finished videos. Return the manifest if all is complete.
 
         Raises:
-            ValueError: if it holds other files, or a dataset of other videos or made in another way.
+            ValueError: if it holds other files, or features of other videos, or features that were made in another way.
         """
         names = tuple(videos)
         present = {path.name for path in self.output.iterdir() if not is_leftover(path)}

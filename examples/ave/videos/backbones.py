@@ -33,7 +33,7 @@ class VisualBackbone(Protocol):
     """A network that turns frames into features."""
 
     name: str
-    """How the command line names it."""
+    """The name on the command line."""
     input_size: int
     """The height and width of the frames."""
     signed: bool
@@ -50,11 +50,11 @@ class AudioBackbone(Protocol):
     """A network that turns the sound of whole seconds into features."""
 
     name: str
-    """How the command line names it."""
+    """The name on the command line."""
     rate: int
     """The sampling rate of the waveform in Hz."""
     context: float
-    """The seconds of sound before and after each second that it takes."""
+    """How many seconds of sound it also needs before and after each second."""
     normalize_peak: bool
     """Whether the sound of a video is divided by its peak."""
     signed: bool
@@ -105,7 +105,7 @@ def find_audio(name: str, weights: Path | None = None, device: torch.device | st
     Args:
         name: "vggish" or "aisfx"; or "module:function", as for :func:`find_visual`: the extractor has the attribute
             ``rate`` in Hz, and turns waveforms, float32 (N, samples), into features (N, A). It may have the attributes
-            ``context``, the seconds of sound before and after each second that it takes, ``normalize_peak`` and
+            ``context``, how many seconds of sound it also needs before and after each second, ``normalize_peak`` and
             ``signed``.
         weights: the file of the weights.
         device: where the network runs.
@@ -181,7 +181,7 @@ def _make_own(name: str, weights: Path | None, device: torch.device, option: str
 
 
 def _locate(error: Exception) -> str:
-    """Return an error of someone's own code with its place, in one line."""
+    """Return an error in the user's code, with its file and line, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"

@@ -1,4 +1,4 @@
-"""Open video files with PyAV, and decode their streams packet by packet, whatever is damaged in them.
+"""Open video files with PyAV, and decode their streams packet by packet, even if they are damaged.
 
 PyAV is imported when the first file is opened, so that the rest of the program works without the extra ``video``.
 """
@@ -33,7 +33,7 @@ NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the r
 NESTED = {"protocol_whitelist": "none"}
 """Options of FFmpeg that forbid a file to refer to other files or to addresses, as playlists do."""
 LONGEST_STILL = 3600
-"""Most seconds for which one frame may be shown. A longer time is taken for a damaged time stamp."""
+"""The longest time for which one frame may be shown, in seconds. A longer time counts as a damaged time stamp."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: if PyAV is not installed, or this is not a regular file, or no format that FFmpeg knows.
+        ValueError: if PyAV is not installed, the file is not a regular one, or FFmpeg does not know its format.
     """
     try:
         import av
@@ -167,7 +167,8 @@ def timed_frames(container: InputContainer, stream: Any, path: Path, damage: Dam
         ValueError: if the time stamps jump by more than an hour.
     """
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    # Packets of AVI have no presentation times, but each takes the time of one frame. Decoding delays the first ones.
+    # In AVI, packets have no presentation times, but each lasts as long as one frame. Decoding delays the first frames
+    # by a few packets.
     by_order = container.format.name == "avi"
     delay: int | None = None
     last: Fraction | None = None
@@ -204,7 +205,7 @@ class RGB:
         """Return the pixels of a frame, in shape (height, width, 3), not rotated.
 
         Raises:
-            MemoryError: if there is too little memory, or a limit for it.
+            MemoryError: if there is too little memory, or a memory limit is reached.
             ValueError: if FFmpeg cannot convert it.
         """
         try:

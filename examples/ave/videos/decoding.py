@@ -96,11 +96,11 @@ def read_seconds(
         path: the file.
         sampling: frames and sound of a second.
         remark: called with a line about each thing that is unusual, such as damaged packets.
-        alive: called often while the whole file is read before the first second, as some samplings need.
+        alive: called often while the whole file is read before the first second. Some samplings need this.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no video that can be decoded.
+        ValueError: if it is not a video that can be decoded.
     """
     damage = Damage()
     with ExitStack() as stack:
@@ -148,7 +148,7 @@ def describe(path: Path) -> VideoInfo:
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no video that can be decoded.
+        ValueError: if it is not a video that can be decoded.
     """
     with open_video(path) as container:
         stream, audio = find_video(container, path), find_audio(container)
@@ -174,7 +174,7 @@ class _Track:
 
     Attributes:
         start: time of the first frame in the file, or None if no frame can be decoded.
-        end: time at which the last frame ends, after the first one. It is known when all frames were read.
+        end: time from the start of the first frame to the end of the last one. It is known when all frames were read.
     """
 
     def __init__(self, frames: Iterator[tuple[Fraction, VideoFrame]]) -> None:
@@ -247,14 +247,18 @@ class _Resizer:
         self._size = size
         self._rgb = RGB()
         self._pixels = torch.empty(0)
+        self._first: VideoFrame | None = None
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
-        """Return a frame as it is shown, squashed to the square."""
+        """Return a frame as it is shown, resized to the square."""
         image = torch.from_numpy(self._rgb(frame))
         if self._pixels.shape != image.shape:
             self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
         square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
-        return orient(frame, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+        # When the display matrix of a frame is read, PyAV makes a reference cycle. Only the garbage collector then
+        # frees the frame.
+        self._first = frame if self._first is None else self._first
+        return orient(self._first, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
 
 
 def _resize(image: Tensor, size: int) -> Tensor:
@@ -281,7 +285,7 @@ def _header_duration(container: InputContainer, stream: Any) -> float | None:
 def _compare_end(
     end: float, seconds: int, header: float | None, sampling: Sampling, remark: Callable[[str], None]
 ) -> None:
-    """Tell where the length of a video is not what one would expect."""
+    """Report a length that differs from the header, or that is unusual."""
     if header is not None and header - end > NOTABLE:
         remark(f"the picture ends at {end:.2f} s, though the header says {header:.2f} s: the file may be truncated")
     if sampling.as_release and abs(end - seconds) > NOTABLE:

@@ -131,7 +131,7 @@ def extract_seconds(
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no video that can be decoded.
+        ValueError: if it is not a video that can be decoded.
     """
     with closing(read(path, sampling, remark)) as seconds:  # type: ignore[type-var]
         yield from _extract(seconds, visual, audio, batch, autocast)

@@ -1,4 +1,4 @@
-"""Check what a backbone is given: frames as bytes, and the sound of whole seconds."""
+"""Check the input of a backbone: frames as uint8, and the sound of whole seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def to_float(frames: Tensor, size: int, device: torch.device) -> Tensor:
     if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[1:] != (3, size, size):
         came = f"{frames.dtype} of shape {tuple(frames.shape)}"
         raise ValueError(f"frames must be torch.uint8 of shape (N, 3, {size}, {size}), got {came}")
-    # In this order, a quarter of the bytes travel.
+    # Move first, then convert: uint8 has a quarter of the bytes of float32.
     return frames.to(device).to(torch.float32, memory_format=torch.channels_last)
 
 

@@ -1,7 +1,7 @@
-"""Decode videos in a child process, because a damaged or malicious file may crash a decoder, or never let it end.
+"""Decode videos in a child process, because a damaged or malicious file may crash a decoder, or make it run forever.
 
-The child decodes ahead while its parent works. It is kept for the next video, and ends with its parent. The two talk
-in messages of a kind, a size and bytes, which can hold nothing but numbers and text.
+The child decodes ahead while its parent works. It is kept for the next video, and ends with its parent. The child sends
+messages, each with a kind, a size and bytes. They can only contain numbers and text.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = ["MEMORY", "TIMEOUT", "describe_isolated", "read_seconds_isolated", "s
 TIMEOUT = 120.0
 """Seconds that the child may take for a second of a video."""
 MEMORY = 4 << 30
-"""Bytes that the child may take for a video, where the system can limit it (Linux)."""
+"""The memory that the child may use for a video, in bytes. Only Linux can limit it."""
 AHEAD = 64 << 20
-"""Bytes of seconds that the child decodes in advance. It is at least one second in advance."""
+"""How many bytes the child decodes in advance, but always at least one second."""
 LONGEST_TEXT = 1 << 16
-"""Most bytes of a message about an error or a remark."""
+"""The size limit of a message about an error or a remark, in bytes."""
 GRACE = 10.0
-"""Seconds within which a child ends that has closed its output."""
+"""The time in seconds that a child has to end after it has closed its output."""
 START = "import sys; sys.path[:] = sys.argv[1:]; from ave.videos.isolation import serve; serve()"
 
 _idle: list[_Child] = []
@@ -63,12 +63,12 @@ def read_seconds_isolated(
         path: the file.
         sampling: frames and sound of a second.
         remark: called with a line about each thing that is unusual.
-        timeout: most seconds for a second of the video.
-        memory: most bytes for the video, or None for any number. Other systems than Linux ignore it.
+        timeout: the time limit for each second of the video, in seconds.
+        memory: the memory limit in bytes, or None for no limit. It has an effect only on Linux.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no video that can be decoded, or the decoder crashes or exceeds a limit.
+        ValueError: if it is not a video that can be decoded, or the decoder crashes or exceeds a limit.
     """
     frames = sampling.frames_per_second * 3 * sampling.size**2
     samples = round(sampling.rate * (1 + 2 * sampling.context))
@@ -92,12 +92,12 @@ def describe_isolated(path: Path, *, timeout: float = TIMEOUT, memory: int | Non
 
     Args:
         path: the file.
-        timeout: most seconds.
-        memory: most bytes, or None for any number. Other systems than Linux ignore it.
+        timeout: the time limit, in seconds.
+        memory: the memory limit in bytes, or None for no limit. It has an effect only on Linux.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no video that can be decoded, or the decoder crashes or exceeds a limit.
+        ValueError: if it is not a video that can be decoded, or the decoder crashes or exceeds a limit.
     """
     (content,) = [content for kind, content in _ask(path, timeout, memory, sampling=None) if kind == b"I"]
     return VideoInfo(**json.loads(content))
@@ -196,7 +196,7 @@ class _Child:
             if len(head) == 9:
                 size = int.from_bytes(head[1:], "big")
                 if size > most:
-                    raise ValueError(f"{printable(path)} cannot be decoded: the decoder sent what it should not")
+                    raise ValueError(f"{printable(path)} cannot be decoded: the decoder sent an invalid message")
                 content = bytearray(size)
                 if cast("BufferedReader", self._process.stdout).readinto(content) == size:
                     return head[:1], content
@@ -237,7 +237,7 @@ class _Child:
 
 
 def serve() -> None:
-    """Answer the requests of the parent process on standard input, until it closes that."""
+    """Answer the requests of the parent process on standard input, until the parent closes it."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints is not part of the answer
     requests: queue.Queue[bytes] = queue.Queue()
@@ -247,14 +247,14 @@ def serve() -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
-    with suppress(ImportError):  # which is told when a file is opened
+    with suppress(ImportError):  # opening a file will report it
         import av  # noqa: F401  # before memory is limited
     while True:
         _Answer(json.loads(requests.get()), answers).give()
 
 
 def _take_requests(stream: BinaryIO, requests: queue.Queue[bytes]) -> None:
-    """Pass on the requests, and end this process with the parent, whatever the decoder is doing."""
+    """Pass on the requests, and end this process when the parent ends, even if the decoder is busy."""
     for line in stream:
         requests.put(line)
     os._exit(0)
@@ -296,7 +296,7 @@ class _Answer:
         self._put(b"D")
 
     def _put(self, kind: bytes, *parts: Any) -> None:
-        """Append a message, as soon as there are not too many."""
+        """Append a message, as soon as few enough are waiting."""
         self._messages.put((kind, list(parts)))
 
     def _remark(self, text: str) -> None:
@@ -304,7 +304,7 @@ class _Answer:
         self._put(b"R", text.encode(errors="backslashreplace")[:LONGEST_TEXT])
 
     def _be_alive(self) -> None:
-        """Tell from time to time that the decoder goes on."""
+        """Report from time to time that the decoder is still working."""
         if time.monotonic() - self._told > 1:
             self._told = time.monotonic()
             self._put(b"A")
@@ -334,14 +334,14 @@ class _Answer:
 
 
 def _write_all(stream: BinaryIO, content: Any) -> None:
-    """Write bytes to a pipe, which takes as many as there is room for."""
+    """Write all bytes to a pipe, which may accept only a part of them at a time."""
     view = memoryview(content)
     while view:
         view = view[stream.write(view) :]
 
 
 def _limit_memory(memory: int | None) -> None:
-    """Limit the memory that this process takes in addition, where the system can do it."""
+    """Limit the memory that this process may allocate from now on, where the system supports it."""
     if sys.platform == "linux":
         import resource
 

@@ -24,7 +24,8 @@ def make_mel_filters(rate: int, fft: int, bands: int, lowest: float, highest: fl
         highest: the upper edge of the last filter, in Hz.
 
     Returns:
-        Tensor: the weights in float64, (fft / 2 + 1, bands). The frequency 0 has the weight 0.
+        Tensor: the weights in float64, (fft / 2 + 1, bands). The frequency 0 has the weight 0, since it is at or below
+            the lowest edge.
 
     Examples:
         >>> make_mel_filters(16_000, 512, 64, 125, 7500).shape
@@ -35,9 +36,7 @@ def make_mel_filters(rate: int, fft: int, bands: int, lowest: float, highest: fl
     mel = hertz_to_mel(torch.linspace(0, rate / 2, fft // 2 + 1, dtype=torch.float64))[:, None]
     rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
-    filters = torch.minimum(rising, falling).clamp(min=0)
-    filters[0] = 0
-    return filters
+    return torch.minimum(rising, falling).clamp(min=0)
 
 
 def window_spectra(waveform: Tensor, window: Tensor, hop: int, fft: int) -> Tensor:

@@ -5,7 +5,9 @@ Axes: T segments of a second, H x W positions, C visual channels, A audio channe
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -31,12 +33,15 @@ from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
-__all__ = ["VideoFiles", "VideoPrediction", "open_videos", "predict_seconds"]
+__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "name_file", "open_videos"]
+__all__ += ["predict_seconds"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
-"""What the features of the AVE release came from. The digests depend on the files that hold these weights."""
+"""The networks that made the features of the AVE release. The digests depend on the files that hold these weights."""
 AVE_SECONDS = 10
 """The length of the videos of AVE."""
+LONGEST_NAME = 220
+"""The longest name of a result without its suffix, in bytes: most systems allow 255 with all suffixes."""
 
 
 class VideoPrediction(NamedTuple):
@@ -84,7 +89,7 @@ def predict_seconds(
             decisions.append(Decision(*(part.cpu() for part in model.decide(logits))))
             found = next((weights for path, weights in recorded.items() if path.endswith("spatial_map")), None)
             if found is not None and found[0, 0].numel() > 1:
-                maps.append(found[0, covered - start :].float().cpu())  # the seconds that no earlier window had
+                maps.append(found[0, covered - start :].float().cpu())  # the seconds that were in no earlier window
             covered = start + len(held)
     joined = join_windows(starts, decisions, background=model.num_categories)
     (events,) = find_events(joined, background=model.num_categories)
@@ -111,7 +116,7 @@ class VideoFiles:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the events depend on, as JSON can hold it."""
+        """The settings that the events depend on, of types that JSON has."""
         return {"features": asdict(Extraction.of(self.visual, self.audio, self.sampling)), "window": self.window}
 
     def predict(self, network: Localizer, categories: Sequence[str], output: Path) -> dict[int, Prediction]:
@@ -125,7 +130,7 @@ class VideoFiles:
             output: the directory of the results.
 
         Returns:
-            dict: the predictions by the places of the videos, but for those that failed.
+            dict: the predictions, by the positions of the videos in ``paths``. Videos that failed are left out.
 
         Raises:
             OSError: if every video fails, or a file cannot be written.
@@ -145,7 +150,7 @@ class VideoFiles:
                 events, seconds = result.prediction.events, len(result.prediction.labels)
                 progress.say(f"{name}: {len(events)} event{'s' * (len(events) != 1)} in {seconds} s")
                 make_directory(output / "videos")
-                write_subtitles(output / "videos", name, list_captions(events, categories))
+                write_subtitles(output / "videos", name_file(name), list_captions(events, categories))
                 if self.annotate:
                     try:
                         self._annotate(name, path, result, categories, output / "videos", progress)
@@ -184,7 +189,8 @@ class VideoFiles:
         if result.attention is None:
             remark("no heat map, as the network has no spatial attention of AGSCA over several positions")
         annotation = Annotation(result.prediction, categories, result.attention)
-        annotate_video(path, directory / f"{name}.mp4", directory / f"{name}.png", annotation, remark)
+        own = name_file(name)
+        annotate_video(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
 
     def _remark(self, name: str, progress: Progress, text: str) -> None:
         self.remarks.append({"video": name, "remark": text})
@@ -193,6 +199,20 @@ class VideoFiles:
     def _fail(self, name: str, reason: str, progress: Progress) -> None:
         self.failed.append({"video": name, "reason": reason})
         progress.say(f"failed: {name}: {reason}")
+
+
+def name_file(name: str) -> str:
+    """Return the name of a video for its results. A name that leaves no room for suffixes is cut, and ends in a digest.
+
+    Examples:
+        >>> name_file("street"), len(name_file(250 * "x"))
+        ('street', 220)
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    end = f"-{hashlib.sha256(encoded).hexdigest()[:8]}"
+    return encoded[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
 
 
 def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Caption]:
@@ -221,7 +241,7 @@ def open_videos(
     window: int | None = None,
     annotate: bool = False,
 ) -> VideoFiles:
-    """Find the videos, and the networks for their features, which must be those of the training of the network.
+    """Find the videos, and the networks for their features: the same ones as in the training of the network.
 
     Args:
         paths: video files, or directories of them.
@@ -246,7 +266,7 @@ def open_videos(
         raise ValueError(NO_PYAV)
     known = model.features or AVE_FEATURES
     if model.features is None and model.categories != AVE_CATEGORIES and (visual is None or audio is None):
-        raise ValueError("--visual and --audio must be given, as the network does not say what its features came from")
+        raise ValueError("--visual and --audio must be given, as the network does not record what made its features")
     seer = find_visual(visual or known.visual, visual_weights, accelerator.device)
     hearer = find_audio(audio or known.audio, audio_weights, accelerator.device)
     rate = known.frames_per_second if frames_per_second is None else frames_per_second
@@ -257,7 +277,7 @@ def open_videos(
 
 
 def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbone, sampling: Sampling) -> None:
-    """Reject networks for frames and sound other than those that made the features of the training of a network.
+    """Check that the networks for frames and sound are those that made the features of a network's training.
 
     Raises:
         ValueError: if a name, the weights or the number of channels differ.
@@ -271,8 +291,8 @@ def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbo
             )
     elif getattr(visual, "training_of_weights", None) == "torchvision" and model.categories == AVE_CATEGORIES:
         raise ValueError(
-            "--visual-weights must be those of the AVE release, on whose features the network was trained, got "
-            "torchvision's VGG-19: a training of its own, whose channels mean something else"
+            "--visual-weights must be those of the AVE release, since the network was trained on its features, got "
+            "those of torchvision's VGG-19: they were trained separately, so the channels have other meanings"
         )
     (*_, channels), width = probe(visual, audio, sampling)
     for option, name, came, needed in (

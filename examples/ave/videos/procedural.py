@@ -132,7 +132,7 @@ def make_clips(directory: Path | str, count: int = 24, *, seconds: int = 6, seed
 class Bands:
     """The loudness of a second in bands of its spectrum: a network for sound that needs no weights.
 
-    It shows what an extractor of your own needs: the attribute ``rate``, and a call that turns waveforms into features.
+    It shows what your own extractor needs: the attribute ``rate``, and a call that turns waveforms into features.
     """
 
     rate = RATE

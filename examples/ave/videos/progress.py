@@ -20,7 +20,7 @@ class Progress:
 
     Args:
         finished: number of videos that were finished before.
-        sizes: the bytes of each other video, by which the time left is estimated.
+        sizes: the size in bytes of each video that is not finished, to estimate the time that is left.
     """
 
     def __init__(self, finished: int, sizes: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""ResNet-152 up to its last block, the likely reading of the paper's "ResNet-151": it is not verified.
+"""ResNet-152 up to its last block, the likely interpretation of the paper's "ResNet-151": not verified.
 
 The features were not published in full. With the weights IMAGENET1K_V1 of torchvision, this gives maps of their shape.
 """

@@ -1,4 +1,4 @@
-"""Say how the frames and the sound of a video are sampled."""
+"""Describe how the frames and the sound of a video are sampled."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SCALES = {"u8": 1 / 128, "s16": 1 / 32768, "s32": 1 / 2147483648, "flt": 1.0, "d
 JITTER = 0.02
 """Seconds by which time stamps may differ from the number of samples, before samples are inserted or dropped."""
 NOTABLE = 0.1
-"""Seconds of missing sound that are worth a remark."""
+"""The shortest missing sound that gets a remark, in seconds."""
 
 
 class Sound:
@@ -82,7 +82,7 @@ class Sound:
         self._track.blocks.close()
 
     def finish(self, end: float) -> None:
-        """Tell what was missing up to the end of the video, in seconds."""
+        """Report what was missing up to the end of the video, which is given in seconds."""
         track, rate = self._track, self._track.rate
         if rate == 0:
             return
@@ -95,7 +95,7 @@ class Sound:
 
 
 class _Track:
-    """The sound of a file at its own rate, from a time on.
+    """The sound of a file at its own rate, from a given time on.
 
     Attributes:
         rate: samples per second, or 0 if there is no sound.

@@ -23,7 +23,7 @@ CHANNELS = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (5
 CAFFE_MEANS = (103.939, 116.779, 123.68)  # blue, green, red
 Training = Literal["caffe", "torchvision"]
 DIGESTS: dict[str, Training] = {"d01eb7cb": "caffe", "dcbb9e9d": "torchvision"}
-"""The training of the weights by the first digits of the digest of a .pth file, which its name carries."""
+"""The training of the weights in a .pth file, by the first digits of its digest, which are in its name."""
 FILES = (
     "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 of Keras or vgg19-d01eb7cb.pth (as in the AVE release),"
     " or torchvision's vgg19-dcbb9e9d.pth (other features)"
@@ -79,7 +79,7 @@ class VGG19(nn.Module):
         else:
             if self.sha256[:8] not in DIGESTS:
                 came = f"one with the SHA-256 {self.sha256[:8]}..., whose training is not known"
-                own = "for weights of your own, give a function of yours, MODULE:FUNCTION"
+                own = "for weights of your own, give your own function as MODULE:FUNCTION"
                 raise ValueError(f"{weights} must be {FILES}, got {came}: {own}")
             self.training_of_weights = DIGESTS[self.sha256[:8]]
             stored = read_state_dict(weights)

@@ -119,7 +119,7 @@ def fill(
         state_dict: its weights.
         path: the file of the weights, for error messages.
         kind: the name of the network, for error messages.
-        ignored: prefixes of names that may be in ``state_dict`` beside those of the network, such as a classifier.
+        ignored: prefixes of names that may be in ``state_dict`` besides those of the network, such as a classifier.
 
     Raises:
         ValueError: if weights are missing, unexpected, of another shape, or not finite.
