@@ -142,7 +142,15 @@ def trim_code(app: object, doctree: nodes.document) -> None:
             block.children = [nodes.Text(block.rawsource)]
 
 
+def mark_short_code(app: object, doctree: nodes.document) -> None:
+    """Give names and options in the text a class, with which the style sheet keeps them on one line."""
+    for literal in doctree.findall(nodes.literal):
+        if len(literal.astext()) <= 28:  # no wider than a phone
+            literal["classes"].append("short")
+
+
 def setup(app: Any) -> None:
     """Register the event handlers."""
     app.connect("autodoc-process-docstring", escape_stars)
     app.connect("doctree-read", trim_code)
+    app.connect("doctree-read", mark_short_code)

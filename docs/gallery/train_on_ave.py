@@ -19,7 +19,7 @@ from ave.events import find_events
 from ave.networks.cmran import CMRAN
 from ave.results.metrics import background_accuracy, segment_accuracy
 
-torch.manual_seed(0)
+torch.manual_seed(1)
 
 # %%
 # The dataset
@@ -28,7 +28,7 @@ torch.manual_seed(0)
 # has a visual map of 7 x 7 x 512, 128 audio features, and a label: one of 28 categories or background. Neither modality
 # alone is sufficient to solve it. **It is not AVE**: results on it say nothing about results on AVE.
 
-data: AVEData = make_procedural_set(num_train=256, num_val=64, num_test=64)
+data: AVEData = make_procedural_set(num_train=96, num_val=32, num_test=32)
 print("visual", tuple(data.visual.shape), " audio", tuple(data.audio.shape), " labels", tuple(data.labels.shape))
 print({split: len(rows) for split, rows in data.splits.items()})
 
@@ -58,7 +58,7 @@ for name, child in model.named_children():
 # binary cross-entropy of the event in each second.
 
 accelerator = Accelerator(cpu=True)
-loader = training_loader(data, "supervised", accelerator, batch_size=32, seed=0)
+loader = training_loader(data, "supervised", accelerator, batch_size=8, seed=0)
 video, audio, labels, *_ = next(iter(loader))
 logits = model(video, audio)
 print({name: tuple(part.shape) for name, part in logits._asdict().items()})
@@ -69,13 +69,13 @@ print(f"loss before training: {model.loss(logits, labels).item():.2f}")
 # ------------
 # As in the authors' code, Adam has a learning rate of 5e-4, and gradients are clipped at a norm of 0.1. Each epoch
 # shuffles the videos in a different order. These are only a few epochs on few videos. ``make demo`` trains for eleven
-# epochs on 448 videos, and its accuracy is twice as high.
+# epochs on 448 videos, with batches of 32, and its accuracy is twice as high.
 
 recipe = CMRAN.recipes["supervised"]
 optimizer = recipe.optimizer(model.parameters(), lr=recipe.lr)
 val = evaluation_loader(data, "val", accelerator)
 history = []
-for epoch in range(1, 6):
+for epoch in range(1, 4):
     model.train()
     loader.shares.epoch = epoch
     losses = []
