@@ -1,11 +1,14 @@
 """Annotated videos: overlay and timeline against slow loops, and times, sound and format of the file, read back."""
 
+import errno
+
 import av
 import numpy as np
 import pytest
 import torch
 
 from ave.events import Event, Prediction
+from ave.results import annotation as annotating
 from ave.results.annotation import Annotation, Overlay, Timeline, annotate_video, choose_seconds, scale_attention
 from made_videos import write_video
 
@@ -142,3 +145,13 @@ def test_seconds_of_a_contact_sheet():
         chosen = choose_seconds(seconds)
         assert len(set(chosen)) == 60
         assert max(chosen) < seconds
+
+
+def test_a_full_disk_names_the_video(tmp_path, monkeypatch):
+    def fail(*_):
+        raise av.FFmpegError(errno.ENOSPC, "No space left on device", "file:temporary")
+
+    monkeypatch.setattr(annotating, "_write_video", fail)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        annotate_video(tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "b.png", None, print)
+    assert raised.value.filename == str(tmp_path / "b.mp4")

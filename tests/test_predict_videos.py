@@ -74,6 +74,7 @@ def test_files_and_failures(window, clips, tmp_path, capsys):
     assert captured.err == "ave_cmran.py: error: 1 of 3 videos failed: see above\n"
     assert "short: no sound" in captured.out
     assert "failed: text: " in captured.out
+    assert f"{str(clips)[-20:]}; 2 videos of 9 s in total" in captured.out
     written = json.loads((tmp_path / "out/events.json").read_text())
     assert written["window"] == (4 if window is None else window)
     assert written["features"]["visual"] == COLORS

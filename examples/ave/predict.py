@@ -35,6 +35,7 @@ __all__ = ["PredictConfig", "main", "predict", "read_batches"]
 
 COLUMNS = ("video", "row", "start_s", "end_s", "category", "score")
 SHOWN_VIDEOS = SHOWN_CATEGORIES = 12
+LONGEST_PLACE = 60
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
                 window=config.window,
                 annotate=config.annotate,
             )
-            names, place = tuple(files.paths), _count_videos(len(files.paths))
+            names, place = tuple(files.paths), printable(", ".join(map(str, config.videos)), LONGEST_PLACE)
             source |= files.facts
     split = "" if config.split is None else f", {config.split} split"
     title = f"{describe_network(model)}, on {place}{split}"
@@ -284,9 +285,6 @@ def _table(title: str, predictions: Sequence[Prediction], categories: Sequence[s
         rows.append((f"{len(rest)} others", sum(count for _, count in rest), sum(seconds[index] for index, _ in rest)))
     silent = sum(not prediction.events for prediction in predictions)
     length = sum(len(prediction.labels) for prediction in predictions)
-    whole = f"{title}; {_count_videos(len(predictions))} of {length} s in total, {silent} without an event"
+    videos = "1 video" if len(predictions) == 1 else f"{len(predictions)} videos"
+    whole = f"{title}; {videos} of {length} s in total, {silent} without an event"
     return format_table(whole, [tuple(map(str, row)) for row in rows], ("category", "events", "seconds"))
-
-
-def _count_videos(count: int) -> str:
-    return "1 video" if count == 1 else f"{count} videos"

@@ -196,7 +196,7 @@ def annotate_video(
         thumbnails = _write_video(source, output, annotation, remark)
     except av.FFmpegError as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # a full disk stops the command
-            raise
+            raise OSError(error.errno, error.strerror, str(output)) from error
         raise ValueError(f"FFmpeg cannot write {printable(output)}: {describe_error(error)}") from error
     draw_contact_sheet(sheet, annotation, thumbnails)
 
