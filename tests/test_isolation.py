@@ -112,6 +112,7 @@ def test_a_consumer_that_stops_ends_the_child(video, monkeypatch):
 
 def wait_for_child(video, start, number, told):
     """Decode with a child that gets stuck, or that has been sent a second, and get a signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is started without
     if start is not None:
         isolation.START = start
     with suppress(Terminated, KeyboardInterrupt), raising_signals():

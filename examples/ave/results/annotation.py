@@ -97,7 +97,8 @@ def scale_attention(attention: Tensor) -> Tensor:
         attention: (T, H, W), where each second sums to one.
 
     Examples:
-        >>> scale_attention(torch.tensor([[[0.7, 0.1], [0.1, 0.1]], [[0.25, 0.25], [0.25, 0.25]]])).flatten(1).tolist()
+        >>> from torch import tensor
+        >>> scale_attention(tensor([[[0.7, 0.1], [0.1, 0.1]], [[0.25, 0.25], [0.25, 0.25]]])).flatten(1).tolist()
         [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
     relative = attention.float() * attention[0].numel()
