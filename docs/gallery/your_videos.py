@@ -31,12 +31,12 @@ def run(*arguments: object) -> None:
 # %%
 # Videos
 # ------
-# To have videos, this guide makes 16 short clips. In each, a red or a blue square moves in some seconds, and a tone
+# To have videos, this guide makes 14 short clips. In each, a red or a blue square moves in some seconds, and a tone
 # sounds in some. The event is in the seconds with both, and its category is the color of the square. Your own videos
 # may have any length, size, rate and codec that FFmpeg reads.
 
 videos = directory / "videos"
-make_clips(videos, 16)
+make_clips(videos, 14)
 print(*sorted(path.name for path in videos.iterdir())[:3], "...", sep="\n")
 
 # %%
@@ -69,7 +69,7 @@ print(*labels.read_text().splitlines()[:6], sep="\n")
 
 features = directory / "features"
 networks = ("--visual", "efficientnet-lite0", "--audio", "ave.videos.procedural:make_bands")
-run("extract", "--videos", videos, "--output", features, *networks, "--frames-per-second", 2)
+run("extract", "--videos", videos, "--output", features, *networks, "--frames-per-second", 1)
 
 # %%
 # Training
@@ -83,7 +83,7 @@ run("extract", "--videos", videos, "--output", features, *networks, "--frames-pe
 #
 #    python examples/ave_cmran.py train --data features --labels path/to/videos/labels.csv --output runs/mine
 
-settings = ("--split", "85/0/15", "--epochs", 10)
+settings = ("--split", "85/0/15", "--epochs", 8)
 run("train", "--data", features, "--labels", labels, *settings, "--output", directory / "mine")
 
 # %%
