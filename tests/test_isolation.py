@@ -34,6 +34,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_child_is_left():
+    stop_children()  # of earlier tests
     yield
     stop_children()
     assert isolation._idle == []

@@ -71,7 +71,7 @@ MAY_CHANGE = {
     "output",
     "resume",
 }
-"""The settings that a resumed run may change. All others affect the weights."""
+"""The settings that a resumed run may change: it may get more epochs and seeds, and find the same data elsewhere."""
 LOG_EVERY = 10
 """Number of steps between two logged losses. To read a loss, the host must wait for the device."""
 IN_RECIPE = ("epochs", "batch_size", "lr", "milestones", "lr_decay")
@@ -260,12 +260,14 @@ def main(
         if config.data is None:
             recipe = recipe._replace(epochs=PROCEDURAL_EPOCHS)
         recipe = recipe._replace(**{name: value for name in IN_RECIPE if (value := getattr(config, name)) is not None})
+        # Now the recipe is complete. The settings get the same values, since they are saved with the run.
         directory = None if config.data is None else config.data.absolute()  # for --resume from anywhere
         labels = None if config.labels is None else config.labels.absolute()
         config = dataclasses.replace(
             config, data=directory, labels=labels, **{name: getattr(recipe, name) for name in IN_RECIPE}
         )
-        output, saved = config.resume or new_output(config.output, config.setting), None
+        output = config.resume or new_output(config.output, config.setting)
+        saved: SavedRun | None = None
         if config.resume is None:
             check_output(output)
         else:
@@ -294,7 +296,7 @@ def main(
                 config.setting,
                 accelerator,
                 batch_size=recipe.batch_size,
-                seed=None if config.as_published else config.seeds[0],
+                seed=None if config.as_published else config.seeds[0],  # None: not shuffled, no incomplete batch
                 workers=config.workers,
             )
             test = evaluation_loader(data, "test", accelerator, config.workers)
@@ -324,7 +326,7 @@ def main(
         initial_scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         runs: list[dict[str, Any]] = []
         histories: dict[int, list[Epoch]] = {}
-        examples: Outcomes | None = None
+        first_outcomes: Outcomes | None = None
         for number, seed in enumerate(config.seeds):
             if len(config.seeds) > 1:
                 accelerator.print(f"seed {seed}")
@@ -351,14 +353,14 @@ def main(
                 accelerator.scaler.load_state_dict(initial_scaler)  # the previous seed has changed it
 
             # ---- Continue from the newest checkpoint, if there is one ----
-            place = output / f"seed-{seed}"
-            checkpoints = Checkpoints(place / "checkpoints", config.keep)
+            seed_directory = output / f"seed-{seed}"
+            checkpoints = Checkpoints(seed_directory / "checkpoints", config.keep)
             history, best = _restore(checkpoints, model, optimizer, accelerator)
             if accelerator.is_main_process:
                 checkpoints.start(len(history))
             done, total = len(history) * steps, recipe.epochs * steps
-            purge = {"purge_step": done + 1}  # TensorBoard hides entries after the checkpoint
-            accelerator.init_trackers(place.name, init_kwargs={"tensorboard": purge})
+            tensorboard = {"purge_step": done + 1}  # hides entries after the checkpoint
+            accelerator.init_trackers(seed_directory.name, init_kwargs={"tensorboard": tensorboard})
 
             pace.start((len(config.seeds) - number) * total - done, _describe_size(config, recipe, model, output))
             quiet = None if accelerator.is_main_process else True  # None: only on a terminal
@@ -382,7 +384,7 @@ def main(
                     watch.lap("data")
                     logits = wrapped(video, audio, padding_mask=mask)
                     loss = model.loss(logits, target, padding_mask=mask, eventless_category=data.eventless_category)
-                    loss = loss * share_weight  # 1 in a single process
+                    loss = loss * share_weight  # 1, unless several processes have shares of different sizes
                     accelerator.backward(loss)  # loss.backward(), scaled for fp16
                     watch.lap("forward and backward")
                     if recipe.clip_norm is not None:
@@ -428,7 +430,7 @@ def main(
             # ---- Test the best weights, and save the network ----
             model.load_state_dict(best)
             outcomes = observe(model, test, accelerator)
-            examples = examples or outcomes
+            first_outcomes = first_outcomes or outcomes
             metrics = {
                 "seed": seed,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -442,9 +444,9 @@ def main(
             }
             if accelerator.is_main_process:
                 card = {"data": data.describe(config.data), "metrics": metrics}
-                with writing_directory(place / "model") as temporary:
+                with writing_directory(seed_directory / "model") as temporary:
                     model.save_pretrained(temporary, model_card_kwargs=card)
-                write_predictions(place, outcomes, data, "test")
+                write_predictions(seed_directory, outcomes, data, "test")
             runs.append(metrics)
             histories[seed] = history
             for tracker in accelerator.trackers:
@@ -452,13 +454,13 @@ def main(
             accelerator.free_memory()
 
         # ---- Report ----
-        if accelerator.is_main_process and examples is not None:
+        if accelerator.is_main_process and first_outcomes is not None:
             seconds, memory = round(time.perf_counter() - start, 1), peak_memory(accelerator.device)
             summary = {**summarize(runs), "seconds": seconds, "peak_memory": memory}
             lines = [{"seed": seed, **dataclasses.asdict(line)} for seed in histories for line in histories[seed]]
             write_csv(output / "history.csv", [{k: v for k, v in line.items() if k != "seconds"} for line in lines])
             curves = {"learning_curves.png": draw_learning_curves(histories, title)} if draw else None
-            report(output, title, runs, summary, examples, data, "test", figures=curves)
+            report(output, title, runs, summary, first_outcomes, data, "test", figures=curves)
             print(_describe_cost(lines, summary))
             print(f"written to {output}")
     accelerator.end_training()
