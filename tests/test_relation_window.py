@@ -335,6 +335,22 @@ def test_copies_devices_and_precision(draw):
             id="of M_self",
         ),
         pytest.param(
+            lambda _: RelationAware(6, [6, 6], 6, 2)(
+                torch.ones(1, 5, 6),
+                [torch.ones(1, 3, 6), torch.ones(1, 13, 6)],
+                context_attn_mask=[None, relation_window(13, [11, 2], include_query=False)],
+            ),
+            r"context_attn_mask\[1\] must be a window for memories of the lengths \[13\], .* got one for \[11, 2\]",
+            id="of one M_self, with other memories",
+        ),
+        pytest.param(
+            lambda _: InternalTemporalRelation(6, 2, 0)(
+                torch.ones(1, 13, 6), attn_mask=relation_window(13, [11, 2], include_query=False)
+            ),
+            r"attn_mask must be a window for memories of the lengths \[13\], in this order, got one for \[11, 2\]",
+            id="without layers, with other memories",
+        ),
+        pytest.param(
             lambda window: window.to_dense(torch.ones(2, 13, 50)),
             r"weights must have shape \(\*, 13, \d+\), as a layer returns them for this window, got \(2, 13, 50\)",
             id="dense weights",

@@ -389,7 +389,7 @@ class CMRA(nn.Module):
         batch, length = query.shape[:2]
         if attn_mask is not None:
             shape = (batch, self.num_heads, length, sum(lengths))
-            check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)
+            check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False, lengths=lengths)
 
         own = query if self.include_query else None
         join = self._join_memory if None in projections else self._project_memory

@@ -137,7 +137,13 @@ def zero_where(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def check_attention_mask(
-    name: str, mask: Tensor | RelationWindow, shape: Sequence[int], like: Tensor, *, per_head: bool
+    name: str,
+    mask: Tensor | RelationWindow,
+    shape: Sequence[int],
+    like: Tensor,
+    *,
+    per_head: bool,
+    lengths: Sequence[int] | None = None,
 ) -> None:
     """Check that an attention mask fits the scores (B, H, T, M) and is on the device of the features ``like``.
 
@@ -148,12 +154,18 @@ def check_attention_mask(
         like: the features that the mask belongs to.
         per_head: whether three dimensions mean (H, T, M), as in broadcasting. If False they mean (B, T, M) or
             (B * H, T, M), as in the layers.
+        lengths: the length of each memory, which those of a window must equal; they sum to M. None if only M is known.
     """
     if isinstance(mask, RelationWindow):
         if (mask.query_length, sum(mask.memory_lengths)) != (shape[2], shape[3]):
             raise ValueError(
                 f"{name} must be a window for {shape[2]} query segments and a memory of {shape[3]}, got one for "
                 f"{mask.query_length} and {sum(mask.memory_lengths)} ({' + '.join(map(str, mask.memory_lengths))})"
+            )
+        if lengths is not None and mask.memory_lengths != tuple(lengths):
+            raise ValueError(
+                f"{name} must be a window for memories of the lengths {list(lengths)}, in this order, got one for "
+                f"{list(mask.memory_lengths)}"
             )
         return
     check_tensor(name, mask)
@@ -197,11 +209,6 @@ def join_masks(
     """
     padding = _join_paddings(paddings, lengths, batch)
     if isinstance(attn_mask, RelationWindow):
-        if attn_mask.memory_lengths != tuple(lengths):
-            raise ValueError(
-                f"attn_mask must be a window for memories of the lengths {list(lengths)}, in this order, got one for "
-                f"{list(attn_mask.memory_lengths)}"
-            )
         return attn_mask if padding is None else add_padding(attn_mask, padding)
     if attn_mask is not None:
         if attn_mask.dim() == 2:

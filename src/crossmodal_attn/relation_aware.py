@@ -324,7 +324,7 @@ class InternalTemporalRelation(nn.Module):
         if not self.layers:
             if attn_mask is not None:
                 shape = (len(features), self.num_heads, *[features.shape[1]] * 2)
-                check_attention_mask("attn_mask", attn_mask, shape, features, per_head=False)
+                check_attention_mask("attn_mask", attn_mask, shape, features, per_head=False, lengths=shape[-1:])
             return zero_steps(features, padding_mask)
         for layer in self.layers:
             features = layer(features, query_padding_mask=padding_mask, query_times=times, attn_mask=attn_mask)
@@ -521,7 +521,8 @@ class RelationAware(nn.Module):
                 check_mask(f"context_padding_mask{name}", padding, features.shape[:2], features)
             if mask is not None:
                 shape = (len(features), self.cross_relation.attention.num_heads, *[features.shape[1]] * 2)
-                check_attention_mask(f"context_attn_mask{name}", mask, shape, features, per_head=False)
+                label = f"context_attn_mask{name}"
+                check_attention_mask(label, mask, shape, features, per_head=False, lengths=shape[-1:])
             clocks.append(Clock(f"context_times{name}", times, features, padding))
         clocks.append(Clock("query_times", query_times, query, query_padding_mask))
         found = list_times(self, self.cross_relation.attention.rotary, clocks)
