@@ -485,7 +485,7 @@ def test_restore_is_refused_whole():
     with pytest.raises(ValueError, match=r"1\.q_proj must be a plain torch.nn.Linear .*got Adapted"):
         report.restore()
     layers[1].q_proj = nn.Linear(39, 39, bias=False)
-    with pytest.raises(ValueError, match=r"1\.q_proj must be with a bias to be restored"):
+    with pytest.raises(ValueError, match=r"1\.q_proj must have a bias to be restored"):
         report.restore()
     model[1] = nn.Identity()
     with pytest.raises(ValueError, match=r"1 must still be the layer .*got Identity"):

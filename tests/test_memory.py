@@ -338,7 +338,7 @@ ERRORS = {
         lambda: LAYER(QUERY, [QUERY, CMRA(8, 4).remember(QUERY)]),
         V,
         r"context\[1\].keys must have shape \(batch, 2, time, 4\), as this CMRA has 2 heads of width 4, got "
-        r"\(2, 4, 5, 2\): use the remember of this layer",
+        r"\(2, 4, 5, 2\): use remember\(\) of this layer",
     ),
     "other width": (
         lambda: CrossModalRelation(12, 2)(ones(2, 5, 12), MEMORY),
@@ -374,7 +374,7 @@ ERRORS = {
     "padding given again": (
         lambda: LAYER(QUERY, [MEMORY], context_padding_mask=[BOOL]),
         V,
-        r"context_padding_mask\[0\] must be None where context\[0\] is a Memory, .* given to remember, got Tensor",
+        r"context_padding_mask\[0\] must be None where context\[0\] is a Memory, which already includes it, got Tensor",
     ),
     "mask without its columns": (
         lambda: LAYER(QUERY, MEMORY, attn_mask=ones(5, 5)),

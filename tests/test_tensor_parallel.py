@@ -111,4 +111,4 @@ def test_halves_of_keys_and_values_are_refused(found):
     for _, refusals in found:
         assert len(refusals) == 2
         for message in refusals:
-            assert message.startswith("kv_proj gave 12 channels, but this CMRA needs all 24 of them: where tensor")
+            assert message.startswith("kv_proj gave 12 channels, but this CMRA needs all 24 of them: if tensor")

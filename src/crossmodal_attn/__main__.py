@@ -11,7 +11,7 @@ __all__ = ["report"]
 
 
 def report() -> str:
-    """Return the versions, the devices and the enabled attention backends, one a line."""
+    """Return the versions, the devices and the enabled attention backends, one per line."""
     return "\n".join(f"{name:20}{value}" for name, value in (*_versions(), *_devices(), *_backends()))
 
 

@@ -130,7 +130,7 @@ def check_projected(name: str, projected: Tensor, size: int, layer: nn.Module) -
     if projected.shape[-1] != size:
         raise ValueError(
             f"{name} gave {projected.shape[-1]} channels, but this {type(layer).__name__} needs all {size} of them: "
-            "where tensor parallelism splits a projection, let it gather its output, "
+            "if tensor parallelism splits this projection, gather its output with "
             "ColwiseParallel(output_layouts=Replicate())"
         )
 

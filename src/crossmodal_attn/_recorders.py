@@ -57,7 +57,7 @@ class Recorder:
         return id(layer) in self._layers
 
     def keep(self, layer: nn.Module, maps: Mapping[str, Tensor]) -> None:
-        """Keep the maps of one call, by name. A lock keeps calls of other threads apart."""
+        """Keep the maps of one call, by name. A lock makes this safe when several threads call it."""
         with self._lock:
             if not self.records(layer):  # the recorder was closed during this forward pass
                 return

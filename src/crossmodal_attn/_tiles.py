@@ -1,4 +1,4 @@
-"""Compute AGSCA's two passes over the visual map in tiles that fit the cache of a CPU.
+"""Compute AGSCA's two passes over the visual map in tiles that fit into the cache of a CPU.
 
 Without tiles, each step of the layer writes a map as large as the video, and the next step reads it. With tiles, only
 the maps that the backward pass needs are built. The plain functions ``_pool`` and ``_attend`` define the results. They
@@ -138,7 +138,7 @@ def _apply(function: type[Function], *inputs: Any) -> Any:
 def _must_be_plain(*gradients: Tensor | None) -> bool:
     """Return whether the backward pass must use differentiable torch operations.
 
-    It must if the gradients will be differentiated again (``create_graph``), or are batched (``is_grads_batched``).
+    This is so if the gradients will be differentiated again (``create_graph``), or are batched (``is_grads_batched``).
     """
     try:
         for gradient in gradients:
@@ -179,13 +179,16 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class _InTiles(Function):
-    """Base class of both passes. Outputs: two results, then the tensors to keep for the backward pass.
+    """Base class of both passes.
 
-    Inputs: the routes (``routes`` is their number), then the inputs of ``plain``, then whether a backward pass may
-    follow. The first tensor of ``plain`` is the video (S, N, C). The first pass also returns a view of the video, the
-    route. The second pass takes it as an input. Through the route, the video's gradient of the second pass reaches the
-    first pass, which adds its own gradient to it in place. The second pass also takes the video itself: higher-order
-    gradients reach it directly, since they must not be modified in place.
+    Inputs: ``routes`` views of the video, then the inputs of ``plain``, whose first is the video (S, N, C), then
+    whether a backward pass may follow. Outputs: two results, then the tensors to keep for the backward pass.
+
+    Both passes contribute to the gradient of the video. The first pass also returns a view of the video, the route,
+    which the second pass takes as an input. In the backward pass, the second pass returns its gradient of the video as
+    the gradient of the route. The first pass receives this tensor, and adds its own gradient to it in place.
+    Higher-order gradients must not be modified in place. So the second pass also takes and saves the video itself, and
+    these gradients reach it directly.
     """
 
     routes: int

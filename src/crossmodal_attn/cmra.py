@@ -184,8 +184,8 @@ class CMRA(nn.Module):
             projection, separate from the query's. A list gives the width of each context; then each has its own
             projection, even if widths are equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
-        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. Default: None, for a
-            layer to which the order of its memory makes no difference.
+        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. Default: None. Then
+            the order of the segments in the memory makes no difference.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -347,8 +347,8 @@ class CMRA(nn.Module):
             context: (B, S, context_dim); a list or tuple of tensors, whose lengths S may differ; or None. A None in the
                 list marks a modality that is missing from the batch. It has no columns in ``attn_mask`` and in the
                 weights, and its own projection, if it has one, gets no gradient. A :class:`Memory` of this layer can
-                replace any context; it includes padding and times. After the contexts, a list may also have a memory of
-                the query's past. See :meth:`remember`.
+                replace any context; it includes padding and times. A list may end with one more memory, that of the
+                query's past. See :meth:`remember`.
             query_padding_mask: bool (B, T), True = padding.
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
@@ -440,13 +440,13 @@ class CMRA(nn.Module):
         ``layer(query, layer.remember(context))`` returns what ``layer(query, context)`` returns. The memory includes
         padding and times, so leave out ``context_padding_mask`` and ``context_times`` in that call.
 
-        With ``own=True`` the context is the query's past, projected as the query itself. The memory of
-        ``layer(segments, [*contexts, past])`` is then [contexts..., past, segments], so that a stream gets the outputs
-        of the whole sequence under a causal mask. If several new segments come at a time, they need a causal mask among
-        them.
+        With ``own=True`` the context is the query's past, which is projected in the same way as the query. The memory
+        of ``layer(segments, [*contexts, past])`` is then [contexts..., past, segments], so that a stream gets the
+        outputs of the whole sequence under a causal mask. If several new segments come at a time, they need a causal
+        mask among them.
 
-        A memory keeps the projections by the weights of that time: call ``remember`` again after each training step.
-        With FSDP2, register this method by :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
+        A memory is computed with the current weights: call ``remember`` again after each training step. With FSDP2,
+        register this method by :func:`torch.distributed.fsdp.register_fsdp_forward_method`.
 
         Args:
             context: (B, S, context_dim), with ``own=True`` (B, S, embed_dim). Or a list or tuple, as in
@@ -536,7 +536,7 @@ class CMRA(nn.Module):
             contexts: features (B, S, width), zero at padding.
             projections: the projection of each context.
             query: (B, T, embed_dim), zero at padding, or None if it is not part of the memory.
-            times: for each of these (S,) or (B, S), by which ``rotary`` rotates the keys.
+            times: the times of each context, then of the query, (S,) or (B, S) each. The keys are rotated by them.
         """
         own = [] if query is None else [query]
         if self.context_kv_proj is None and self.context_kv_projs is None:
@@ -566,8 +566,8 @@ class CMRA(nn.Module):
     ) -> tuple[list[Any], list[Tensor | None], list[Any], list[Any]]:
         """Check the arguments of ``forward``, and return the contexts other than None, their masks and projections.
 
-        The last list has the times of these contexts, then of the query. It is empty without ``rotary``. The projection
-        and the times of a memory are None.
+        The fourth list has the times of these contexts, then of the query. It is empty without ``rotary``. The
+        projection and the times of a memory are None.
         """
         check_features("query", query, self.embed_dim, "embed_dim", self, self.q_proj)
         if query_padding_mask is not None:
@@ -637,14 +637,14 @@ class CMRA(nn.Module):
         for argument, value in (("context_padding_mask", padding), ("context_times", times)):
             if value is not None:
                 raise ValueError(
-                    f"{argument}{name} must be None where context{name} is a Memory, since it is given to remember, "
+                    f"{argument}{name} must be None where context{name} is a Memory, which already includes it, "
                     f"got {type(value).__name__}"
                 )
         check_memory(f"context{name}", memory, query, self, (self.num_heads, self.embed_dim // self.num_heads))
         if self.rotary is not None and query_times is None:
             raise ValueError(
-                f"query_times must be given where context{name} is a Memory of a layer with rotary, whose keys have "
-                "their times, got None"
+                f"query_times must be given where context{name} is a Memory of a layer with rotary, since its keys are "
+                "rotated by their times, got None"
             )
 
     def extra_repr(self) -> str:

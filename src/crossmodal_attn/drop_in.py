@@ -149,8 +149,8 @@ class ReplacementReport:
                         f"{type(module).__name__}: merge or remove adapters before restore()"
                     )
                 if (module.bias is None) != (attention.in_proj_bias is None):
-                    expected = "without" if attention.in_proj_bias is None else "with"
-                    raise ValueError(f"{path}.{projection} must be {expected} a bias to be restored, as before")
+                    expected = "not have" if attention.in_proj_bias is None else "have"
+                    raise ValueError(f"{path}.{projection} must {expected} a bias to be restored, as originally")
         for _, parent, name, attention, layer in self._places:
             layer._write_to(attention)
             _move_hooks(layer, attention)
@@ -167,7 +167,7 @@ class _Absent:
 
     _message = (
         "in_proj_weight and in_proj_bias are no tensors in a layer that replace_multihead_attention put here: use "
-        "q_proj and kv_proj, or restore() the layer before"
+        "q_proj and kv_proj, or call restore() first"
     )
 
     @classmethod
@@ -275,7 +275,7 @@ class MultiheadCMRA(CMRA):
         check_match("key", key, batch, "query", query)
         if is_causal and attn_mask is None:
             raise ValueError(
-                "attn_mask must be given with is_causal=True, which only says that it is causal, got None: use "
+                "attn_mask must be given with is_causal=True, which only says that the mask is causal, got None: use "
                 "torch.nn.Transformer.generate_square_subsequent_mask, or relation_mask(length, causal=True)"
             )
 
@@ -342,7 +342,7 @@ def _check_weights(attention: nn.MultiheadAttention, uses: Counter[int]) -> None
     weights |= {f"out_proj.{name}": getattr(projection, name) for name in ("weight", "bias")}
     for name, weight in weights.items():
         if weight is not None and not isinstance(weight, nn.Parameter):
-            raise TypeError(f"{name} must be a parameter, but it is computed from others: a copy would not be")
+            raise TypeError(f"{name} must be a parameter, but it is computed, and a copy would not follow its sources")
     for name, part in {**weights, "out_proj": projection}.items():
         if part is not None and uses[id(part)] > 1:
             raise ValueError(

@@ -154,7 +154,7 @@ def check_attention_mask(
         like: the features that the mask belongs to.
         per_head: whether three dimensions mean (H, T, M), as in broadcasting. If False they mean (B, T, M) or
             (B * H, T, M), as in the layers.
-        lengths: the length of each memory, which those of a window must equal; they sum to M. None if only M is known.
+        lengths: the length of each memory; they sum to M. A window must have the same lengths. None if only M is known.
     """
     if isinstance(mask, RelationWindow):
         if (mask.query_length, sum(mask.memory_lengths)) != (shape[2], shape[3]):

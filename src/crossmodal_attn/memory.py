@@ -74,7 +74,7 @@ class Memory(NamedTuple):
             (12, 10)
         """
         if not isinstance(more, Memory):
-            raise TypeError(f"more must be a Memory, which the remember of a layer returns, got {type(more).__name__}")
+            raise TypeError(f"more must be a Memory, as layer.remember returns it, got {type(more).__name__}")
         if max_length is not None:
             check_size("max_length", max_length, minimum=0)
         dims = {0: "batch size", 1: "number of heads", 3: "width of heads"}
@@ -137,7 +137,7 @@ def check_memory(name: str, memory: Memory, query: Tensor, layer: nn.Module, hea
         if tensor.dim() != 4 or (tensor.shape[1], tensor.shape[3]) != heads:
             raise ValueError(
                 f"{name}.{field} must have shape (batch, {heads[0]}, time, {heads[1]}), as this {layer_name} has "
-                f"{heads[0]} heads of width {heads[1]}, got {tuple(tensor.shape)}: use the remember of this layer"
+                f"{heads[0]} heads of width {heads[1]}, got {tuple(tensor.shape)}: use remember() of this layer"
             )
         check_match(f"{name}.{field}", tensor, {0: "batch size"}, "query", query)
         check_dtype(f"{name}.{field}", tensor, "query has", query.dtype)

@@ -1,4 +1,4 @@
-"""Plots of attention over segments, of attention over space, and of the predictions over a video.
+"""Draw attention over segments, attention over space, and predictions over time.
 
 Each function draws into a matplotlib Axes and returns it. Without an Axes it makes a figure with a color bar or a
 legend. No figure is shown or saved. Inputs may be tensors of any device and dtype, arrays or lists.
@@ -148,8 +148,8 @@ def plot_spatial_attention(
         interpolation: an interpolation of matplotlib. By default each cell is visible; "bilinear" is smooth.
         vmax: the weight at the end of the color scale, which starts at 0. Use one value for all segments of a video to
             compare them. Default: the largest weight.
-        ax: the Axes to draw into. Default: a new figure, whose color bar label gives the weight of
-            uniform attention.
+        ax: the Axes to draw into. Default: a new figure. The label of its color bar gives the weight of uniform
+            attention.
 
     Returns:
         Axes: ``ax``, or the Axes of the new figure.

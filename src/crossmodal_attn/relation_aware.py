@@ -441,7 +441,7 @@ class RelationAware(nn.Module):
             context_padding_mask: bool (B, S), True = padding. For several contexts, a list with a mask or None for
                 each.
             query_times: as in :meth:`CMRA.forward`, for a module with ``rotary``.
-            context_times: as in :meth:`CMRA.forward`. M_self and M_cmra have the same clock, also without times.
+            context_times: as in :meth:`CMRA.forward`. M_self and M_cmra use the same times, also by default.
             attn_mask: mask of M_cmra, as in :meth:`CMRA.forward`. The memory is [contexts..., query].
             context_attn_mask: mask of M_self, as in :meth:`CMRA.forward`. The memory is the context, so M = S. For
                 several contexts, a list with a mask or None for each.

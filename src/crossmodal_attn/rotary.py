@@ -82,7 +82,7 @@ def _views_as_complex(paired: Tensor) -> bool:
 
 
 def _are_aligned(paired: Tensor) -> bool:
-    """Return whether torch can view pairs (..., 2) as complex numbers, where they are in memory."""
+    """Return whether torch can view pairs (..., 2) as complex numbers without copying them."""
     *strides, last = paired.stride()
     return last == 1 and not any(step % 2 for step in (*strides, paired.storage_offset()))
 
@@ -106,7 +106,7 @@ class RotaryTime:
       distinguish neighboring frames at 25 Hz, and 4 to distinguish segments of one second.
     - A pair cannot distinguish times that differ by its period. So let ``max_period`` be at least twice the longest
       difference in time. Then the slowest pair tells which of two segments is earlier.
-    - Rotary embeddings as usual, with base 10000 and a head of width D, have ``min_period=2 * pi`` and
+    - The usual rotary embeddings, with base 10000 and a head of width D, correspond to ``min_period=2 * pi`` and
       ``max_period=2 * pi * 10000 ** ((D - 2) / D)``.
 
     Args:
@@ -159,7 +159,7 @@ class Clock(NamedTuple):
         """Check the times, (T,) or (B, T), and return them with zeros at padding, where they may be NaN."""
         name, times, features, padding = self
         if times is None:
-            raise ValueError(f"{name} must be given if {other_name} is, so that both have one unit, got None")
+            raise ValueError(f"{name} must be given if {other_name} is, since both must have the same unit, got None")
         _check_times(name, times, features.shape[:2], features)
         return times if padding is None else torch.where(padding, 0, times)
 

@@ -27,7 +27,7 @@ BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
 
 COPY_COST = 192
-"""The cost of copying one step of the memory for a block: as much time as about this many scores take."""
+"""The time to copy one step of the memory for a block, in units of the time to compute one score."""
 
 
 def relation_mask(
@@ -59,12 +59,12 @@ def relation_mask(
       i + ahead remain. A window of 0 leaves the segments that overlap the query segment.
 
     Words, or frames at a variable rate, have time stamps: ``query_times`` and ``context_times``. They take the place of
-    :math:`i`, :math:`i + 1` and of :math:`s`, :math:`e`. With ``query_times``, windows, rates and offsets count in the
-    unit of the times, such as seconds. A context without times then covers the time of the query, from the first start
-    to the last end. If the context has a rate, only its start is that of the query.
+    :math:`i`, :math:`i + 1` and of :math:`s`, :math:`e`. With ``query_times``, windows, rates and offsets are in the
+    unit of these times, such as seconds. A context without times then covers the time of the query, from the first
+    start to the last end. If the context has a rate, only its start is that of the query.
 
-    Times that differ by less than a millionth of the unit count as equal, and times in float32 also if they differ by
-    less than its rounding.
+    Times that differ by less than a millionth of the unit count as equal. So do times in float32 that differ by less
+    than the rounding error of float32.
 
     The mask has no batch dimension and does not depend on padding. Give padding masks to the layer as well. If the
     modalities of a batch are padded to different durations, give ``context_rates``.
@@ -84,7 +84,8 @@ def relation_mask(
         query_times: when the query segments start, (T,), or when they start and end, (T, 2). If only starts are given,
             a segment ends where the next one starts, and the last is as long as the one before it. The times are those
             of the whole batch. Starts and ends must be sorted; segments may overlap and leave gaps.
-        context_times: for each context such times, (S,) or (S, 2), on the clock of the query, or None.
+        context_times: for each context, when its segments start, (S,), or start and end, (S, 2), on the same time axis
+            as ``query_times``; or None.
         include_query: whether the query is the last memory, as in the :class:`CMRA` that gets the mask.
         device: device of the mask. Default: torch's default device.
 
@@ -234,7 +235,7 @@ def relation_window(
 
 
 class RelationWindow:
-    """Hold which steps of each memory each query segment may attend to. :func:`relation_window` makes it.
+    """Hold the steps of each memory that each query segment may attend to. :func:`relation_window` makes it.
 
     A window cannot be changed. For each query segment and memory it holds one span of steps, on the CPU. The layers
     copy what they need to their device.
@@ -279,7 +280,7 @@ class RelationWindow:
 
         Returns:
             Tensor: int64 (T, W), the column of the weight in a mask (T, M), from 0 to M - 1, and -1 where there is
-            none. Each memory has as many entries as the widest span of its steps.
+            none. Each memory has as many entries as its widest span of one query segment has steps.
         """
         columns = []
         for first, last, width in zip(self._blocks.first, self._blocks.last, self._blocks.band_widths, strict=True):
@@ -371,7 +372,8 @@ def _group(alike: Sequence[bool]) -> tuple[tuple[int, bool], ...]:
     """Divide the blocks into groups. ``alike`` tells whether each block has the same mask as the one before it.
 
     At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
-    time and memory. More groups than these three would cost more than they save.
+    time and memory. So there are at most three groups: the longest run of blocks with one mask, the blocks before
+    it, and those after it. More groups would cost more than they save.
     """
     count, begin, longest = len(alike) + 1, 0, (0, 1)
     for block in range(1, count + 1):
@@ -397,7 +399,7 @@ def gather_blocks(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the queries, keys, values and mask of the attention of each group of c blocks.
 
-    The batch holds the blocks of all samples.
+    In the results, the batch dimension has the blocks of all samples.
 
     Args:
         window: the window.
@@ -417,7 +419,7 @@ def gather_blocks(
         start.unsqueeze(1) + torch.arange(width, device=device)
         for start, width in zip(starts, blocks.widths, strict=True)
     ]
-    # The rows (C, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
+    # Indices (C, B, K) of rows of the features (B * M, H, D). A row, with all heads, is contiguous in the projections.
     rows = torch.cat(columns, 1).unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
 
     def gather(features: Tensor) -> Sequence[Tensor]:
