@@ -125,7 +125,7 @@ def _say(error: object, code: int) -> int:
 
 
 def _flush(stream: TextIO) -> None:
-    """Flush a stream. If that fails, discard its text, which Python would otherwise flush again at exit, and fail."""
+    """Flush a stream. If that fails, discard its text. Otherwise Python would flush it again at exit, and fail."""
     try:
         stream.flush()
     except OSError:

@@ -306,7 +306,7 @@ def test_evaluation_without_data_asks_for_it(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         call_main("evaluate", "--checkpoint", tmp_path / "model", "--output", tmp_path / "evaluation")
     assert stop.value.code == 2
-    message = "--data must be given, as this network was not trained on the procedural set, the default: it needs"
+    message = "--data must be given: the default is the procedural set, but this network needs"
     assert message in capsys.readouterr().err
 
 

@@ -232,7 +232,7 @@ def test_too_long_videos_are_refused(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ave.videos.assembly.MOST_OF_VIDEO", 3 * 2 * 2 * 3)
     message = fail("--videos", videos, "--output", tmp_path / "set", code=1, capsys=capsys)
     assert "1 of 6 videos could not be extracted" in message
-    assert "it is longer than 3 s, the most for these features: cut it" in message
+    assert "it is longer than 3 s, the limit for these features: cut it" in message
 
 
 def test_seconds_are_a_stream(assert_close):

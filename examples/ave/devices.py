@@ -28,7 +28,7 @@ TIMED_STEPS = 10
 PATIENCE = timedelta(minutes=30)
 """How long each process waits for the others before it fails.
 
-The main process alone reads all features once. This allows it to read the 8.7 GB of the release at 5 MB/s.
+The main process alone reads all features once. In half an hour, it can read the 8.7 GB of the release even at 5 MB/s.
 """
 
 

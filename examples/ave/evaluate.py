@@ -98,7 +98,7 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
     """Reject a dataset whose channels or categories are not those of the network."""
     needed = "--data must have"
     if procedural:
-        needed = "--data must be given, as this network was not trained on the procedural set, the default: it needs"
+        needed = "--data must be given: the default is the procedural set, but this network needs"
     for what, expected, came in (
         ("visual channels", model.video_dim, data.visual.shape[-1]),
         ("audio channels", model.audio_dim, data.audio.shape[-1]),

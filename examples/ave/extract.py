@@ -46,7 +46,7 @@ class ExtractConfig:
     """
 
     videos: tuple[Path, ...]
-    """video files, or directories, whose videos are taken, also those in their subdirectories"""
+    """video files, or directories: all videos in them and in their subdirectories"""
     output: Path
     """new directory for the dataset, or one where `extract` was stopped"""
     visual: str = "vgg19"
@@ -117,7 +117,7 @@ def main(config: ExtractConfig) -> Manifest:
     print(f"written to {config.output}: {len(videos)} videos, {sum(seconds)} s, {size}; they have no labels yet")
     if max(seconds) * len(seconds) > 4 * sum(seconds):
         longest = max(videos, key=lambda name: work.finished[name][0])
-        print(printable(f"note: most of it is padding up to the {max(seconds)} s of {longest}: cut long videos"))
+        print(printable(f"note: most of the set is padding up to the {max(seconds)} s of {longest}: cut long videos"))
     return manifest
 
 
@@ -141,7 +141,7 @@ def _extract_all(
                 for row in extract(path, partial(progress.say, f"note: {name}: ")):
                     rows.append(row)
                     if len(rows) > work.longest:
-                        raise ValueError(f"it is longer than {work.longest} s, the most for these features: cut it")
+                        raise ValueError(f"it is longer than {work.longest} s, the limit for these features: cut it")
                     if not all(part.isfinite().all() for part in row):
                         raise ValueError(f"its features have NaN or infinite values in second {len(rows) - 1}")
             except (ValueError, OSError) as error:

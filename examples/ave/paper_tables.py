@@ -39,7 +39,7 @@ __all__ = ["TablesConfig", "bootstrap_interval", "main"]
 COMMAND = Path(__file__).parents[1] / "ave_cmran.py"
 SETTINGS = "settings.json"
 PATIENCE = 30
-"""Seconds that a training has to stop before it is killed."""
+"""Seconds that a training gets to stop. Then it is killed."""
 RESAMPLES = 10_000
 """Number of bootstrap samples for a confidence interval."""
 HEADER = ("row", "setting", "paper", "ours", "best test epoch", "difference to CMRAN", "parameters", "s/epoch")
@@ -63,7 +63,7 @@ class TablesConfig:
     tables: tuple[Table, ...] = (1, 2, 3, 4, 5)
     """the tables to reproduce"""
     rows: tuple[str, ...] = ()
-    """train only CMRAN and these rows, such as avel-av or relation-co: ROW in the directory names SETTING-ROW"""
+    """train only CMRAN and these rows, such as avel-av or relation-co; a wrong name prints all names"""
     setting: Setting | None = None
     """train only in this setting; Table 1 is supervised, Table 2 weak, the others have both"""
     seeds: tuple[int, ...] = (0,)
@@ -73,7 +73,7 @@ class TablesConfig:
     background_videos: bool = True
     """weak setting: also train on the extra background videos"""
     epochs: int | None = None
-    """number of epochs; if omitted: 11, with --data as published for each network"""
+    """number of epochs; if omitted: as published for each network, or 11 for the procedural set"""
     device: str = "auto"
     """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "fp32"
@@ -120,7 +120,7 @@ class Training:
         return [*arguments, place, str(self.directory)]
 
     def trained_seeds(self) -> list[int]:
-        """Return the seeds that the directory has results of."""
+        """Return the seeds whose results are in the directory."""
         return [run["seed"] for run in self.read_runs()] if (self.directory / "metrics.json").is_file() else []
 
     def read_runs(self) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def _check_same(config: TablesConfig, *, alone: bool) -> None:
         alone: whether this call trains one row at a time, so that its times can be compared.
 
     Raises:
-        ValueError: if they were not.
+        ValueError: if they were trained with other settings.
     """
     data = None if config.data is None else str(config.data.absolute())
     names = ("epochs", "precision", "background_videos")

@@ -70,15 +70,15 @@ class PredictConfig:
     visual: str | None = None
     """network for the frames of --videos, as for `extract`; if omitted: that of the training"""
     visual_weights: Path | None = None
-    """file of its weights, if it needs one"""
+    """file with the weights of the network for the frames, if it needs one"""
     audio: str | None = None
     """network for the sound of --videos, as for `extract`; if omitted: that of the training"""
     audio_weights: Path | None = None
-    """file of its weights, if it needs one"""
+    """file with the weights of the network for the sound, if it needs one"""
     frames_per_second: int | None = None
     """frames of --videos to average in each second; if omitted: as in the training"""
     window: int | None = None
-    """seconds of the windows of --videos, 0 for whole videos; if omitted: the longest of the training, or 10"""
+    """length of the windows in seconds, 0 for whole videos; if omitted: the longest video of the training, or 10"""
     annotate: bool = False
     """also write each of the --videos with heat map, timeline and sound as mp4, and a contact sheet as PNG"""
     device: str = "auto"

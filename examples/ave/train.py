@@ -92,7 +92,7 @@ class TrainConfig:
     network: Network = "cmran"
     """CMRAN, or a rival from Tables 1 and 2 of the CMRAN paper"""
     as_published: bool = False
-    """train a rival as its public code does, faults included, if it has public code"""
+    """train a rival as its public code does, including its faults; only for rivals with public code"""
     data: Path | None = None
     """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     labels: Path | None = None
@@ -100,11 +100,11 @@ class TrainConfig:
     split: str | None = None
     """percentages of train, val and test, by video, if --labels has no column split; if omitted: 70/15/15"""
     background_videos: bool = True
-    """weak setting: also train on the extra background videos; AVE must have them, other datasets may"""
+    """weak setting: also train on the extra background videos; required for AVE, optional for other datasets"""
     senses: Senses = "both"
     """the features that CMRAN gets; the other modality is set to zero in training and testing"""
     relation: Relation = "cmra"
-    """CMRAN's cross-modal relation, as in Table 3; the last two are other interpretations of self and none"""
+    """CMRAN's cross-modal relation, as in Table 3; self-stacked and none-feedforward are variants of self and none"""
     guidance: Guidance = "agsca"
     """CMRAN's audio-guided spatial attention, as in the first part of Table 4"""
     interaction: Interaction = "av"
@@ -114,7 +114,7 @@ class TrainConfig:
     own_projections: bool = False
     """give each modality in the memory of CMRAN's relation its own key and value projection"""
     epochs: int | None = None
-    """number of epochs; if omitted: 11, with --data as published; a resumed run may have more"""
+    """number of epochs; if omitted: as published, or 11 for the procedural set; a resumed run may have more"""
     batch_size: int | None = None
     """batch size in videos, over all processes; if omitted: as published, 32 for CMRAN"""
     lr: float | None = None

@@ -116,7 +116,7 @@ class AVEData:
     is_ave: bool = False
     """Whether this is AVE itself."""
     extraction: Extraction | None = None
-    """What the features were made with, if that is known."""
+    """How the features were extracted, if that is known."""
 
     @property
     def longest(self) -> int:

@@ -28,7 +28,7 @@ def read_set(directory: Path, setting: Setting = "supervised", *, background_vid
             setting also needs ``mil_labels.h5``, ``visual_feature_noisy.h5``, ``audio_feature_noisy.h5`` and
             ``labels_noisy.h5``. ``Annotations.txt`` has the names of the videos. Each .h5 file may be .npy instead.
             A dataset without AVE's 4,143 rows and 29 columns is your own dataset. It does not need ``val_order`` and
-            background videos. It may have ``categories.txt`` (one name in a line), ``lengths.h5`` and
+            background videos. It may have ``categories.txt`` (one name per line), ``lengths.h5`` and
             ``lengths_noisy.h5`` (the length of each video in seconds), and seconds without a label (all zero).
         setting: decides which files are required. All others are read if they are there.
         background_videos: whether the weak setting requires the background videos of AVE.

@@ -66,7 +66,7 @@ class Manifest:
     categories: tuple[str, ...] | None = None
     ave: bool = False
     extraction: Extraction | None = None
-    """What the features were made with, in a dataset that `extract` wrote. It has no labels."""
+    """How the features were extracted, in a dataset that `extract` wrote. Such a dataset has no labels."""
 
 
 def is_prepared(directory: Path) -> bool:

@@ -41,7 +41,7 @@ AXES = {
 MOST = {"N": 10**7, "M": 10**7, "R": 10**7, "C": 2**14, "A": 2**14}
 """Size limits of axes. The network has matrices of channels x channels."""
 MOST_NUMBERS, MOST_OF_VIDEO = 2**27, 2**25
-"""Limits for the number of values in a file that is read at once, and in the features of one video."""
+"""Limits for the number of values in a file that is read as a whole, and in the features of one video."""
 Verdict = Literal["wrong", "missing", "not opened"]
 
 
@@ -66,7 +66,7 @@ class Found:
     declared_ave: bool = False
     """Whether a manifest says that the dataset is AVE."""
     extraction: Extraction | None = None
-    """What the features were made with, if that is known."""
+    """How the features were extracted, if that is known."""
     arrays: dict[str, StoredArray] = field(default_factory=dict)
     """The arrays that could be opened."""
     sizes: dict[str, tuple[int, Path]] = field(default_factory=dict)

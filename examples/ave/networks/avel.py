@@ -49,13 +49,13 @@ class DualResidual(nn.Module):
 class AVEL(SegmentClassifier):
     """The network of Tian et al., ECCV 2018: audio-guided attention, an LSTM per modality, and late fusion.
 
-    It predicts one class for each segment. The authors' code has the audio-visual network with attention (supervised
-    and weak), and DMRN (supervised). Where there is no code, these are our interpretations of the paper. With a single
-    modality, and with the mean over space instead of attention, the network is the same without the parts that are not
-    needed. The LSTMs are still bidirectional. DMRN can also be trained weakly.
+    It predicts one class for each segment. The authors' code has two of the variants: the audio-visual network with
+    attention (supervised and weak), and DMRN (supervised). All others are our interpretations of the paper. A variant
+    with a single modality, or with the mean over space instead of attention, leaves out the parts that it does not
+    need, and keeps bidirectional LSTMs. DMRN can also be trained weakly.
 
     The loss is the cross-entropy, as in the paper. ``as_published`` follows the code instead: a multi-label soft margin
-    loss on probabilities, which is far less sensitive, and attention with ``form="code"``, for maps of
+    loss on probabilities, which changes far less with the logits, and attention with ``form="code"``, for maps of
     ``attention_dim`` cells. The code also does not shuffle, and drops the last, incomplete batch.
 
     Args:
@@ -171,7 +171,7 @@ class AVEL(SegmentClassifier):
         return logits
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Pool logits of segments (B, T, K + 1) over time to logits of the video (B, K + 1). All padding gives 0."""
+        """Pool logits of segments (B, T, K + 1) to logits of videos (B, K + 1), which are 0 if all is padding."""
         if self.pooling == "mean":
             return mean_over_time(logits, padding_mask)
         return super().pool(logits, padding_mask=padding_mask)

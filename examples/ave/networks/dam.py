@@ -46,14 +46,18 @@ class DAM(TwoScores):
         p_t = \tfrac12 \left(\sigma(g_v \cdot l_{a,t}) + \sigma(g_a \cdot l_{v,t})\right), \qquad
         \lambda L_\text{category} + (1 - \lambda) \operatorname{mean}_t \operatorname{BCE}(p_t, \text{event}_t)
 
-    From the paper: l are local features, for video after audio-guided attention; g are global features, the mean over
-    time of the self-attention of the local ones; the category is predicted from both global features; the loss has
-    :math:`\lambda = 0.5`, the best value in the paper. The event logits are the logits of p_t.
+    As in the paper, each modality has local features l for each segment. Those of video are computed with audio-guided
+    attention. The global feature g of a modality is the mean over time of the self-attention of its local features. The
+    category is predicted from both global features. The loss has :math:`\lambda = 0.5`, the best value in the paper.
+    The event logits are the logits of p_t.
 
-    Our interpretations, since there is no usable code: each modality is projected to D = 256; each has its own
-    self-attention, with one head and biases; the inner products are divided by the square root of D, because otherwise
-    their sigmoids are 0 or 1 from the start; the category head has two linear layers with a ReLU between them; the
-    category of a video is defined as for CMRAN; all hyperparameters of the training.
+    There is no usable code, so these details are our interpretations:
+
+    - Each modality is projected to D = 256. Each has its own self-attention, with one head and biases.
+    - The inner products are divided by the square root of D. Otherwise their sigmoids are 0 or 1 from the start.
+    - The category head has two linear layers with a ReLU between them.
+    - The category of a video is defined as for CMRAN.
+    - All hyperparameters of the training.
 
     Args:
         setting: "supervised", the only one that was published.

@@ -26,7 +26,7 @@ class EDTCN(SegmentClassifier):
     """The encoder-decoder temporal convolutional network of Lea et al., CVPR 2017, on visual features only.
 
     An encoder layer convolves, normalizes and halves the length; a decoder layer doubles the length and convolves. As
-    in the authors' code, each video is padded with -1 to a multiple of 2 to the number of encoder layers.
+    in the authors' code, each video is padded with -1 to a multiple of 2 ** L segments, with L encoder layers.
 
     Our interpretations, since nobody published how it was run on AVE: the input is the mean of the visual features over
     space; there are two encoder and two decoder layers, with kernels of size 5.

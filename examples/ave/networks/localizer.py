@@ -113,7 +113,7 @@ class Localizer(Pretrained):
 
     @property
     def features(self) -> Extraction | None:
-        """What the features of the training were made with, if that is known. It is saved with the network."""
+        """How the features of the training were extracted, if that is known. It is saved with the network."""
         return self._features
 
     @features.setter
@@ -277,7 +277,7 @@ class SegmentClassifier(Localizer):
         return total / labeled.clamp(min=1)
 
     def pool(self, logits: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Pool logits of segments (B, T, K + 1) over time to logits of the video (B, K + 1). All padding gives 0."""
+        """Pool logits of segments (B, T, K + 1) to logits of videos (B, K + 1), which are 0 if all is padding."""
         return max_over_time(logits, padding_mask)
 
     def _sum_losses(self, logits: Tensor, target: Tensor) -> Tensor:

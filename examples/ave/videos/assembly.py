@@ -40,7 +40,7 @@ class Assembly:
 
     Args:
         output: the directory.
-        extraction: what the features are made with.
+        extraction: how the features are extracted.
         visual_shape: the shape of the visual features of a second, (H, W, C).
         audio_dim: A, width of the audio features.
 

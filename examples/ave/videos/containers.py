@@ -42,7 +42,7 @@ class Damage:
 
     Attributes:
         packets: number of packets that could not be decoded.
-        unordered: number of frames that came after a later one.
+        unordered: number of frames with an earlier time than the frame before them.
         stopped: why reading stopped before the end of the file, or None.
         alive: called for every packet.
     """

@@ -89,7 +89,7 @@ def read_seconds(
 ) -> Iterator[Second]:
     """Decode a video second by second.
 
-    There are as many seconds as the video stream covers by at least a half, and at least one. Where there is no sound,
+    Their number is the length of the video stream, rounded to whole seconds, but at least one. Where there is no sound,
     there is silence.
 
     Args:

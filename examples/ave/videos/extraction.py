@@ -30,7 +30,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Extraction:
-    """What features were made with. It is saved with a dataset of them, and with a network that was trained on it."""
+    """How features were extracted. It is saved with their dataset, and with each network that is trained on it."""
 
     visual: str
     """The name of the network for frames."""

@@ -296,7 +296,7 @@ class _Answer:
         self._put(b"D")
 
     def _put(self, kind: bytes, *parts: Any) -> None:
-        """Append a message, as soon as few enough are waiting."""
+        """Append a message. Wait while too many others have not been sent."""
         self._messages.put((kind, list(parts)))
 
     def _remark(self, text: str) -> None:

@@ -37,7 +37,7 @@ __all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", 
 __all__ += ["predict_seconds"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
-"""The networks that made the features of the AVE release. The digests depend on the files that hold these weights."""
+"""How the features of the AVE release were extracted. The digests are None, since several files hold these weights."""
 AVE_SECONDS = 10
 """The length of the videos of AVE."""
 LONGEST_NAME = 220

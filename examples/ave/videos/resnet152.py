@@ -1,6 +1,7 @@
-"""ResNet-152 up to its last block, the likely interpretation of the paper's "ResNet-151": not verified.
+"""ResNet-152 up to its last block, with weights of torchvision.
 
-The features were not published in full. With the weights IMAGENET1K_V1 of torchvision, this gives maps of their shape.
+This is probably what the paper calls "ResNet-151", but that is not verified: its features were not published in full.
+With the weights IMAGENET1K_V1, the maps have the shape of those in the paper.
 """
 
 from __future__ import annotations
