@@ -107,13 +107,13 @@ def _goal(goal: str, target: str, best: tuple[float, str] | None, meets: Callabl
 
 
 def _medians(cases: Sequence[dict[str, Any]], end: str, other: str, kind: str) -> list[tuple[float, str]]:
-    """Return the median time ratios between a form and the forms of a kind, with the names of the latter.
+    """Return the median time ratios between one form and all forms whose names begin with ``kind``, with their names.
 
     Args:
         cases: the measured cases.
-        end: the place of the forms of that kind in the ratios, "of" or "to".
-        other: the name of the form.
-        kind: the beginning of the names of the other forms.
+        end: the place of the latter in the ratios, "of" or "to".
+        other: the name of the one form.
+        kind: the beginning of the names of the others.
     """
     opposite = "of" if end == "to" else "to"
     return [

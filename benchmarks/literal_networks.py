@@ -46,7 +46,7 @@ class LiteralAGVA(nn.Module):
         self.score = nn.Linear(units, 1, bias=False)
 
     def forward(self, video: Tensor, audio: Tensor) -> Tensor:
-        """Sum (B, T, H, W, 512) over space, weighted by what is heard in (B, T, 128)."""
+        """Sum visual maps (B, T, H, W, 512) over space, weighted by the audio (B, T, 128)."""
         cells = video.flatten(2, 3)
         seen = self.video_units(F.relu(self.video_proj(cells)))
         heard = self.audio_units(F.relu(self.audio_proj(audio))).unsqueeze(2)
@@ -219,7 +219,7 @@ class LiteralEDTCN(_SegmentNetwork):
         self.head = nn.Linear(64, LABELS)
         self.dropout = nn.Dropout1d(0.3)
 
-    def forward(self, video: Tensor, audio: Tensor) -> Tensor:  # noqa: ARG002  it does not listen
+    def forward(self, video: Tensor, audio: Tensor) -> Tensor:  # noqa: ARG002  not used
         """Return logits (B, T, 29), from visual maps (B, T, H, W, 512). The time becomes a multiple of four."""
         features = _mean_over_space(video).transpose(1, 2)
         time = features.shape[-1]

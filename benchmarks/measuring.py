@@ -70,7 +70,7 @@ class Session:
 
     @property
     def case_seconds(self) -> float:
-        """Return the seconds after which a case that has the smallest number of rounds ends."""
+        """Return the time limit of a case in seconds. It applies once the smallest number of rounds is done."""
         return 2.0 if self.brief else 5.0 if self.device.type == "cuda" else 15.0
 
     @property

@@ -17,9 +17,9 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 FILLS = ("full", "none", "left")
 MOST_RATIOS = len(COLORS) * len(FILLS)
 WIDTH = 5.6
-"""Inches of a chart. On a phone, which shows it on half of them, its text can still be read."""
+"""The width of a chart in inches. Its text is readable even on a phone, which shows it at half this width."""
 LINE = 0.17
-"""Inches of a line of text."""
+"""The height of a line of text in inches."""
 
 
 def draw_ratios(results: dict[str, Any]) -> Figure:
@@ -29,7 +29,7 @@ def draw_ratios(results: dict[str, Any]) -> Figure:
     """
     cases = [case for case in results["cases"] if case.get("ratios")]
     pairs = list(dict.fromkeys((ratio["of"], ratio["to"]) for case in cases for ratio in case["ratios"]))[:MOST_RATIOS]
-    lines = 1.5 + len(pairs)  # of a case: its label, and the ratios below it
+    lines = 1.5 + len(pairs)  # lines of a case: its label, and the ratios below it
     height = LINE * (lines * max(1, len(cases)) + 1.2 * len(pairs)) + 1.3
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()

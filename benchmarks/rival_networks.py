@@ -51,7 +51,7 @@ def measure(session: Session, name: Network) -> dict[str, Any]:
 
 
 def draw_batch(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random maps (B, T, H, W, 512), audio (B, T, 128), and one-hot labels (B, T, 29) of one event a video."""
+    """Return random maps (B, T, H, W, 512), audio (B, T, 128), and one-hot labels (B, T, 29) of one event per video."""
     video = torch.rand(batch, LENGTH, GRID, GRID, VIDEO_DIM)
     audio = torch.rand(batch, LENGTH, AUDIO_DIM)
     category = torch.randint(CATEGORIES, (batch, 1))
