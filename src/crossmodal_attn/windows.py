@@ -27,7 +27,7 @@ BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
 
 COPY_COST = 192
-"""The time to copy one step of the memory for a block, in units of the time to compute one score."""
+"""The cost of copying one step of the memory for a block: as much time as about this many scores take."""
 
 
 def relation_mask(
@@ -372,8 +372,7 @@ def _group(alike: Sequence[bool]) -> tuple[tuple[int, bool], ...]:
     """Divide the blocks into groups. ``alike`` tells whether each block has the same mask as the one before it.
 
     At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
-    time and memory. So there are at most three groups: the longest run of blocks with one mask, the blocks before
-    it, and those after it. More groups would cost more than they save.
+    time and memory. More groups than these three would cost more than they save.
     """
     count, begin, longest = len(alike) + 1, 0, (0, 1)
     for block in range(1, count + 1):
@@ -399,7 +398,7 @@ def gather_blocks(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the queries, keys, values and mask of the attention of each group of c blocks.
 
-    In the results, the batch dimension has the blocks of all samples.
+    The batch holds the blocks of all samples.
 
     Args:
         window: the window.
@@ -419,7 +418,7 @@ def gather_blocks(
         start.unsqueeze(1) + torch.arange(width, device=device)
         for start, width in zip(starts, blocks.widths, strict=True)
     ]
-    # Indices (C, B, K) of rows of the features (B * M, H, D). A row, with all heads, is contiguous in the projections.
+    # The rows (C, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
     rows = torch.cat(columns, 1).unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
 
     def gather(features: Tensor) -> Sequence[Tensor]:
