@@ -1,4 +1,4 @@
-"""Measure how fast the AVE release is read: row by row, as is usual, against the same dataset after `prepare`.
+"""Measure how fast the AVE release is read row by row, the usual way, compared with the same dataset after `prepare`.
 
 The script writes a random dataset of the release's shapes to a temporary directory, which needs 4.6 MB per video. Set
 TMPDIR to a directory on a disk. It prepares the dataset with the example's `prepare`, and reads every video once,
@@ -6,8 +6,8 @@ shuffled, in float32 batches on the host:
 
 - "row by row": a loop over the rows of a batch, each read from HDF5 into a float32 array;
 - "release": the example's dataset class on the HDF5 files;
-- "prepared": the same class on the memory-mapped float16 files, with conversion to float32 and without. Training uses
-  the latter and converts on the device.
+- "prepared": the same class on the memory-mapped float16 files, with conversion to float32 and without. Training
+  reads without conversion, and converts on the device.
 
 The HDF5 files have two layouts: contiguous, as in the release, and one chunk per video. A cold reading starts with no
 file in the page cache, which mincore checks. (The host of a virtual disk may still cache them.) A warm reading follows.

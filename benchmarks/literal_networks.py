@@ -1,4 +1,4 @@
-"""The rivals of CMRAN written out as they are described: plain modules without checks, masks and settings.
+"""The rivals of CMRAN, written out from their descriptions: plain modules without checks, masks and settings.
 
 They are supervised, with the widths and categories of AVE. Their parameters have the names of those of the example's
 networks, so that :func:`copy_weights` can copy them.
@@ -35,7 +35,7 @@ def _two_score_loss(event_loss: Tensor, category_logits: Tensor, labels: Tensor)
 
 
 class LiteralAGVA(nn.Module):
-    """Audio-guided visual attention of Tian et al., 2018, as the paper has it: softmax over N of w tanh(A p + B g)."""
+    """Audio-guided visual attention of Tian et al., 2018, as in the paper: softmax over N of w tanh(A p + B g)."""
 
     def __init__(self, units: int = 49) -> None:
         super().__init__()

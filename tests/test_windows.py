@@ -346,7 +346,7 @@ T, V = TypeError, ValueError
         pytest.param(
             lambda: relation_mask(3, [5], context_rates=[None]),
             T,
-            r"context_rates\[0\] must be a number of segments per query segment, got NoneType",
+            r"context_rates\[0\] must be a number of segments per unit of time, got NoneType",
             id="rate of None",
         ),
         pytest.param(

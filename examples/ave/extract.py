@@ -29,7 +29,7 @@ __all__ = ["ExtractConfig", "main"]
 
 DOWNLOADED = "--visual efficientnet-lite0 --audio aisfx take weights from packages, without a download"
 GPU_BATCH = 64
-"""Number of frames that go through the network at once on a GPU."""
+"""Batch size in frames on a GPU."""
 MOST_LISTED = 3
 
 

@@ -80,7 +80,7 @@ def lacks_memory(error: Exception) -> bool:
 
 
 def find_reason(error: Exception) -> str | None:
-    """Return in words why a command failed, or None if the error is a fault of the program.
+    """Describe why a command failed, or return None if the error is a bug of the program.
 
     Examples:
         >>> find_reason(MemoryError("Unable to allocate 3 TiB"))
@@ -101,7 +101,7 @@ def find_reason(error: Exception) -> str | None:
 
 @contextmanager
 def pointing_to_resume(output: Path) -> Iterator[None]:
-    """Add to the message of a stopped run how to continue it, if its directory is there and has its config.json.
+    """If a run stops after it has written its config.json, add to the error message how to continue the run.
 
     Raises:
         KeyboardInterrupt: if a signal stopped the run.

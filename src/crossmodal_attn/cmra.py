@@ -511,7 +511,7 @@ class CMRA(nn.Module):
     def _join_memory(
         self, contexts: list[Any], projections: list[Any], query: Tensor | None, times: list[Any]
     ) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values (B, H, M, D) of contexts of which some are memories.
+        """Return the keys and the values (B, H, M, D) of contexts, some of which are memories.
 
         The arguments are those of :meth:`_project_memory`. The projection and the times of a memory are None.
         """

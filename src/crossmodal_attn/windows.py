@@ -280,7 +280,7 @@ class RelationWindow:
 
         Returns:
             Tensor: int64 (T, W), the column of the weight in a mask (T, M), from 0 to M - 1, and -1 where there is
-            none. Each memory has as many entries as its widest span of one query segment has steps.
+            none. The number of entries of a memory is the length of the widest span in it that a query segment has.
         """
         columns = []
         for first, last, width in zip(self._blocks.first, self._blocks.last, self._blocks.band_widths, strict=True):
@@ -635,7 +635,7 @@ def _check_number(name: str, value: object, meaning: str) -> None:
 
 def _check_rate(name: str, rate: Any) -> None:
     if not isinstance(rate, (int, float)) or isinstance(rate, bool):
-        raise TypeError(f"{name} must be a number of segments per query segment, got {type(rate).__name__}")
+        raise TypeError(f"{name} must be a number of segments per unit of time, got {type(rate).__name__}")
     if not 0 < rate < math.inf:
         raise ValueError(f"{name} must be a finite number greater than 0, got {rate}")
 

@@ -91,7 +91,7 @@ def inspect_set(
         directory: the dataset, as for :func:`read_set`.
         setting: decides which files are required. All others are checked if they are there.
         background_videos: whether the weak setting requires the background videos of AVE.
-        labels: False checks only the features, for labels that are elsewhere.
+        labels: whether to check the labels, too. False if they are in a separate file.
 
     Raises:
         FileNotFoundError: if the directory is missing.

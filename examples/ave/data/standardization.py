@@ -18,14 +18,14 @@ __all__ = ["find_statistics", "read_valid"]
 BLOCK = 16
 """Number of videos that are read at once."""
 TRIED = 64
-"""Number of videos in which negative features are looked for."""
+"""Number of training videos that are searched for negative features."""
 
 
 def find_statistics(data: AVEData) -> dict[str, tuple[Tensor, Tensor]]:
     """Return mean and standard deviation of each channel of the features that have negative values.
 
-    Features without negative values, such as those after a ReLU, are left as they are, as in the AVE release. Negative
-    values are looked for in the first 64 videos of train. Padding is left out.
+    Features without negative values, such as those after a ReLU, are left as they are, as in the AVE release. The first
+    64 videos of train are searched for negative values. Padding is left out.
 
     Args:
         data: the dataset.

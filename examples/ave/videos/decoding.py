@@ -44,7 +44,7 @@ __all__ = ["Sampling", "Second", "VideoInfo", "describe", "read_frames", "read_s
 RELEASE_SECONDS = 10
 """Seconds into which the rule of the release divides every clip."""
 NOTABLE = 0.5
-"""Seconds by which a video may be shorter than its header says, without a remark."""
+"""A video may be shorter than its header says by this many seconds, without a remark."""
 
 
 class Second(NamedTuple):
@@ -89,8 +89,8 @@ def read_seconds(
 ) -> Iterator[Second]:
     """Decode a video second by second.
 
-    Their number is the length of the video stream, rounded to whole seconds, but at least one. Where there is no sound,
-    there is silence.
+    The number of seconds is the rounded length of the video stream, but at least one; with ``as_release``, it is 10.
+    Where there is no sound, there is silence.
 
     Args:
         path: the file.
@@ -128,7 +128,7 @@ def read_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Decode all frames of a video in full size, to draw on them.
 
     Yields:
-        The time in the file in seconds (the first one need not be 0), and RGB of shape (height, width, 3), after
+        The time in the file in seconds (the first one may differ from 0), and RGB of shape (height, width, 3), after
         rotation.
 
     Raises:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Extraction", "extract_seconds", "make_sampling", "probe"]
 
 BATCH = 16
-"""Number of frames that go through the network at once, as in a second of the AVE release."""
+"""Batch size in frames: the number of frames in a second of the AVE release."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def extract_seconds(
         audio: the network for sound.
         sampling: how the video is sampled, from :func:`make_sampling`.
         remark: called with a line about each thing that is unusual, such as damaged packets.
-        batch: number of frames that go through the network at once.
+        batch: batch size in frames.
         autocast: makes the context in which the networks run, such as that of bf16.
         read: decodes the video.
 

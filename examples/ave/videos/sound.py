@@ -28,7 +28,7 @@ Samples = NDArray[np.float32]
 SCALES = {"u8": 1 / 128, "s16": 1 / 32768, "s32": 1 / 2147483648, "flt": 1.0, "dbl": 1.0}
 """Factor from each sample format of PyAV to the range from -1 to 1."""
 JITTER = 0.02
-"""Seconds by which time stamps may differ from the number of samples, before samples are inserted or dropped."""
+"""If time stamps and the number of samples differ by more seconds, samples are inserted or dropped."""
 NOTABLE = 0.1
 """The shortest missing sound that gets a remark, in seconds."""
 
