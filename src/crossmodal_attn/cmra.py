@@ -184,7 +184,7 @@ class CMRA(nn.Module):
             projection, separate from the query's. A list gives the width of each context; then each has its own
             projection, even if widths are equal. Default: ``embed_dim``.
         include_query: whether the query is part of the memory, after the contexts. False gives co-attention.
-        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. Default: None. Then
+        rotary: rotate queries and keys by the time of their segments, see :class:`RotaryTime`. With None, the default,
             the order of the segments in the memory makes no difference.
         device: device of the parameters.
         dtype: dtype of the parameters.

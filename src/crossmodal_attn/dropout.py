@@ -16,7 +16,10 @@ LEVELS = 2**16
 """The number of values of 16 random bits. Probabilities are multiples of 1 / LEVELS."""
 
 CHUNK = 2**18
-"""Number of elements masked at once, so that the mask stays in the cache. 4 elements share a random number."""
+"""Number of elements masked at once, so that the mask stays in the cache.
+
+It is a multiple of 4, since 4 elements share a random number.
+"""
 
 
 class Dropout(nn.Dropout):
