@@ -110,7 +110,7 @@ def _measure(
 def pair(names: list[str]) -> list[tuple[str, str]]:
     """Return the pairs of forms to compare.
 
-    They are the published network and ours in equal or lower precision, then each of the two and its floor.
+    First come the published network and ours in equal or lower precision, then each of the two and its floor.
     """
     order = list(PRECISIONS)
     ranks = {name: order.index(name.split(", ")[1]) for name in names}
