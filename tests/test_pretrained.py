@@ -101,7 +101,7 @@ def test_model_card(tmp_path):
     assert "| setting | weak: trained on one label for the whole video |" in lines
     assert "| trained on | AVE |" in lines
     assert "| visual features | (videos, seconds, height, width, 11) |" in lines
-    assert "| given only its | sight; the other sense is zeroed |" in lines
+    assert "| input | only sight; the other modality is set to zero |" in lines
     start = lines.index("| relation | cmra |")
     assert lines[start + 1 : start + 4] == [
         "| guidance | agsca |",
