@@ -79,7 +79,7 @@ def read_options(help_text: str) -> Iterator[Option]:
         text, _, default = text.partition(" (default: ")
         default = default.rpartition(")")[0]
         flags = flags.replace("{None}|", "").replace("{None,", "{")
-        flags = re.sub(r"\{?\[(\w+) \[\1 \.\.\.\]\]\}?", r"\1 ...", flags)
+        flags = re.sub(r"\{?\[([^][ ]+) \[\1 \.\.\.\]\]\}?", r"\1 ...", flags)
         yield Option(flags, text, None if default in ("", "None") else default, bool(required))
 
 
@@ -96,7 +96,13 @@ def _describe(name: str, help_text: str) -> str:
 
 def _escape(text: str) -> str:
     """Escape the names of options, which would become dashes, and ``<setting>``, which would become HTML."""
-    return re.sub(r"(?<![`\w-])--\w[\w-]*", r"`\g<0>`", text.replace("<", "\\<"))
+
+    def escape(found: re.Match[str]) -> str:
+        if found[0].startswith("`"):  # already code
+            return found[0]
+        return "\\<" if found[0] == "<" else f"`{found[0]}`"
+
+    return re.sub(r"`[^`]*`|(?<![\w-])--\w[\w-]*|<", escape, text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
