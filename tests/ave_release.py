@@ -13,7 +13,7 @@ def write_dataset(path, array, name="avadataset"):
 
 
 def write_annotations(directory, names, header="", category="Flûte", encoding="utf-8", newline="\n"):
-    """Annotations of the first videos that fit their labels."""
+    """Write annotations of the first videos that agree with their labels."""
     with h5py.File(directory / "labels.h5") as file:
         event = file["avadataset"][:, :, :-1].any(-1)
     spans = [(row.argmax(), len(row) - row[::-1].argmax()) if row.any() else (0, 0) for row in event]
@@ -22,7 +22,7 @@ def write_annotations(directory, names, header="", category="Flûte", encoding="
 
 
 def write_release(directory, seed=0):
-    """Small and complete; every array that a release has, with random features and one-hot labels."""
+    """Write a small, complete release: every array of a release, with random features and one-hot labels."""
     rng = np.random.default_rng(seed)
     videos, segments, height, width, video_dim, audio_dim, extra = SHAPE.values()
     category = rng.integers(0, COLUMNS - 1, videos)

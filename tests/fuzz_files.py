@@ -1,8 +1,9 @@
-"""Flip bytes of every kind of file that the commands read, and count what ends in anything but a result or one line.
+"""Flip bytes of every kind of file that the commands read, and count the commands that fail in an unexpected way.
 
     python tests/fuzz_files.py --flips 300
 
-Every flip is one process with a time limit. The exit code is 0 if none of them ended in a traceback, a crash or a hang.
+Expected are a result, or an error message in one line. Each flip runs in its own process, with a time limit. The exit
+code is 0 if no process ended in a traceback, a crash or a hang.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def flip(content, draw):
 
 
 def correct_digest(path):
-    """Enter what now stands in a prepared file into its manifest, so that what opens it meets the damage."""
+    """Write the digest of a damaged file into its manifest, so that its reader gets beyond the check of the digest."""
     manifest = json.loads((path.parent / "prepared.json").read_text())
     manifest["files"][path.stem]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (path.parent / "prepared.json").write_text(json.dumps(manifest))

@@ -2,8 +2,8 @@
 
     python tests/kill_files.py --step 1
 
-An operation opens a file to write to it, renames or removes one, or creates or removes a directory. The exit code is 0
-if every run that went on ended with the files, bytes and weights of one that was never stopped.
+An operation opens a file to write to it, renames or removes a file, or creates or removes a directory. The exit code is
+0 if every resumed run ended with the same files, bytes and weights as a run that was never stopped.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def train(release, output):
 
 
 def kill_at(number, directory):
-    """Let this process end at an operation by its number, as if it was killed, before the operation is done."""
+    """Kill this process just before the file operation with this number."""
     numbers = itertools.count(1)
 
     def hook(event, arguments):
@@ -60,7 +60,7 @@ def kill_at(number, directory):
 
 
 def is_killed(number, run, release, output):
-    """Run in a process of its own, which is killed at an operation; return False if it ended before."""
+    """Run a function in a separate process that is killed at an operation; return False if it ended before that."""
     if not (child := os.fork()):
         code = 1
         try:

@@ -133,7 +133,7 @@ def set_display(path: Path, rotation: int, mirrored: bool = False) -> None:
 
 
 def damage_packets(path: Path, numbers: Collection[int], kind: str = "video") -> None:
-    """Overwrite packets of a stream with bytes that no decoder takes, counted from 0 in the order of the file."""
+    """Overwrite packets of a stream with bytes that no decoder accepts, counted from 0 in the order of the file."""
     import av
 
     content = bytearray(path.read_bytes())
@@ -146,6 +146,6 @@ def damage_packets(path: Path, numbers: Collection[int], kind: str = "video") ->
 
 
 def truncate(path: Path, part: float) -> None:
-    """Keep only the first part of a file, as a number from 0 to 1."""
+    """Keep only the first part of a file. The share to keep is a number from 0 to 1."""
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])

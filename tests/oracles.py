@@ -96,7 +96,7 @@ def av_interaction(layer: AVInteraction, video: Tensor, audio: Tensor, mask: Ten
 def agsca(layer: AGSCA, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute Eq. 1-3 with the weights of ``layer``, segment by segment, with every product of maps built.
 
-    ``video`` is (B, N, C) and ``audio`` (B, A); gives the output (B, C) and the maps (B, C) and (B, N).
+    ``video`` is (B, N, C) and ``audio`` (B, A). The results are the output (B, C) and the maps (B, C) and (B, N).
     """
     outputs, channel_maps, spatial_maps = [], [], []
     for v, a in zip(video, audio, strict=True):

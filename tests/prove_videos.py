@@ -1,10 +1,10 @@
 """Prove that the commands find events in videos. ``python tests/prove_videos.py`` takes two minutes on two cores.
 
-It makes 60 clips in which a square moves and a tone sounds, each in some seconds; the event is where both meet, and its
-category is the color of the square. As a user would, it extracts features at 2 frames a second, trains CMRAN on 40
-clips, and predicts and annotates the other 20. It fails if too few seconds are right, if the attention of AGSCA does
-not lie on the square, or if an annotated video is not as browsers need it. It plays one in Chromium if that is
-installed.
+It makes 60 clips in which a square moves and a tone sounds, each in some seconds. The event is where both occur, and
+its category is the color of the square. As a user would, it extracts features at 2 frames a second, trains CMRAN on 40
+clips, and predicts and annotates the other 20. It fails if too few seconds are correct, if the attention of AGSCA is
+not on the square, or if an annotated video does not have the format that browsers play. It plays one in Chromium if
+that is installed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def add_splits(path: Path) -> None:
 
 
 def compare_seconds(events: Path, clips: Sequence[Clip]) -> tuple[float, float, float]:
-    """Return the share of right seconds, the same with a tolerance of a second, and that of background everywhere."""
+    """Return the share of correct seconds, with tolerances of 0 and 1 s, and that for background everywhere."""
     found: list[list[str | None]] = [[None] * clip.seconds for clip in clips]
     for event in json.loads(events.read_text())["events"]:
         for second in range(event["start_s"], event["end_s"]):
@@ -111,7 +111,7 @@ def compare_seconds(events: Path, clips: Sequence[Clip]) -> tuple[float, float, 
 
 
 def measure_attention(checkpoint: Path, videos: Sequence[Path], clips: Sequence[Clip]) -> tuple[float, float]:
-    """Return the share of the attention on the cells that the square touches in seconds of events, and if uniform."""
+    """Return the share of attention on the cells of the square in event seconds, and that for uniform attention."""
     model, visual, audio = load_network(str(checkpoint)), find_visual(VISUAL), find_audio(AUDIO)
     shares, uniform = [], []
     for video, clip in zip(videos, clips, strict=True):
@@ -130,7 +130,7 @@ def measure_attention(checkpoint: Path, videos: Sequence[Path], clips: Sequence[
 
 
 def check_annotated(path: Path) -> None:
-    """Check format and sound of an annotated video, and play it in Chromium if it is installed."""
+    """Check the format and the sound of an annotated video, and play it in Chromium if that is installed."""
     with av.open(str(path)) as container:
         picture, sound = container.streams.video[0], container.streams.audio[0]
         kind = (picture.codec_context.name, picture.codec_context.pix_fmt, sound.codec_context.name)

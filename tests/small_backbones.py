@@ -1,4 +1,4 @@
-"""Networks for frames and sound that need no weights, as a user's own, named on the command line as MODULE:FUNCTION."""
+"""Networks for frames and sound that need no weights. Tests name them on the command line as MODULE:FUNCTION."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Annotated videos: overlay and timeline against slow loops, and times, sound and format of the file, read back."""
+"""Annotated videos: overlay and timeline equal slow loops, and the file has the right times, sound and format."""
 
 import errno
 
@@ -41,7 +41,7 @@ def read_packets(path):
 
 
 def test_scale():
-    """Relative to uniform attention, cell by cell; the scale is that of the whole video."""
+    """The heat of each cell is its attention relative to uniform attention, on one scale for the whole video."""
     attention = torch.rand(5, 3, 2, generator=torch.Generator().manual_seed(0))
     attention /= attention.sum((1, 2), keepdim=True)
     peak = max(2.0, 6 * attention.max().item())
@@ -55,7 +55,7 @@ def test_scale():
 
 
 def test_overlay_is_stretched_over_the_frame():
-    """A pixel is the frame where the attention is at most uniform, and moves to the color of its cell elsewhere."""
+    """Pixels change, toward the color of their cell, only where the attention is more than uniform."""
     heat = torch.zeros(2, 3, 5)
     heat[1, 2, 0] = 1
     frame = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
@@ -105,7 +105,7 @@ def test_a_variable_rate_and_the_sound_stay(tmp_path):
 
 
 def test_the_heat_map_lies_upright_on_a_rotated_video(tmp_path):
-    """The attention is in the upper left cell of what a player shows; there the annotated video is brighter."""
+    """Attention on the upper left cell brightens the upper left corner of the picture that a player shows."""
     source = write_video(tmp_path / "in.mp4", 1, fps=5, size=(64, 48), rotation=90, sound=False, square=[])
     attention = torch.zeros(1, 4, 3)
     attention[0, 0, 0] = 1

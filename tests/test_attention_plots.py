@@ -72,7 +72,7 @@ def convert(request):
     ],
 )
 def test_what_the_layers_return_is_drawn_as_it_is(device):
-    """With gradients, from any device; the mean over heads."""
+    """Plots take the weights of the layers with their gradients, from any device, and average the heads."""
     video, audio = torch.rand(2, 5, 3, 7, 11, device=device), torch.rand(2, 5, 13, device=device)
     seen, _, spatial_map = AGSCA(11, 13, 17, device=device)(video, audio, need_weights=True)
     weights = CMRA(11, 1, context_dim=13, device=device)(seen, audio, need_weights=True)[1]

@@ -39,7 +39,7 @@ def test_swapping_the_modalities_swaps_the_halves_of_the_weights(layer, draw, as
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("shape", [(5, 10), (2, 5, 10), (2, 3, 5, 10)], ids=str)
 def test_attention_mask_is_over_audio_then_video(layer, draw, assert_close, kind, shape):
-    """With a query that may attend to nothing: of it the product alone is left, and the bias of the projection."""
+    """Outputs equal Eq. 9 in loops. A query that may attend to nothing has zero weights."""
     video, audio = draw(2, 5, 39), draw(2, 5, 39)
     mask = draw(*shape) > 0.5
     mask[..., 1, :] = True

@@ -1,4 +1,4 @@
-"""Backbones: what they compute, against slow loops in NumPy and known figures, and the files that fill them."""
+"""Backbones equal slow loops in NumPy and known values, and load their weights from each kind of file."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Backbones on the command line: found by name, or a function of the user, and one-line errors."""
+"""Backbones on the command line are found by name or as a function of the user; errors have one line."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Constant answers and the linear probe beside the result of a training on an own dataset."""
+"""The report of a training on an own dataset has constant answers and the linear probe as baselines."""
 
 import json
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_baselines():
 
 
 def test_training_warns(tmp_path, capsys, monkeypatch):
-    """A network that cannot learn in one tiny step is not better than the probe."""
+    """Training warns if the network is not better than a baseline, here because it barely learns."""
     config = TrainConfig(epochs=1, lr=1e-9, device="cpu", output=tmp_path / "run")
     data = make_data()
     main(config, data=data, network=SMALL, draw=False)

@@ -1,4 +1,4 @@
-"""The forms of a benchmark compute the same function, peak memory is right, and the report contains all results.
+"""The implementations in a benchmark compute the same function, peak memory is right, and the report is complete.
 
 Sizes are tiny and rounds are few. No test asserts a time.
 """

@@ -148,7 +148,7 @@ def test_cmra_is_the_equation_in_loops(draw, assert_close, lengths, include_quer
 @pytest.mark.parametrize("include_query", [True, False])
 @pytest.mark.parametrize(("context_dim", "lacking"), [([39], None), *itertools.product([[17, 39, 17]], [None, 0, 2])])
 def test_cmra_with_a_projection_for_each_context(draw, assert_close, context_dim, include_query, lacking):
-    """Equal widths too; a modality that is lacking is left out of the memory, and the others keep their projections."""
+    """Each context has a projection, even for equal widths; a missing context has no part in the memory."""
     layer = fill_parameters(CMRA(39, 3, context_dim=context_dim, include_query=include_query, dtype=torch.float64))
     query, lengths = draw(2, 5, 39), [7, 2, 3][: len(context_dim)]
     contexts = [draw(2, *size) for size in zip(lengths, context_dim, strict=True)]
@@ -167,7 +167,7 @@ def test_cmra_with_a_projection_for_each_context(draw, assert_close, context_dim
 
 @pytest.mark.parametrize("name", ["cmra-4-contexts", "cmra-other-width", "cmra-own-projections"])
 def test_lacking_modality_is_as_one_without_steps(draw, name):
-    """For DDP they differ: with no steps the gradient of a projection of its own is zero, with None there is none."""
+    """Outputs and weights are equal; only with None, the separate projection of the context gets no gradient."""
     case = CASES[name]
     layer = case.make()
     query, *contexts = case.features(draw, 2, case.lengths(5, 7, 2, 3, 11))
@@ -316,7 +316,7 @@ def test_from_multihead_attention_refuses_another_forward():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mask_dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_least_number_as_a_mask(draw, dtype, mask_dtype):
-    """A mask of `finfo.min`, which may become -inf in another dtype, gives no NaN, and equal empty rows everywhere."""
+    """A mask of `finfo.min`, which may become -inf in another dtype, gives no NaN, and zero rows in both or neither."""
     query = 30 * draw(2, 3, 5, 13, dtype=dtype)
     mask = torch.zeros(5, 5, dtype=mask_dtype)
     mask[1] = torch.finfo(mask_dtype).min
@@ -355,7 +355,7 @@ def test_initialization_is_that_of_multihead_attention(kdim):
 
 @pytest.mark.parametrize(("context_dim", "kdim"), [([399], None), ([399, 401], 401)], ids=str)
 def test_projections_for_each_context_are_drawn_as_without(context_dim, kdim):
-    """Equal widths are drawn as the packed projection of torch is, in which they would stand together."""
+    """The initial weights have the same range as those that nn.MultiheadAttention draws for these widths."""
     attention = nn.MultiheadAttention(399, 3, kdim=kdim, vdim=kdim)
     theirs = CMRA.from_multihead_attention(attention).kv_proj.weight
     layer = CMRA(399, 3, context_dim=context_dim)
@@ -403,7 +403,7 @@ def test_dropout_acts_in_training_only(draw):
 
 @pytest.mark.parametrize("context_dim", [3, [3, 4]], ids=str)
 def test_cmra_gradients(draw, context_dim):
-    """First and second derivatives by every feature and parameter, with padding, against differences."""
+    """First and second derivatives equal finite differences, for all features and parameters, with padding."""
     layer = fill_parameters(CMRA(4, 2, context_dim=context_dim, dtype=torch.float64))
     parameters = dict(layer.named_parameters())
     widths = context_dim if isinstance(context_dim, list) else [context_dim]

@@ -1,5 +1,7 @@
-"""CMRAN's decisions and losses, against the same written out by hand; the whole network against the authors' figures is
-in `test_official.py`, padding in `test_cmran_masks.py`."""
+"""CMRAN's decisions and losses equal those written out by hand, and the network equals the paper's equations.
+
+`test_official.py` compares it with the authors' results; `test_cmran_masks.py` tests padding.
+"""
 
 import io
 import math
@@ -35,7 +37,7 @@ def test_decide():
 
 
 def test_localize_may_call_an_event_background_in_the_weak_setting():
-    """Where background is a category, it can be the best one."""
+    """Background is a category in the weak setting, so it can be the best one."""
     category = torch.tensor([[0.1, 0.2, 0.3, 0.9], [0.1, 0.8, 0.3, 0.4]])
     assert decide(Logits(EVENT.abs(), category), background=3).labels.tolist() == [[3, 3, 3], [1, 1, 1]]
 
@@ -50,7 +52,7 @@ def test_supervised_loss():
 
 
 def test_supervised_category_is_the_highest_index():
-    """Should a video have two categories, the higher index is trained on, as in the authors' code."""
+    """If a video has two categories, the higher index is the target, as in the authors' code."""
     labels = torch.nn.functional.one_hot(torch.tensor([[2, 1, 3], [3, 3, 1]]))
     higher = torch.nn.functional.one_hot(torch.tensor([[2, 2, 3], [3, 3, 1]]))
     logits = Logits(EVENT, CATEGORY)
@@ -82,7 +84,7 @@ def test_labels_of_any_dtype(dtype):
 
 
 def test_whole_network_is_the_paper_s(cmran, draw, assert_close):
-    """Both settings against the paper's equations in loops, at a batch and a length of its own, without dropout."""
+    """In both settings, the network equals the paper's equations in loops, without dropout."""
     video, audio = draw(3, 7, 3, 2, 11), draw(3, 7, 7)
     event_logits, category_logits = oracles.cmran(cmran, video, audio)
     assert_close(tuple(cmran(video, audio)), (event_logits, category_logits))
@@ -90,7 +92,7 @@ def test_whole_network_is_the_paper_s(cmran, draw, assert_close):
 
 @pytest.mark.parametrize("setting", ["supervised"])
 def test_exported_network_is_saved_and_loaded(cmran, draw, assert_close):
-    """What it returns has its names again."""
+    """The loaded program returns the named tuple of logits."""
     inputs = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
     cmran.eval()
     file = io.BytesIO()
@@ -124,7 +126,7 @@ def test_heads_of_the_settings():
 @pytest.mark.parametrize(("senses", "silent"), [("sight", 1), ("hearing", 0)])
 @pytest.mark.parametrize("lengths", [None, [5, 2]])
 def test_one_sense(senses, silent, lengths, draw):
-    """A network that is given one sense does not change with the other, NaN included, and is as if it were zero."""
+    """The output does not depend on the other modality, even if that is NaN, and equals that for zeros in its place."""
     model = CMRAN(video_dim=11, audio_dim=7, senses=senses).double().eval()
     mask = None if lengths is None else padding_mask(torch.tensor(lengths), 5)
     inputs = [draw(2, 5, 3, 2, 11), draw(2, 5, 7)]

@@ -1,4 +1,4 @@
-"""Padding in the whole of CMRAN: logits, losses, scores and gradients, in both settings."""
+"""Padding does not affect the logits, losses, scores and gradients of CMRAN, in both settings."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def gradients_of(model, loss, *inputs):
 
 @pytest.mark.parametrize("fill", [0.5, torch.nan, torch.inf, 1e30])
 def test_padded_batch_equals_videos_one_by_one(cmran, setting, videos, labels, assert_close, fill):
-    """Logits, scores and decisions; the loss, and its gradients by every parameter and input; labels are padded too."""
+    """Logits, scores, decisions, the loss and all gradients are those of the single videos; labels are padded too."""
     mask = padding_mask(LENGTHS, max_length=7)
     video, audio = (pad(features, fill).requires_grad_() for features in zip(*videos, strict=True))
     batch = cmran(video, audio, padding_mask=mask)
@@ -79,7 +79,7 @@ def test_padded_batch_equals_videos_one_by_one(cmran, setting, videos, labels, a
 
 
 def test_mask_without_padding_equals_no_mask(cmran, setting, draw, assert_close):
-    """Logits and losses are those without a mask: the default path is the authors'."""
+    """Logits and losses are those without a mask."""
     inputs = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
     labels = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 5, 5], [5, 5, 3, 3, 3]]), 6).double()
     mask = torch.zeros(2, 5, dtype=torch.bool)
@@ -89,7 +89,7 @@ def test_mask_without_padding_equals_no_mask(cmran, setting, draw, assert_close)
 
 
 def test_fully_padded_video_is_finite(cmran, setting, draw):
-    """A video that is all padding, NaN in it, has finite logits, scores, loss and gradients, and moves no other."""
+    """A video that is all NaN padding has finite results and gradients, and does not change the other video."""
     video, audio = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
     expected = cmran(video[:1], audio[:1])
     video[1], audio[1] = torch.nan, torch.nan
@@ -110,7 +110,7 @@ def test_fully_padded_video_is_finite(cmran, setting, draw):
 
 
 def test_batch_of_nothing_but_padding_is_finite(cmran, setting, draw):
-    """The event loss then has nothing to average: it is zero, not NaN."""
+    """The event loss then has no terms: it is zero, not NaN."""
     mask = torch.ones(2, 5, dtype=torch.bool)
     batch = cmran(draw(2, 5, 3, 2, 11) * torch.nan, draw(2, 5, 7), padding_mask=mask)
     loss = loss_of("supervised", batch, torch.ones(2, 5, 6 + (setting == "weak"), dtype=torch.float64), mask)
@@ -120,7 +120,7 @@ def test_batch_of_nothing_but_padding_is_finite(cmran, setting, draw):
 
 
 def test_segments_are_seen_by_one_another(cmran, draw):
-    """What the masks hide is there to be seen: without one, the last segment moves the first's logit."""
+    """Without a mask, the last segment changes the logit of the first, so the masks above do hide something."""
     video, audio = draw(2, 5, 3, 2, 11), draw(2, 5, 7)
     before = cmran(video, audio).event[:, 0]
     video[:, -1] += 1
@@ -128,7 +128,7 @@ def test_segments_are_seen_by_one_another(cmran, draw):
 
 
 def test_every_parameter_has_a_gradient(cmran, setting, draw):
-    """With padding, in the loss of each setting: DDP needs no search for unused ones."""
+    """Also with padding, in both settings; so DDP needs no find_unused_parameters."""
     mask = padding_mask([5, 2])
     batch = cmran(draw(2, 5, 3, 2, 11), draw(2, 5, 7), padding_mask=mask)
     labels = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 5, 5]] * 2), 6).double()

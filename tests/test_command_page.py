@@ -28,8 +28,17 @@ def test_what_options_take_is_simple():
     assert "\n`--seeds INT ...`\n: " in page
     assert "\n`--epochs INT`\n: " in page
     assert " Default: `float16`.\n" in page
+    assert "\n`--tables {1,2,3,4,5} ...`\n: " in page
     assert "None" not in page
     assert "│" not in page
+
+
+def test_code_in_a_text_stays_code():
+    """Options inside code are not marked again, which would end the code."""
+    page = command_line.describe_commands()
+    assert "; after `train --split`, give" in page
+    assert "Labels of `--data` as text" in page
+    assert "runs/\\<date and time>" in page
 
 
 def test_help_in_a_box_is_read_too():

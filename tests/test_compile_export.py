@@ -188,7 +188,7 @@ def test_exports_with_one_dynamic_size(draw, assert_close, axis):
 
 
 def test_compiles_with_times_and_masks_of_fixed_size(draw, assert_close):
-    """They are made inside, and the sizes of the features are symbolic."""
+    """Times and masks are made inside the graph, although the sizes of the features are symbolic."""
     module, query = Timed(), draw(2, 5, 12)
     assert_close(torch.compile(module, fullgraph=True, dynamic=True, backend="eager")(query), module(query))
 

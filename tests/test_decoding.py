@@ -1,4 +1,4 @@
-"""Videos are decoded to the frames and the sound of each second, as slow oracles say; what is hard to read is told."""
+"""Videos are decoded to the frames and the sound of each second, equal to slow oracles; oddities are reported."""
 
 import os
 import sys

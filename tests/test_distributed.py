@@ -37,7 +37,7 @@ def make_layer():
 
 
 def lack_on_second(layer, rank, kind):
-    """Go back from one half of a batch, of which the second lacks its first modality."""
+    """Run forward and backward on one half of a batch. The second half lacks the first modality."""
     generator = torch.Generator().manual_seed(rank)
     query, first, second = (
         torch.randn(2, *size, generator=generator, dtype=torch.float64) for size in ((5, 6), (7, 3), (4, 2))
@@ -95,7 +95,7 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(setting, folder, as
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize("kind", LACKING)
 def test_one_process_lacks_a_modality(kind, folder, assert_close):
-    """As None with a search for unused parameters, or as a context of no steps without; gradients are the means."""
+    """The modality is None, with find_unused_parameters, or has no steps, without it; gradients are averaged."""
     layer = make_layer()
     for rank in range(2):
         lack_on_second(layer, rank, kind)

@@ -90,7 +90,7 @@ def run(*command, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """Return a copy of the project with such files."""
+    """Return a copy of the project, with the files that builds and runs leave behind."""
     directory = tmp_path_factory.mktemp("project")
     for name in FILES:
         shutil.copy(ROOT / name, directory)

@@ -1,4 +1,4 @@
-"""Models on the replaced layers compute and learn what they did on torch.nn.MultiheadAttention."""
+"""Models with replaced layers compute and learn the same as with torch.nn.MultiheadAttention."""
 
 import copy
 import functools
@@ -53,7 +53,7 @@ def make_mask(draw, shape, kind):
 
 
 def run(model, inputs, **options):
-    """Return outputs, and the gradients of inputs and parameters of a random sum of the first, by torch's names."""
+    """Return the outputs, and the gradients of a random sum of the first output, by torch's names."""
     inputs = [feature.clone().requires_grad_() for feature in inputs]
     # A memory is one tensor, key and value at once.
     outputs = model(*inputs, *inputs[1:], **options) if isinstance(model, Holder) else model(*inputs, **options)
@@ -120,7 +120,7 @@ def test_call_is_that_of_multihead_attention(draw, assert_close, layout, mask, p
 )
 @mismatch
 def test_any_shape(assert_close, batch, length, memory_length, batch_first, bias, mask, padding, need_weights):
-    """Shapes of one and equal sizes, which masks could be mistaken in, change nothing."""
+    """Results are equal at sizes of 1 and at equal sizes, where a mask could be taken for another kind."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -175,7 +175,7 @@ def test_transformer_encoder_is_the_same(draw, assert_close, training, masks, op
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_transformer_decoder_is_the_same(draw, assert_close, training, batch_first):
-    """Its masks for both attentions reach the right one, and differ in length."""
+    """Each of its two attentions gets its own masks, of different lengths."""
     model = make_transformer("decoder", batch_first=batch_first).train(training)
     replaced, report = replace(model)
     names = ["self_attn", "multihead_attn"]
@@ -231,7 +231,7 @@ def test_siglip_vision_model_is_the_same(draw, assert_close, training):
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
 def test_torch_fast_path_is_not_taken(draw, assert_close, whole, mode):
-    """Neither in the encoder, which would make nested tensors, nor in its layers, even if only these were given."""
+    """The encoder and its layers call the replaced attention, even if only the layers were given to replace."""
     model = make_transformer("encoder", batch_first=True).eval()
     replaced = copy.deepcopy(model)
     for part in [replaced] if whole else replaced.layers:
@@ -270,7 +270,7 @@ def test_packed_weights_are_said_to_be_elsewhere(read):
 
 
 def test_nan_in_padding_reaches_no_other_step(draw, assert_close):
-    """Even if the mask is added, as torch's layers make it; and a query that may attend to nothing gets zero."""
+    """This holds for bool masks and for the added masks of torch's layers; fully masked queries get zero."""
     replaced, _ = replace(fill_parameters(Holder(batch_first=True)))
     query, memory = draw(3, 5, 39), draw(3, 7, 39)
     expected = replaced(query, memory, memory, PADDING)
@@ -288,7 +288,7 @@ def test_nan_in_padding_reaches_no_other_step(draw, assert_close):
 
 
 def test_dropout_is_that_of_the_layer(draw):
-    """It is active in training, and the weights are those before it."""
+    """Dropout is active in training, and the returned weights are those before dropout."""
     replaced, _ = replace(fill_parameters(Holder(dropout=0.5, batch_first=True)))
     query, memory = draw(3, 5, 39), draw(3, 7, 39)
     output, weights = replaced(query, memory, memory)
@@ -304,7 +304,7 @@ def test_dropout_is_that_of_the_layer(draw):
 )
 @pytest.mark.parametrize("leaf", [True, False])
 def test_key_that_is_not_the_value_is_an_error(draw, change, leaf):
-    """Even if it has the values, or the memory: gradients would be others."""
+    """Even a value with the same numbers or memory is an error, since its gradients would be wrong."""
     model = nn.ModuleDict({"fusion": nn.Sequential(Holder(batch_first=True))})
     replace_multihead_attention(model)
     memory = draw(2, 7, 39).requires_grad_()
@@ -318,7 +318,7 @@ def test_key_that_is_not_the_value_is_an_error(draw, change, leaf):
 
 
 def test_hooks_stay(draw, assert_close):
-    """Those around calls go on, backward hooks too, which pass key and value on as two tensors; their handles work."""
+    """Hooks around calls still run, backward hooks too, and their handles remove them before and after restore()."""
     model, calls = fill_parameters(Holder(batch_first=True)), []
     handles = [
         model.attention.register_forward_pre_hook(lambda *_: calls.append("before")),
@@ -339,7 +339,7 @@ def test_hooks_stay(draw, assert_close):
 
 
 def test_hooks_of_a_replacement_stay_after_restore(draw):
-    """Also full backward hooks, which a module tells from others by a flag."""
+    """This includes full backward hooks, which a module marks by a flag."""
     model, calls = fill_parameters(Holder(batch_first=True)), []
     report = replace_multihead_attention(model)
     model.attention.register_full_backward_hook(lambda _, inputs, __: calls.append(len(inputs)))
@@ -396,7 +396,7 @@ SKIPPED = {
 
 @pytest.mark.parametrize(("make", "reason"), SKIPPED.values(), ids=SKIPPED)
 def test_what_cmra_cannot_be_is_skipped_with_a_reason(make, reason):
-    """And stays as it was, beside a layer that is replaced."""
+    """The layer does not change, while another layer of the model is replaced."""
     kept = make()
     model = nn.ModuleDict({"kept": kept, "other": nn.Sequential(nn.MultiheadAttention(39, 3))})
     report = replace_multihead_attention(model)
@@ -409,7 +409,7 @@ def test_what_cmra_cannot_be_is_skipped_with_a_reason(make, reason):
 
 @pytest.mark.parametrize("tie", ["in_proj_weight", "out_proj.bias", "out_proj"])
 def test_tied_weights_are_skipped(tie):
-    """Copies would not stay tied."""
+    """A layer with tied weights is not replaced, since copies would not stay tied."""
     model = nn.ModuleList([nn.MultiheadAttention(39, 3), nn.MultiheadAttention(39, 3)])
     place, _, name = tie.rpartition(".")
     setattr(model[1].get_submodule(place), name, getattr(model[0].get_submodule(place), name))
@@ -473,7 +473,7 @@ def test_restore_keeps_what_was_learned(draw, assert_close, options, freeze):
 
 
 def test_restore_is_refused_whole():
-    """Where one of the layers cannot be restored, none is."""
+    """If one of the layers cannot be restored, none is."""
     model = nn.Sequential(*(nn.MultiheadAttention(39, 3) for _ in range(2)))
     report = replace_multihead_attention(model)
     layers = list(model)
@@ -499,7 +499,7 @@ def test_restore_is_refused_whole():
 
 @pytest.mark.parametrize("save", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
 def test_replaced_models_can_be_copied_and_saved(draw, save):
-    """With the report, which then restores the copy alone; state dicts go from one to the other."""
+    """A copied report restores only the copied model; state dicts of replaced models can be exchanged."""
     model = fill_parameters(Holder(batch_first=False))
     report = replace_multihead_attention(model)
     query, memory = draw(5, 2, 39), draw(7, 2, 39)
@@ -515,7 +515,7 @@ def test_replaced_models_can_be_copied_and_saved(draw, save):
 
 
 def test_frozen_weights_device_and_mode_are_kept():
-    """Without drawing random numbers, and on the meta device."""
+    """On the meta device, and without drawing random numbers."""
     model = Holder(device="meta").eval()
     model.attention.in_proj_weight.requires_grad_(False)
     before = torch.get_rng_state()
@@ -530,7 +530,7 @@ def test_frozen_weights_device_and_mode_are_kept():
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_compile_without_graph_breaks(draw, assert_close, gradients):
-    """An encoder of dynamic batch and length; also where torch's fast path would be compiled."""
+    """One graph serves all batch sizes and lengths of an encoder, also where torch's fast path would be compiled."""
     replaced, _ = replace(make_transformer("encoder", layers=1, batch_first=True).eval())
     replaced.mask_check = False
     counter = CompileCounterWithBackend("eager")
@@ -564,7 +564,7 @@ DYNAMIC = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},) * 3
 
 
 def test_export(draw, assert_close):
-    """With dynamic batch and lengths, and the weights."""
+    """An exported layer has dynamic batch and lengths, and returns the weights."""
     model = Cross()
     inputs = (draw(3, 5, 39), draw(3, 7, 39), PADDING)
     program = torch.export.export(model, inputs, dynamic_shapes=DYNAMIC)
@@ -601,7 +601,7 @@ def test_vmap(draw, assert_close):
 
 
 def test_autocast(draw, assert_close):
-    """An encoder under autocast, whose masks torch makes in float32."""
+    """An encoder works under autocast, although torch makes its masks in float32."""
     model = make_transformer("encoder", batch_first=True).float()
     source = draw(3, 7, 26).float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -13,7 +13,7 @@ from oracles import slow_events
 @pytest.mark.parametrize("width", [3, 4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_events(width, padded, draw):
-    """Supervised and weak, where the last of 4 is background."""
+    """Events equal a slow search, in both settings. Of four categories, the last is background."""
     logits = Logits(draw(53, 11) - 1, draw(53, width))
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 12, (53,), generator=generator) if padded else torch.full((53,), 11)
@@ -54,7 +54,7 @@ def test_events_of_different_categories_may_touch():
 
 
 def slow_join(starts, decisions, background):
-    """The decision second by second, as it is defined: labels, event scores and category scores."""
+    """Join the decisions of windows second by second: labels, event scores and category scores."""
     joined = []
     length = max(start + decision.labels.shape[1] for start, decision in zip(starts, decisions, strict=True))
     for second in range(length):
@@ -81,7 +81,7 @@ def slow_join(starts, decisions, background):
 @pytest.mark.parametrize(("length", "window"), [(53, 7), (23, 2), (19, 1), (29, 10), (3, 5), (11, 11), (13, 0)])
 @pytest.mark.parametrize("width", [3, 4])
 def test_joined_windows(length, window, width, draw):
-    """Supervised and weak, where the last of 4 is background."""
+    """Joined decisions equal slow loops, in both settings. Of four categories, the last is background."""
     windows = list(cut_windows(range(length), window))
     decisions = [decide(Logits(draw(1, len(items)), draw(1, width)), background=3) for _, items in windows]
     joined = join_windows([start for start, _ in windows], decisions, background=3)
@@ -97,7 +97,7 @@ def test_joined_windows(length, window, width, draw):
 @pytest.mark.parametrize("window", range(8))
 @pytest.mark.parametrize("length", range(20))
 def test_windows_are_full_and_overlap_by_half(length, window):
-    """They cover every second, start a half later each, and only the last one is moved, to end with the video."""
+    """Windows cover every second and start half a window apart, except the last, which ends with the video."""
     windows = list(cut_windows(iter(range(length)), window))
     assert all(items == list(range(start, start + len(items))) for start, items in windows)
     assert {second for _, items in windows for second in items} == set(range(length))
@@ -112,7 +112,7 @@ def test_windows_are_full_and_overlap_by_half(length, window):
 
 
 def test_windows_of_a_stream_are_cut_while_it_is_read():
-    """When a window comes, no later second was read: so only the seconds of a window need to be held."""
+    """A window is complete as soon as its last second is read, so only its seconds have to be in memory."""
     read = []
     for start, items in cut_windows((read.append(second) or second for second in range(101)), 10):
         assert len(read) == start + len(items)

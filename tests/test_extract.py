@@ -68,7 +68,7 @@ def fail(*arguments, code, capsys):
 
 
 def test_a_set_of_videos(videos, tmp_path, capsys, assert_close):
-    """The features, padded; then the set in all other subcommands."""
+    """The features are right and padded, and the dataset works in all other subcommands."""
     output = tmp_path / "set"
     call_main("extract", "--videos", videos, *OPTIONS, "--output", output)
     printed = capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_a_set_of_videos(videos, tmp_path, capsys, assert_close):
 
 
 def test_a_stopped_run_continues(videos, tmp_path, counted, monkeypatch, capsys):
-    """After the last finished video, whatever stopped it; damaged and changed videos are extracted again."""
+    """A run continues after the last finished video; damaged or changed videos are extracted again."""
     call_main("extract", "--videos", videos, *OPTIONS, "--output", tmp_path / "whole")
     output, arguments = tmp_path / "set", ("--videos", videos, "--output", tmp_path / "set")
     stopping = Assembly.save
@@ -200,7 +200,7 @@ def test_full_disk_keeps_finished_videos(videos, tmp_path, monkeypatch, capsys):
 
 
 def test_wrong_input_is_refused(videos, tmp_path, capsys):
-    """Before any work."""
+    """Wrong input is rejected before any work."""
     (empty := tmp_path / "empty").mkdir()
     (other := tmp_path / "other").mkdir()
     (other / "mine.txt").touch()
@@ -236,7 +236,7 @@ def test_too_long_videos_are_refused(videos, tmp_path, monkeypatch, capsys):
 
 
 def test_seconds_are_a_stream(assert_close):
-    """Whatever the batch, features are the same, and few seconds are read ahead."""
+    """Features do not depend on the batch size, and at first only one second is read."""
     read = []
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (7, 3, 3, 8, 8), generator=generator, dtype=torch.uint8)

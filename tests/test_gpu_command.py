@@ -209,7 +209,7 @@ class LateSession(Session):
         return "no time was left" if len(self.asked) > self.answers else None
 
     def skips(self, *_):
-        """Measure every precision, however slow it is here."""
+        """Measure every precision, also those that are slow on this machine."""
 
 
 @pytest.mark.parametrize("done", [2, 4])

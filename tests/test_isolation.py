@@ -41,12 +41,12 @@ def _no_child_is_left():
 
 
 def children():
-    """Return the processes of this one that decode."""
+    """Return the child processes that decode videos."""
     return [child for child in psutil.Process().children() if isolation.START in child.cmdline()]
 
 
 def test_a_child_decodes_as_this_process(video, tmp_path):
-    """One child takes video after video, also after errors of files, until it needs too much memory."""
+    """One child decodes several videos, also after errors, until it exceeds its memory limit."""
     (tmp_path / "text.mp4").write_text("text")
     lines, remarks = [], []
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_a_consumer_that_stops_ends_the_child(video, monkeypatch):
 
 
 def wait_for_child(video, start, number, told):
-    """Decode with a child that gets stuck, or that has been sent a second, and get a signal."""
+    """Decode in a child, and report its process id, then the children that are left after a signal has come."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is started without
     if start is not None:
         isolation.START = start

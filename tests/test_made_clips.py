@@ -1,4 +1,4 @@
-"""Six made clips: they show and sound what they say, and go through extract, train and predict as a user's videos do.
+"""Six made clips: square and tone are where the labels say, and all commands for videos work on them.
 
 ``tests/prove_videos.py`` shows on 60 of them that the events are found.
 """
@@ -49,7 +49,7 @@ def test_clips_show_and_sound_what_the_labels_say(made):
 
 
 def test_from_videos_to_events(made, tmp_path):
-    """The network knows what its features came from, and how long its videos were; the page names every file."""
+    """The network records how its features were made and its longest video; the page names every output file."""
     _, directory, rows = made
     labels = tmp_path / "labels.csv"
     with labels.open("w", newline="") as file:

@@ -18,7 +18,7 @@ def fields(text):
 
 
 def test_command_prints_versions_devices_and_backends():
-    """In a process of its own, with nothing on standard error."""
+    """The command, in a separate process, prints nothing to standard error."""
     result = subprocess.run([sys.executable, "-m", "crossmodal_attn"], capture_output=True, text=True, check=True)
     assert result.stderr == ""
     found = fields(result.stdout)
@@ -45,7 +45,7 @@ def test_only_enabled_backends_are_named():
 
 
 def test_every_accelerator_is_named(monkeypatch):
-    """As on a machine with two GPUs, or one without CUDA."""
+    """All devices are named, such as two GPUs, or an accelerator that is not CUDA."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""``make`` sets up ``.venv``: with a Python that is new enough, from the beginning where it is not sound, and once."""
+"""``make`` sets up ``.venv`` once, with a Python that is new enough, and creates it again if it is incomplete."""
 
 import os
 import re
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 @pytest.fixture
 def make(tmp_path):
-    """Run ``make demo`` in a clone that is empty but for what make reads; return its status, errors and calls."""
+    """Run ``make demo`` in a directory with only the files that make reads; return its status, errors and calls."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     log = tmp_path / "calls"

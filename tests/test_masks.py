@@ -132,7 +132,7 @@ def test_context_without_steps_is_as_if_absent(draw, assert_close):
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (6, 5, 12)], ids=["T,M", "B,T,M", "BH,T,M"])
 def test_query_that_may_attend_to_nothing(draw, kind, shape):
-    """It gets zero attention, so the output is the bias of the output projection, and gradients are finite."""
+    """Its attention is zero, so the output is the bias of the output projection, and gradients are finite."""
     layer = CASES["cmra-self"].make()
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[..., 3, :] = True

@@ -1,4 +1,4 @@
-"""A memory stands for the contexts that it was made from, and a stream with a memory equals the whole sequence."""
+"""A memory gives the same results as the contexts that it was made from; a stream with a memory equals the whole."""
 
 import copy
 import io
@@ -50,7 +50,7 @@ def check_equal(actual, expected):
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_memory_stands_for_its_context(name, dtype, draw):
-    """Outputs, weights and gradients are those with the features, alone or mixed with them, with masks and NaN."""
+    """Outputs, weights and gradients are those with the features: for memories alone, or mixed with features."""
     layer, widths = make(name, dtype)
     query, contexts = (
         draw(2, 5, 39, dtype=dtype),

@@ -104,7 +104,7 @@ def inputs_two_contexts(sizes: Sizes) -> dict[str, Any]:
 
 
 def inputs_of_widths(sizes: Sizes) -> dict[str, Any]:
-    """With contexts of two widths, a clock for each modality and a mask for each video."""
+    """Return inputs with contexts of two widths, the times of each modality, and a mask for each video."""
     batch, time, other, third, *_ = sizes
     padding = draw_padding(batch, other)
     return {
@@ -118,7 +118,7 @@ def inputs_of_widths(sizes: Sizes) -> dict[str, Any]:
 
 
 def inputs_relation_aware(sizes: Sizes) -> dict[str, Any]:
-    """With masks of every kind, for two contexts."""
+    """Return inputs for two contexts, with masks of every kind."""
     batch, time, other, third, *_ = sizes
     padding, paddings = draw_padding(batch, time), [draw_padding(batch, other), draw_padding(batch, third)]
     return {

@@ -84,7 +84,7 @@ def test_each_second_has_the_label_of_its_middle(features, write):
 
 
 def test_the_split_depends_on_names_only(features, write):
-    """Not on the order of lines; each category has a video in train; rows of one video are in one split."""
+    """It ignores the order of lines; each category has a video in train; rows of one video share a split."""
     lines = draw_lines()
     data, again = label_set(features, write(*lines)), label_set(features, write(*reversed(lines)))
     assert {split: rows.tolist() for split, rows in data.splits.items()} == {

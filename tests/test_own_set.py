@@ -1,4 +1,4 @@
-"""An own dataset in all subcommands: .npy files, vectors of any sign, own names, different lengths, no val split."""
+"""A dataset of the user works in all subcommands: .npy files, vectors, own names, different lengths, no val split."""
 
 import dataclasses
 import json

@@ -54,7 +54,7 @@ def test_scores_that_are_not_finite_are_an_error():
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 1] * 13])
 def test_batches_change_nothing(lengths, draw):
-    """39 videos in batches of 16 are what each is by itself, without its padding."""
+    """39 videos in batches of 16 get the same predictions as each video alone and without its padding."""
     model = make_model("weak")
     visual, audio = draw(39, 5, 3, 2, 11, dtype=torch.float32), draw(39, 5, 7, dtype=torch.float32)
     together = predict(model, batches_of(visual, audio, None if lengths is None else torch.tensor(lengths)))
@@ -74,7 +74,7 @@ def checkpoint(tmp_path):
 
 
 def read_events(output):
-    """Those of the CSV, which must be those of the JSON, and a picture."""
+    """Return the contents of events.json, after checking that events.csv agrees and that there is a picture."""
     assert {path.name for path in output.iterdir()} == FILES
     assert (output / "timelines.png").read_bytes().startswith(b"\x89PNG")
     with (output / "events.csv").open(newline="") as file:
@@ -87,7 +87,7 @@ def read_events(output):
 
 
 def expected_events(model, visual, audio, rows, names):
-    """What the network gives of all videos at once, row by row."""
+    """Return the events that the network finds if it gets all videos at once."""
     with torch.no_grad():
         logits = model(torch.as_tensor(visual[rows]).float(), torch.as_tensor(audio[rows]).float())
     return [
@@ -108,7 +108,7 @@ def expected_events(model, visual, audio, rows, names):
 
 @pytest.mark.parametrize("split", [None, "test", "train"])
 def test_a_release(release, checkpoint, split, tmp_path, capsys):
-    """All videos or those of a split, in the order of the split, named by their row."""
+    """The command predicts all videos or those of a split, in the order of the split, and names them by their row."""
     arguments = [] if split is None else ["--split", split]
     call_main("predict", "--checkpoint", checkpoint, "--data", release, "--output", tmp_path / "out", *arguments)
     rows = list(range(SHAPE["videos"]))
@@ -132,7 +132,7 @@ def test_a_release(release, checkpoint, split, tmp_path, capsys):
 
 
 def test_only_features_are_needed_and_names_are_used(release, checkpoint, tmp_path):
-    """Labels and orders may be absent; an id that stands twice is told apart by the row."""
+    """Labels and orders may be missing; videos with the same id are distinguished by their row."""
     for path in release.iterdir():
         if path.name not in ("visual_feature.h5", "audio_feature.h5"):
             path.unlink()
@@ -170,7 +170,7 @@ def test_one_video_of_an_npz(checkpoint, dtype, tmp_path):
 
 
 def test_padded_videos_of_an_npz(checkpoint, tmp_path):
-    """What stands in the padding, NaN included, changes nothing, and no event reaches into it."""
+    """Values at padding, even NaN, change nothing, and no event extends into padding."""
     rng = np.random.default_rng(0)
     visual, audio = rng.random((17, 5, 3, 2, 11)), rng.random((17, 5, 7))
     lengths = rng.integers(1, 6, 17)
@@ -188,7 +188,7 @@ def test_padded_videos_of_an_npz(checkpoint, tmp_path):
 
 
 def test_official_checkpoint(tmp_path, capsys):
-    """Its categories are those of AVE; so its head says nothing but the 23rd of them."""
+    """The categories are those of AVE: a head that prefers index 22 predicts "Cat"."""
     path = tmp_path / "best.pth.tar"
     shapes = json.loads((GOLDEN / "official_shapes.json").read_text())["cmran_supervised"]
     weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -243,7 +243,7 @@ def test_many_categories_are_cut(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.realdata
 def test_names_and_splits_of_ave(tmp_path, ave_files):
-    """Of features in the release's number, every event of the test split bears the id that stands in its row."""
+    """If the features have as many rows as AVE, each event has the id of its row in the annotations."""
     (tmp_path / "ave").mkdir()
     for name in ("Annotations.txt", "train_order.h5", "val_order.h5", "test_order.h5"):
         (tmp_path / "ave" / name).symlink_to(ave_files / name)
@@ -265,7 +265,7 @@ def test_names_and_splits_of_ave(tmp_path, ave_files):
 
 
 def write_npz(directory, **changes):
-    """An .npz that fits, but for what is changed or, where None, left out."""
+    """Write a valid .npz, except for the given arrays: they are replaced, or left out if None."""
     arrays = {"visual": np.ones((3, 5, 3, 2, 11)), "audio": np.ones((3, 5, 7))} | changes
     np.savez(directory / "features.npz", **{name: array for name, array in arrays.items() if array is not None})
     return ["--features", directory / "features.npz"]
@@ -293,7 +293,7 @@ def flip_npz(directory):
 
 
 def declare_npz(directory):
-    """Only the header of a large array."""
+    """Write only the header of a large array."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (5 * 10**11,)})
     with zipfile.ZipFile(directory / "features.npz", "w") as archive:
@@ -419,7 +419,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("write", "message"), REFUSED)
 def test_refused_input(write, message, checkpoint, tmp_path, monkeypatch, capsys):
-    """One line, exit code 2, nothing computed and nothing written."""
+    """The command prints one line, exits with code 2, and computes and writes nothing."""
 
     def compute(*_, **__):
         raise AssertionError("computed before all was checked")

@@ -1,4 +1,4 @@
-"""Events in video files: the stream against whole features, what is written, what fails alone, and what is refused."""
+"""Events in video files: a stream gives the events of whole features, files are written, and wrong input is refused."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def clips(tmp_path):
 
 
 def slow_events(model, path, window):
-    """The events of a video from the features of all its seconds."""
+    """Return the events of a video, computed from the features of all its seconds."""
     visual, audio = find_visual(COLORS), find_audio(LOUDNESS)
     features = list(extract_seconds(path, visual, audio, make_sampling(visual, audio, 2), lambda _: None))
     starts, decisions = [], []
@@ -64,7 +64,7 @@ def slow_events(model, path, window):
 
 @pytest.mark.parametrize("window", [None, 0])
 def test_files_and_failures(window, clips, tmp_path, capsys):
-    """Each video has the events of its features, in every format; one that fails is named, and stops no other."""
+    """Each video has the events of its features in every format; a video that fails is named, and the others go on."""
     model = make_model()
     save(model, tmp_path / "model")
     arguments = ["--videos", clips, "--checkpoint", tmp_path / "model", "--output", tmp_path / "out"]
@@ -102,7 +102,7 @@ def test_files_and_failures(window, clips, tmp_path, capsys):
 
 @pytest.mark.parametrize("guidance", ["agsca", "mean"])
 def test_annotated_videos(guidance, clips, tmp_path, capsys):
-    """With a heat map where the network has one; else this is said."""
+    """A network with AGSCA gives a heat map; for another network, the command says that there is none."""
     save(make_model(guidance=guidance), tmp_path / "model")
     videos = [clips / "short.mkv", clips / "long.mp4"]
     arguments = ["--checkpoint", tmp_path / "model", "--output", tmp_path / "out", "--annotate"]
@@ -115,7 +115,7 @@ def test_annotated_videos(guidance, clips, tmp_path, capsys):
 
 
 def test_every_name_of_a_file(tmp_path):
-    """One that is too long with a suffix, one with bytes that are not UTF-8, and a directory like an address."""
+    """Names may be too long with a suffix, or not UTF-8, and the output directory may look like a URL."""
     save(make_model(), tmp_path / "model")
     names = [250 * "x", "a\nb", *(["\udcff"] if sys.platform == "linux" else [])]
     (tmp_path / "clips").mkdir()
@@ -135,7 +135,7 @@ def test_every_name_of_a_file(tmp_path):
 
 @pytest.mark.parametrize("window", [5, 0])
 def test_a_stream_holds_the_features_of_a_window(window):
-    """And its maps are those of each second by itself, whichever window it was in."""
+    """The attention maps do not depend on the windows."""
     model = make_model()
     generator = torch.Generator().manual_seed(0)
     alive, most = weakref.WeakSet(), 0
@@ -161,7 +161,7 @@ def test_a_stream_holds_the_features_of_a_window(window):
 
 
 def refused(capsys, *arguments):
-    """The message of a command that is refused."""
+    """Return the error message of a refused command."""
     with pytest.raises(SystemExit, match="2"):
         ave_cmran.main(["predict", *map(str, arguments)])
     return capsys.readouterr().err.removeprefix("ave_cmran.py: error: ").strip()
@@ -184,7 +184,7 @@ def test_other_features_are_refused(clips, tmp_path, capsys):
 
 
 def test_torchvisions_vgg19_is_refused_for_a_network_of_the_release():
-    """Its channels are as many, but mean something else; a network of other categories may have been trained on it."""
+    """Its channels mean something else. A network with other categories may have been trained on them."""
     visual, audio = find_visual(COLORS), find_audio(LOUDNESS)
     visual.training_of_weights = "torchvision"
     sampling = make_sampling(visual, audio, 2)

@@ -243,7 +243,7 @@ def test_a_damaged_manifest_is_written_anew(release, prepared):
 
 
 def prepare_until(directory, output, name, rows):
-    """Prepare in blocks of three videos, and be killed after some rows, or if None before a file is renamed.
+    """Prepare in blocks of three videos, and be killed after ``rows`` rows of a file; if None, before it is renamed.
 
     This runs in a separate process.
     """

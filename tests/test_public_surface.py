@@ -112,7 +112,7 @@ def test_a_removed_name_is_noticed(monkeypatch):
 
 
 def fewer(self, query, context=None, *, need_weights=False):
-    """Stand for a forward without masks."""
+    """A forward that lacks the masks, to replace the real one."""
 
 
 @pytest.mark.parametrize("change", [fewer, property(fewer)], ids=["fewer parameters", "no method"])

@@ -223,7 +223,7 @@ def test_compiled_model_records_and_stays_compiled(draw, compile_):
 
 
 def test_first_compilation_of_a_process_may_lie_inside_the_recording():
-    """The compiler is imported by then, so that it runs code eagerly, even code compiled there."""
+    """The recording has imported the compiler, so even code that is compiled inside it runs eagerly."""
     script = """
 import sys, torch
 from crossmodal_attn import CMRA, record_attention

@@ -1,4 +1,4 @@
-"""The blocks equal the equations, and torch.nn.TransformerEncoderLayer where there is no context."""
+"""The blocks equal the equations, and without a context they equal torch.nn.TransformerEncoderLayer."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_cross_modal_relation_is_the_equation(draw, assert_close, lengths):
 @pytest.mark.parametrize(("context_dim", "lengths"), [(17, (7, 2)), ([17, 39], (7, 2)), ([39, 17], (7, None))], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_options_of_cross_modal_relation(draw, assert_close, norm_first, include_query, context_dim, lengths, masked):
-    """Widths, lacking modalities, co-attention and norms before, under a float mask, as the equations say."""
+    """Widths, missing modalities, co-attention and pre-norm follow the equations, also under a float mask."""
     options = {"norm_first": norm_first, "include_query": include_query, "context_dim": context_dim}
     layer = fill_parameters(CrossModalRelation(39, 3, 29, 0.0, **options, dtype=torch.float64))
     widths = context_dim if isinstance(context_dim, list) else [context_dim] * 2
@@ -63,7 +63,7 @@ def test_activation_stands_between_the_linear_maps(draw, assert_close, name):
 
 @pytest.mark.parametrize("padding", [None, padding_mask([3, 0], 5)], ids=["whole", "padded"])
 def test_no_blocks_are_the_identity(draw, padding):
-    """But for padding, NaN in it, which is zeroed: what comes out is finite, as with blocks."""
+    """Only padded steps change: they become zero, even if they were NaN."""
     layer = InternalTemporalRelation(39, 3, 0)
     features = draw(2, 5, 39).requires_grad_()
     assert not list(layer.parameters())
@@ -101,7 +101,7 @@ def test_relation_aware_is_equation_4(draw, assert_close):
 def test_relation_aware_relates_each_context_to_itself(
     draw, assert_close, include_query, own_projections, num_layers, lacking
 ):
-    """Several modalities, each with a projection, an M_self and a mask of its own; then one M_cmra, under a mask."""
+    """Each context has its own projection, M_self and mask; one M_cmra, with a mask, relates the query to all."""
     options = {"include_query": include_query, "own_projections": own_projections, "dtype": torch.float64}
     layer = fill_parameters(RelationAware(19, [17, 23], 6, 2, num_layers, 5, 0.0, **options))
     query, contexts = draw(2, 5, 19), [draw(2, 7, 17), draw(2, 3, 23)]
@@ -118,7 +118,7 @@ def test_relation_aware_relates_each_context_to_itself(
 
 
 def test_relation_aware_takes_masks_of_one_context(draw, assert_close):
-    """Causal in both of its blocks: what comes later changes nothing."""
+    """With causal masks in M_self and M_cmra, later segments do not change earlier outputs."""
     layer = CASES["relation-aware"].make()
     query, context = draw(2, 5, 19), draw(2, 5, 17)
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
@@ -133,7 +133,7 @@ def test_relation_aware_takes_masks_of_one_context(draw, assert_close):
 
 
 def test_relation_aware_gradients(draw):
-    """First and second derivatives by features and parameters, of two contexts with padding, against differences."""
+    """First and second derivatives equal finite differences, for two padded contexts and all parameters."""
     layer = fill_parameters(RelationAware(2, [3, 2], 4, 2, 1, 3, 0.0, own_projections=True, dtype=torch.float64))
     parameters = dict(layer.named_parameters())
     masks = {
@@ -161,7 +161,7 @@ def test_relation_aware_gradients(draw):
 def test_block_without_context_is_a_transformer_encoder_layer(
     draw, assert_close, padded, causal, norm_first, activation
 ):
-    """The same block, argument order, dropout places and weights as torch's, with its norms after or before."""
+    """Argument order, places of dropout and weights are those of torch's layer, with post-norm and pre-norm."""
     options = {"norm_first": norm_first, "activation": activation, "dtype": torch.float64}
     theirs = oracles.fill_parameters(nn.TransformerEncoderLayer(39, 3, 29, 0.0, batch_first=True, **options))
     ours = CrossModalRelation(39, 3, 29, 0.0, **options)
@@ -181,7 +181,7 @@ def test_block_without_context_is_a_transformer_encoder_layer(
 
 
 def test_internal_temporal_relation_obeys_a_causal_mask(draw, assert_close):
-    """The attention mask reaches every block: under a causal mask, the first step gives what it gives alone."""
+    """The mask reaches every block: the output of the first step is the same as for this step alone."""
     layer = CASES["internal-relation"].make()
     features = draw(2, 5, 39)
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)

@@ -1,4 +1,4 @@
-"""Where the site is told a repository, its notebooks install from there, and Colab opens them; else nothing links."""
+"""If the site knows its repository, notebooks install from it and Colab can open them; else there are no such links."""
 
 import ast
 import importlib.util

@@ -1,7 +1,7 @@
-"""The rivals of CMRAN: figures of their public code, equations in loops, padding, and what PyTorch does with them.
+"""The rivals of CMRAN equal their public code and their equations in loops; padding, saving, compiling and export work.
 
-`golden/rivals.npz` holds what the public code computed in float64 from weights and inputs that are drawn by a rule from
-their names; its names are those of the code, and so are the names of weights here.
+`golden/rivals.npz` has the results of the public code in float64. Weights and inputs are drawn by a rule from their
+names, which are those of the code.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Rotary positions in time: the equation in loops, plain rotary embeddings, clocks that shift, and where they work."""
+"""Rotary positions in time: the equation in loops, usual rotary embeddings, shifted clocks, and all transforms."""
 
 import copy
 import math
@@ -67,7 +67,7 @@ def split(layer, projected):
     dtype=st.sampled_from([torch.float64, torch.float32, torch.int64]),
 )
 def test_rotation_is_the_formula(assert_close, batch, length, width, batched, transposed, dtype):
-    """For any shape, layout and clock; the last of an odd number of channels stays as it is."""
+    """The rotation is right for any shape, layout and times; the last of an odd number of channels does not change."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(batch, 2, length, width, generator=generator, dtype=torch.float64)
     features = features.mT.contiguous().mT if transposed else features
@@ -76,7 +76,7 @@ def test_rotation_is_the_formula(assert_close, batch, length, width, batched, tr
 
 
 def test_layer_is_the_equation_in_loops(draw, assert_close):
-    """With a clock for each modality, for all videos or for each, padding with NaN times, a mask and empty rows."""
+    """Each modality has its own times, with NaN at padding; a mask leaves some queries with nothing."""
     layer = fill_parameters(CMRA(39, 3, context_dim=[17, 23], rotary=ROTARY).double())
     query, contexts = draw(2, 5, 39), [draw(2, 7, 17), draw(2, 3, 23)]
     query_times, context_times = 40 * draw(2, 5), [40 * draw(7), 40 * draw(2, 3)]
@@ -113,7 +113,7 @@ def test_equal_clocks_are_a_plain_rotary_embedding(draw, assert_close):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_weights_depend_on_differences_of_times(draw, dtype, tolerance):
-    """They stay when all clocks shift, also by more than a day, and change when one does."""
+    """Weights stay the same if all clocks shift, also by more than a day, and change if one clock shifts."""
     layer = fill_parameters(CMRA(44, 2, rotary=ROTARY).to(dtype))
     query, contexts = draw(2, 5, 44, dtype=dtype), [draw(2, 7, 44, dtype=dtype), draw(2, 3, 44, dtype=dtype)]
     times = [(300 * draw(size, dtype=dtype)).round() / 8 for size in (5, 7, 3)]  # a shift of them is exact
@@ -157,7 +157,7 @@ BLOCKS = {
 
 @pytest.fixture(params=BLOCKS)
 def block(request):
-    """Return a layer, and a function that calls it with features, times and padding masks, the query's first."""
+    """Return a layer, and a function that calls it with features, times and padding masks, the query first in each."""
     build, call = BLOCKS[request.param]
     return fill_parameters(build().double()).eval(), call
 
@@ -172,7 +172,7 @@ def test_without_times_segments_follow_one_another(block, draw, assert_close):
 
 
 def test_times_at_padding_reach_nothing(block, draw, assert_close):
-    """A NaN there changes neither valid outputs nor any gradient."""
+    """A NaN time at padding changes neither valid outputs nor any gradient."""
     layer, call = block
     features, paddings = (draw(2, 5, 44), draw(2, 7, 44)), (padding_mask([5, 2]), padding_mask([3, 7]))
     times = [40 * draw(2, 5), 40 * draw(2, 7)]
@@ -191,7 +191,7 @@ def test_times_at_padding_reach_nothing(block, draw, assert_close):
 
 
 def test_gradients(draw):
-    """Gradients of features and times are those of finite differences."""
+    """Gradients by features and times equal finite differences."""
     layer = fill_parameters(CMRA(10, 2, context_dim=3, rotary=ROTARY).double())
 
     def attend(query, context, query_times, context_times):
@@ -203,7 +203,7 @@ def test_gradients(draw):
 
 @pytest.mark.parametrize("places", [slice(1, 5), slice(0, 12, 3)], ids=["odd offset", "odd stride"])
 def test_gradients_of_any_layout(places, assert_close):
-    """Gradients are parts of others, as where a stream's memory and its newest segment are joined."""
+    """Incoming gradients may be views with odd offsets or strides, as from a stream's joined memory."""
     upstream = torch.arange(12.0)[places].view(1, 1, 1, 4)
     features = torch.ones(1, 1, 1, 4, requires_grad=True)
     found = [
@@ -215,7 +215,7 @@ def test_gradients_of_any_layout(places, assert_close):
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_gradients_of_a_stream(length, draw):
-    """Of one video, with heads of an odd width, after a past of any length."""
+    """One video, heads of an odd width, and a past of length 0 or 1."""
     layer = fill_parameters(CMRA(3, 1, rotary=ROTARY).double())
     first, now = draw(1, length, 3).requires_grad_(), draw(1, 1, 3).requires_grad_()
 
@@ -228,7 +228,7 @@ def test_gradients_of_a_stream(length, draw):
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_compiles_once_for_all_sizes(draw, assert_close, timed):
-    """Also where lengths are equal. ONNX export, with its own tests, shows that layers with times can be exported."""
+    """One graph serves all sizes, also equal lengths. The ONNX tests export layers with times."""
     layer, counter = fill_parameters(CMRA(44, 2, rotary=ROTARY).double()), CompileCounterWithBackend("eager")
     compiled = torch.compile(call_with_context, fullgraph=True, dynamic=True, backend=counter)
     for batch, length, other in [(2, 5, 7), (3, 11, 11)]:
@@ -239,7 +239,7 @@ def test_compiles_once_for_all_sizes(draw, assert_close, timed):
 
 
 def test_vmap_is_a_loop(block, draw, assert_close):
-    """Over features and times."""
+    """vmap over features and times equals a loop."""
     layer, call = block
     features, times = (draw(3, 2, 5, 44), draw(3, 2, 7, 44)), (draw(3, 2, 5), draw(3, 7))
 

@@ -1,4 +1,4 @@
-"""Signed features: their statistics are those of the valid seconds in train, and a network carries them."""
+"""Signed features: their statistics are those of the valid seconds in train, and are saved with the network."""
 
 import json
 from dataclasses import replace
@@ -74,8 +74,8 @@ def test_only_signed_features_are_standardized():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_network_standardizes_its_input(name, tmp_path, assert_close):
-    """Each network gives what it gives without statistics on standardized input, also after loading, and whatever
-    is in the padding."""
+    """The output equals that of a plain network for standardized input, also after loading, and with any values at
+    padding."""
     sizes = {"video_dim": VIDEO_DIM, "audio_dim": AUDIO_DIM, "categories": ["saw", "drill"]}
     sizes |= {"embed_dim": 20, "dim_feedforward": 17} if name == "CMRAN" else {}
     plain, model = (fill_parameters(CLASSES[name](**sizes)).double().eval() for _ in range(2))

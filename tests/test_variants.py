@@ -67,7 +67,7 @@ def variant(options, setting):
 
 
 def block(layer, query, memory):
-    """Relate the query to this memory alone, by the block of Eq. 7-8."""
+    """Apply the block of Eq. 7-8 to a query, with only the given memory."""
     attention = layer.attention
     width = attention.embed_dim
     keys_and_values = affine(attention.kv_proj, memory)

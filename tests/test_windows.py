@@ -100,7 +100,7 @@ def stamps(draw, length):
 
 @given(data=st.data(), length=st.integers(1, 7), size=st.integers(0, 9), causal=st.booleans(), window=WINDOWS)
 def test_time_stamps_in_loops(data, length, size, causal, window):
-    """Stamps take the place of i, i + 1 and of s, e. An offset is added to those of a context."""
+    """Time stamps replace i, i + 1 and s, e. An offset is added to the times of a context."""
     query, query_times = data.draw(stamps(length))
     context, context_times = data.draw(stamps(size))
     offset = data.draw(TENTHS) - 1
@@ -125,7 +125,7 @@ def test_time_stamps_in_loops(data, length, size, causal, window):
 
 
 def test_contexts_without_stamps():
-    """They cover the time of the query, or begin with it at their rate; an offset moves them."""
+    """Such contexts cover the time of the query, or start with it at their rate; an offset shifts them."""
     seconds = torch.arange(7) * 2 + 100
     options = {"causal": True, "include_query": False}
     for given_rates, rates, shift in ((None, None, 0), ([1.25], [2.5], 0), ([1.25], [2.5], 3)):

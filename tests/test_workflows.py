@@ -1,4 +1,4 @@
-"""The workflows: what they run is pinned, they may do little, and they test what the metadata claims."""
+"""The workflows: actions are pinned, permissions are minimal, and the tests cover what the metadata claims."""
 
 import os
 import re
@@ -15,7 +15,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("name", ["docs", "release", "tests"])
 def test_actions_are_pinned(name):
-    """By the digest of a commit, which nobody can move, with the version beside it."""
+    """Each action is pinned by the hash of a commit, with the version in a comment."""
     steps = re.findall(r"uses: *(.*)", WORKFLOWS[name])
     assert steps
     for step in steps:
@@ -23,7 +23,7 @@ def test_actions_are_pinned(name):
 
 
 def test_an_action_has_one_digest():
-    """The same in every workflow."""
+    """Each action has the same hash in all workflows."""
     pins = re.findall(r"uses: *(\S+)@(\S+)", "\n".join(WORKFLOWS.values()))
     assert len(dict(pins)) == len(set(pins))
 
@@ -37,7 +37,7 @@ def test_an_action_has_one_digest():
     ],
 )
 def test_permissions_are_least(name, writes):
-    """Reading the repository; a job that needs more says so for itself, and keeps no credentials of the clone."""
+    """Workflows may only read the repository; a job that needs more declares it. Checkouts keep no credentials."""
     workflow = yaml.safe_load(WORKFLOWS[name])
     assert workflow["permissions"] == {"contents": "read"}
     assert {job: body["permissions"] for job, body in workflow["jobs"].items() if "permissions" in body} == writes
@@ -48,7 +48,7 @@ def test_permissions_are_least(name, writes):
 
 
 def test_matrix_is_what_the_metadata_claims():
-    """Every Python of the classifiers, with the newest torch, and with the oldest allowed where that one runs on it."""
+    """Each Python of the classifiers is tested with the newest torch, and with the oldest if that supports it."""
     matrix = yaml.safe_load(WORKFLOWS["tests"])["jobs"]["tests"]["strategy"]["matrix"]
     assert matrix["python"] == re.findall(r"Python :: (3\.\d+)", PYPROJECT)
     oldest = re.search(r'"torch>=([\d.]+)"', PYPROJECT)[1]
@@ -59,7 +59,7 @@ def test_matrix_is_what_the_metadata_claims():
 
 
 def test_oldest_torch_can_be_installed(tmp_path):
-    """A job pins its torch, or none if it is to be the newest; sympy is left to torch, which pins it."""
+    """A job pins the given torch, or none for the newest; sympy is not pinned, since torch pins it."""
     steps = yaml.safe_load(WORKFLOWS["tests"])["jobs"]["tests"]["steps"]
     (pin,) = [step for step in steps if "TORCH" in step.get("env", {})]
     before = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -74,7 +74,7 @@ def test_oldest_torch_can_be_installed(tmp_path):
 
 
 def test_release_publishes_what_was_tested():
-    """The jobs follow one another, and hand on the same files."""
+    """Build, test and publish run in this order, and use the same files."""
     jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
     assert (jobs["test"]["needs"], jobs["publish"]["needs"]) == ("build", "test")
     steps = [step for job in jobs.values() for step in job["steps"]]

@@ -1,7 +1,7 @@
-"""What a user's type checker must see of the installed package: mypy and pyright check this file, and nothing runs it.
+"""What a type checker must see of the installed package: mypy and pyright check this file, and nothing runs it.
 
-Without ``py.typed`` both would say that the package has no types. A comment that ignores an error must have one to
-ignore.
+Without ``py.typed``, both would report that the package has no types. Each comment that ignores an error must suppress
+a real error.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true

@@ -40,7 +40,7 @@ def _results(directory: Path) -> list[Path]:
 
 
 def _report(app: Sphinx, directory: Path) -> str:
-    """Return the report of a directory with its charts, its headings one level deeper."""
+    """Return the report of a directory with its charts. Its headings are moved one level down."""
     from benchmarks.report import write_report
 
     copy = Path(app.outdir).parent / "benchmarks" / directory.name
@@ -57,7 +57,7 @@ def _report(app: Sphinx, directory: Path) -> str:
 
 
 def _fold(section: str) -> str:
-    """Return the section of one group of rows: its title and its chart, and below them, folded, all its tables."""
+    """Return the section of one group of rows: title and chart, then all its tables in a folded block."""
     title, machine, chart, rest = section.split("\n\n", 3)
     tables = re.sub(r"(?m)^###+ (.*)$", r"**\1**", rest)  # headings would divide the fold into sections
     summary = "<details>\n<summary>All tables, and the machine</summary>"

@@ -1,6 +1,6 @@
-"""Put the options of every subcommand in place of the comment ``<!-- commands -->`` on the page of the command line.
+"""Replace the comment ``<!-- commands -->`` on the page of the command line by the options of every subcommand.
 
-They are read from the help that the parsers print when the page is built, so that the page and the program agree.
+The options are read from the help that the parsers print when the page is built, so the page and the program agree.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Option(NamedTuple):
     """One option of a subcommand."""
 
     flags: str
-    """Its names, and what it takes."""
+    """The names of the option, and the values that it takes."""
     text: str
     default: str | None
-    """None if it has none."""
+    """The default value, or None if there is none."""
     required: bool
 
 
@@ -59,7 +59,7 @@ def print_help(subcommand: str) -> str:
 
 
 def read_options(help_text: str) -> Iterator[Option]:
-    """Yield the options in the help of a subcommand, but for ``--help``.
+    """Yield the options in the help of a subcommand, except ``--help``.
 
     Examples:
         >>> list(read_options("  --seeds [INT [INT ...]]  one training for each (default: 0)"))
@@ -79,12 +79,12 @@ def read_options(help_text: str) -> Iterator[Option]:
         text, _, default = text.partition(" (default: ")
         default = default.rpartition(")")[0]
         flags = flags.replace("{None}|", "").replace("{None,", "{")
-        flags = re.sub(r"\{?\[(\w+) \[\1 \.\.\.\]\]\}?", r"\1 ...", flags)
+        flags = re.sub(r"\{?\[([^][ ]+) \[\1 \.\.\.\]\]\}?", r"\1 ...", flags)
         yield Option(flags, text, None if default in ("", "None") else default, bool(required))
 
 
 def _describe(name: str, help_text: str) -> str:
-    """Return the section of one subcommand: what it does, then its options."""
+    """Return the section of one subcommand: its description, then its options."""
     about = re.split(r"\n *(?:╭─ )?options", help_text.partition("\n\n")[2], maxsplit=1)[0]
     parts = [f"## {name}\n", _escape(about.strip()), ""]
     for option in read_options(help_text):
@@ -95,11 +95,17 @@ def _describe(name: str, help_text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Keep the names of options from becoming dashes, and ``<setting>`` from being taken for HTML."""
-    return re.sub(r"(?<![`\w-])--\w[\w-]*", r"`\g<0>`", text.replace("<", "\\<"))
+    """Escape the names of options, which would become dashes, and ``<setting>``, which would become HTML."""
+
+    def escape(found: re.Match[str]) -> str:
+        if found[0].startswith("`"):  # already code
+            return found[0]
+        return "\\<" if found[0] == "<" else f"`{found[0]}`"
+
+    return re.sub(r"`[^`]*`|(?<![\w-])--\w[\w-]*|<", escape, text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect."""
+    """Register the event handler."""
     app.connect("source-read", fill_in)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

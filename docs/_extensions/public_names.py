@@ -50,9 +50,10 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextEl
 
 
 def add_short_anchors(app: Sphinx, doctree: document) -> None:
-    """Let ``crossmodal_attn.RelationWindow`` lead to the entry of ``crossmodal_attn.windows.RelationWindow``.
+    """Add the anchor ``crossmodal_attn.RelationWindow`` to the entry of ``crossmodal_attn.windows.RelationWindow``.
 
-    The source page of a module refers to all its names as to the first one, here ``crossmodal_attn.relation_mask``.
+    The source page of a module links to all its names with the prefix of its first name, here that of
+    ``crossmodal_attn.relation_mask``.
     """
     for signature in doctree.findall(desc_signature):
         if str(signature.get("module")).startswith(f"{PACKAGE}."):

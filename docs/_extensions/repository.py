@@ -1,7 +1,8 @@
 """Link to the repository, if ``REPOSITORY_URL`` gives its address, as for the metadata of a release.
 
-The site then links to it and to its tracker; the notebooks of the guides install the library from it; and, if it is on
-GitHub, each guide that runs as a notebook can be opened in Colab, from the branch that the workflow of the site writes.
+The site then links to the repository and to its issue tracker. The notebooks of the guides install the library from the
+repository. If the repository is on GitHub, Colab can open each guide that runs as a notebook, from the branch
+``notebooks``, which the workflow of the site writes.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def add_badge(page: str, guide: str, repository: str = REPOSITORY) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect."""
-    app.add_config_value("repository_url", REPOSITORY, "env")  # another one makes all pages anew
+    """Register the event handler."""
+    app.add_config_value("repository_url", REPOSITORY, "env")  # a change rebuilds all pages
     app.connect("source-read", link)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

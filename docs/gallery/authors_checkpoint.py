@@ -2,9 +2,9 @@
 Load the authors' checkpoint
 ============================
 
-The network of the example can load checkpoints of the authors' code, ``.pth.tar``, and then gives the same outputs. No
-code in the file is executed: a file that contains anything but tensors, numbers and text raises an error. Run this
-guide from the root of a clone, with the extra ``examples`` installed: ``PYTHONPATH=examples:. python
+``CMRAN``, the network in ``examples/``, can load checkpoints of the authors' code, ``.pth.tar``. It then gives the same
+outputs. No code in the file is executed: a file that contains anything but tensors, numbers and text raises an error.
+Run this guide from the root of a clone, with the extra ``examples`` installed: ``PYTHONPATH=examples:. python
 docs/gallery/authors_checkpoint.py``.
 """
 
@@ -79,7 +79,7 @@ except ValueError as error:
 # %%
 # Next steps
 # ----------
-# Save it as safetensors, a format that cannot contain code:
+# Save the network as safetensors, a format that cannot contain code:
 
 model.float().save_pretrained(path.with_name("cmran"))
 again = CMRAN.from_pretrained(path.with_name("cmran"))
@@ -91,4 +91,4 @@ print(sorted(file.name for file in path.with_name("cmran").iterdir()))
 # .. code-block:: sh
 #
 #    python examples/ave_cmran.py evaluate --data path/to/AVE --official path/to/checkpoint.pth.tar
-#    python examples/ave_cmran.py predict --official path/to/checkpoint.pth.tar --help
+#    python examples/ave_cmran.py predict --data path/to/AVE --official path/to/checkpoint.pth.tar --split test

@@ -193,9 +193,10 @@ for name in ("ddp", "fully_shard"):
 # %%
 # Equal means
 # -----------
-# Both methods average gradients over the processes. This equals the mean over the batch only if all processes have the
-# same number of terms. If padded segments are left out of the loss, use the sum over valid segments, times the number
-# of processes, divided by the number of valid segments in all processes.
+# Both methods average the gradients of all processes. In this guide, the loss of each process is a mean over the same
+# number of segments, so the average is the gradient of the mean over the whole batch. If padded segments are left out
+# of the loss, processes may have different numbers of valid segments. Then use this loss in each process: the sum over
+# its valid segments, divided by the number of valid segments in all processes, times the number of processes.
 #
 # On GPUs
 # -------

@@ -71,7 +71,7 @@ program.save(path)
 # %%
 # Run it at another size
 # ----------------------
-# The inputs have the names of the arguments, the outputs those in ``output_names``.
+# The inputs have the names of the arguments, and the outputs have the names in ``output_names``.
 
 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 for value in (*session.get_inputs(), *session.get_outputs()):

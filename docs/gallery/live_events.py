@@ -2,9 +2,9 @@
 Live event localization on a stream
 ===================================
 
-A stream of video and audio arrives segment by segment, and each segment needs its score at once. With causal relations
-the layers give the scores of the whole stream, but the past need not be computed again: a
-:class:`~crossmodal_attn.Memory` keeps its keys and values, and grows by one segment at a time.
+A stream of video and audio arrives segment by segment, and each segment needs its score at once. With causal masks, the
+scores are the same as for the whole stream, and the past need not be computed again: a
+:class:`~crossmodal_attn.Memory` keeps the keys and values of the past, and grows by one segment at a time.
 """
 
 import time
@@ -82,9 +82,9 @@ print(f"accuracy per segment: {accuracy:.0%}; always the more frequent answer: {
 # Segment by segment
 # ------------------
 # Every block has a memory of its own, since the input of the second block is the output of the first. ``remember(...,
-# own=True)`` projects the block's own input, by the projection that the block uses for its query. Given as a context,
-# the memory stands before the new segment: [past, segment]. A causal mask would allow the same part of the whole
-# stream, so the segment needs no mask.
+# own=True)`` computes the keys and values of the block's own input. If this memory is given as a context, the new
+# segment attends to [past, segment]. This is what a causal mask over the whole stream would allow, so the segment needs
+# no mask.
 #
 # The last block has two memories. The memory of the audio is made without ``own``, and includes the new segment, since
 # the video may attend to the audio of the same time. The memory of the video is its own past. The order is [audio,
@@ -101,7 +101,7 @@ def remember(relate: RelationAware, features: Tensor) -> list[Memory]:
 def step(
     relate: RelationAware, video: Tensor, audio: Tensor, memories: list[Memory], limit: int | None = None
 ) -> tuple[Tensor, list[Memory]]:
-    """Return the output (B, 1, D) for a new segment, and the memories with it, of at most ``limit`` segments."""
+    """Return the output (B, 1, D) of a new segment, which attends to ``limit`` earlier ones, and the new memories."""
     *own, heard, seen = memories
     features, kept = relate.context_proj(audio), []
     for block, past in zip(relate.internal_relation.layers, own, strict=True):
@@ -132,8 +132,9 @@ assert torch.allclose(live, whole, atol=1e-5)
 # %%
 # A limit
 # -------
-# Without a limit, memories and time grow with the stream. ``max_length`` drops the oldest segments. With a limit of 12
-# in each block, the outputs are those of the whole stream if every block has a window of 12 segments back.
+# Without a limit, memories and time grow with the stream. ``max_length`` drops the oldest segments. With a limit of 12,
+# each block attends to the last 12 segments and to the new one. The outputs equal those of the whole stream with a
+# window of 12 segments back in every block.
 
 with torch.no_grad():
     windows = [relation_mask(96, lengths, causal=True, window=12) for lengths in ([96], [])]
@@ -156,7 +157,7 @@ assert torch.allclose(torch.cat(outputs, 1), windowed, atol=1e-5)
 
 relate = RelationAware(query_dim=512, context_dim=128).eval()
 LENGTHS, LIMIT = (100, 200, 400, 800, 1600), 100
-seconds: dict[str, list[float]] = {"the whole again": [], "with memories": [], f"of at most {LIMIT} segments": []}
+seconds: dict[str, list[float]] = {"whole stream again": [], "with memories": [], f"memories of at most {LIMIT}": []}
 
 
 def measure(call: Callable[[], object]) -> float:
@@ -189,7 +190,7 @@ with torch.no_grad():
             seconds[name].append(measure(call))
 again, with_memories, _ = seconds.values()
 for length, one, other in zip(LENGTHS, again, with_memories, strict=True):
-    print(f"the whole again, at {length} segments, takes {one / other:.0f} times as long as a step with memories")
+    print(f"the whole stream again, {length} segments, takes {one / other:.0f} times as long as a step with memories")
 
 # %%
 # Above: the scores segment by segment, drawn over those of the whole stream. Events are shaded. Below: the time of a
@@ -197,7 +198,7 @@ for length, one, other in zip(LENGTHS, again, with_memories, strict=True):
 
 figure, (above, below) = plt.subplots(2, figsize=(6.5, 5.4), layout="constrained")
 above.fill_between(range(96), event[0].float(), step="mid", color="#e69f00", alpha=0.35, linewidth=0, label="event")
-above.plot(whole[0], color="#0072b2", linewidth=4, alpha=0.4, label="score, the whole at once")
+above.plot(whole[0], color="#0072b2", linewidth=4, alpha=0.4, label="score, whole stream at once")
 above.plot(live[0], "o", color="#0072b2", markersize=3, label="score, segment by segment")
 above.set(xlabel="segment", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, 95))
 above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
@@ -211,8 +212,9 @@ below.legend(frameon=False, fontsize="small")
 # %%
 # Several segments at a time, and batches
 # ---------------------------------------
-# New segments may come several at a time. Then they need a causal mask among them, whose columns count the memories. In
-# a batch, streams that end early are padded, and each memory has its padding.
+# If several new segments come at a time, give a causal mask: no new segment may attend to a later one. The mask has a
+# column for each step of the memories, then for each new segment. In a batch, pad the streams that end early. Each
+# memory holds the padding mask of its steps.
 
 several, past = 5, model.relate.cross_relation.remember(torch.randn(2, 7, 48), own=True)
 ended = padding_mask([5, 2])

@@ -187,5 +187,5 @@ assert torch.allclose(whole, chunked, atol=1e-5)
 # Without ``context_rates``, all modalities are assumed to cover the same time. In a padded batch, the longest video and
 # the longest audio may differ, so give the rates. Give the padding masks to the layer as well.
 
-mask = relation_mask(20, [60], window=4, context_rates=[AUDIO_RATE / VIDEO_RATE])  # of 10 s and 12 s
+mask = relation_mask(20, [60], window=4, context_rates=[AUDIO_RATE / VIDEO_RATE])  # 10 s and 12 s
 print(tuple(mask.shape))

@@ -62,7 +62,7 @@ class Matching(nn.Module):
 
 
 def train(model: nn.Module, steps: int, microphone: Tensor) -> None:
-    """Train the parameters that are not frozen, and print the loss at times."""
+    """Train the parameters that are not frozen, and print the loss and the accuracy five times."""
     optimizer = torch.optim.Adam([own for own in model.parameters() if own.requires_grad], 3e-3)
     for step in range(steps + 1):
         video, audio, answer = make_batch(64)

@@ -43,9 +43,9 @@ report.restore()
 print(type(transformer.encoder.layers[0].self_attn))
 
 # %%
-# The original model
-# ------------------
-# A common block: video attends to audio.
+# Replace one layer by hand
+# -------------------------
+# The following block is a common one: video attends to audio.
 
 
 class Fusion(nn.Module):

@@ -44,7 +44,7 @@ print({split: len(rows) for split, rows in data.splits.items()})
 #
 # The network
 # -----------
-# It consists of an :class:`~crossmodal_attn.AGSCA`, two :class:`~crossmodal_attn.RelationAware`, an
+# The network consists of an :class:`~crossmodal_attn.AGSCA`, two :class:`~crossmodal_attn.RelationAware`, an
 # :class:`~crossmodal_attn.AVInteraction`, and two heads.
 
 model = CMRAN(categories=data.categories)
@@ -101,7 +101,7 @@ right.set(ylabel="val accuracy (orange)", ylim=(0, 1))
 # %%
 # Predictions for a video
 # -----------------------
-# ``decide`` predicts a label for each second, and ``find_events`` joins consecutive seconds to events. The video
+# ``decide`` predicts a label for each second, and ``find_events`` joins consecutive seconds into events. The video
 # shown is one with a partial event: an event that starts later or ends earlier than the video.
 
 model.eval()

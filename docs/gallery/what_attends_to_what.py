@@ -40,7 +40,7 @@ def make_batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 class Matching(nn.Module):
-    """Find the cell by AGSCA, and the second by CMRA."""
+    """Find the cell with AGSCA, and the second with CMRA."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ for path, weights in recorded.items():
 # %%
 # Attention over time
 # -------------------
-# The figure shows one video. Rows are its seconds. Columns are the memory: first audio, then video. Each is labeled
-# with its object.
+# The figure shows one video. Rows are its seconds. Columns are the memory: first audio, then video. The labels are the
+# objects.
 
 names = "ABCDEFGH"
 axes = plot_relations(recorded["relation"][0], [SECONDS, SECONDS], ["audible", "visible"])  # the mean over heads

@@ -22,7 +22,7 @@ torch.manual_seed(0)
 # Two clocks
 # ----------
 # A video has 20 frames, two per second. The audio has four frames per second and starts at another time in each sample,
-# as much as a second before or after the video. So the order of the events follows from the times of the frames, but
+# up to a second before or after the video. So the order of the events follows from the times of the frames, but
 # not from their indices. The events are at least half a second apart.
 
 WIDTH = 32
@@ -48,7 +48,7 @@ def draw_batch(size: int, audio_rate: float = 4.0) -> tuple[Tensor, Tensor, Tens
 # -------------------------------------
 # Periods are in the unit of the times. The shortest should be about four times the smallest difference that matters,
 # here half a second. The longest should be at least twice the longest difference, here eleven seconds, so that the
-# slowest pair of channels tells before from after.
+# slowest pair of channels distinguishes before from after.
 
 
 class WhoCameFirst(nn.Module):
@@ -95,7 +95,7 @@ for model in models.values():
 
 test = draw_batch(2000)
 bang_first = (test[-1] > 0).float().mean().item()
-print(f"accuracy of always the same answer: {max(bang_first, 1 - bang_first):.1%}")
+print(f"accuracy of always giving the same answer: {max(bang_first, 1 - bang_first):.1%}")
 accuracies = {name: measure(model, test) for name, model in models.items()}
 for name, accuracy in accuracies.items():
     print(f"accuracy {name}: {accuracy:.1%}")

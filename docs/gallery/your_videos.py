@@ -3,8 +3,8 @@ Your own videos
 ===============
 
 This guide finds events in video files, and draws them over the video, with the places where the network looks. The
-commands read the video files. You need not download any weights: a package contains those for one of the networks for
-frames. Run this guide from the root of a clone: ``PYTHONPATH=examples python docs/gallery/your_videos.py``.
+commands read the video files. You need not download any weights: those of the network for frames come with a package.
+Run this guide from the root of a clone: ``PYTHONPATH=examples python docs/gallery/your_videos.py``.
 
 .. code-block:: sh
 
@@ -43,7 +43,7 @@ print(*sorted(path.name for path in videos.iterdir())[:3], "...", sep="\n")
 # Labels
 # ------
 # Write the events of your videos into a text file: start and end in seconds, and a category of your choice. A line with
-# a video alone has no event.
+# a video alone says that it has no event.
 
 labels = videos / "labels.csv"
 print(*labels.read_text().splitlines()[:6], sep="\n")
@@ -125,9 +125,9 @@ axes.set_axis_off()
 # -----------
 # A network that was trained on clips of six seconds has never seen a longer one. So ``predict`` cuts longer videos into
 # windows that overlap by half. A window is as long as the longest video of the training. The event scores of a second
-# are averaged over its windows. Each window has a category of its own, so a long video may have several. Events of one
-# category that touch become one event. ``--window 20`` chooses another length, and ``--window 0`` predicts whole videos
-# at once.
+# are averaged over its windows. Each window has a category of its own, so a long video may have several. Adjacent
+# events of one category become one event. ``--window 20`` chooses another length, and ``--window 0`` predicts whole
+# videos at once.
 #
 # Files that cannot be read are named at the end, and do not stop the others. A note reports what is unusual: videos
 # without sound, sound that starts late, damaged packets. :doc:`/own_dataset` has the details of labels and features.
