@@ -1,5 +1,6 @@
 """Give every test the same initial state of torch, Accelerate and the process, whatever ran before it."""
 
+import gc
 import logging
 import os
 import random
@@ -45,6 +46,11 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     ),
 ]
 """The functions that read and write each setting."""
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the modules and tests that are there from garbage collection, which takes much longer with them."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

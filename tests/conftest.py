@@ -97,17 +97,7 @@ def release(tmp_path: Path) -> Path:
 def processes() -> BaseContext:
     """Return a context that forks processes from a server, where torch and other slow imports are done once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "accelerate",
-            "h5py",
-            "huggingface_hub",
-            "matplotlib.figure",
-            "pytest",
-            "torch._dynamo",  # imported by optimizers
-            "torchmetrics.classification",
-        ]
-    )
+    context.set_forkserver_preload(["tests.preloaded"])
     return context
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -12,10 +10,14 @@ from accelerate.state import AcceleratorState
 
 import ave_cmran
 from ave.networks.cmran import CMRAN
+from ave.results import baselines
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = partial(CMRAN, embed_dim=20, dim_feedforward=17)
 """A small network, because a short run of the full one spends most of its time on checkpoints."""
+
+baselines.MOST_SECONDS = 0
+"""No linear probe, which takes as long as the rest of a short training. ``test_baselines.py`` has one."""
 
 
 def run_main(parent, *arguments, **options):
@@ -37,15 +39,3 @@ def call_main(*arguments, **options):
     if trains:
         options.setdefault("network", SMALL)
     ave_cmran.main(arguments, **options)
-
-
-def start(*arguments, launcher=(sys.executable,), script=ave_cmran.__file__, **options):
-    """Start the command, or another script, in a new process, or in several with a launcher."""
-    return subprocess.Popen(  # noqa: S603
-        [*map(str, (*launcher, script, *arguments))],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )

@@ -2,7 +2,7 @@
 
 import io
 import json
-import subprocess
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -14,23 +14,8 @@ import torch
 
 from ave.networks.cmran import CMRAN
 from ave_release import write_release
-from running import ENVIRONMENT
-
-SCRIPT = """
-import json, re, sys
-from pathlib import Path
 from running import call_main
 
-for arguments in json.load(sys.stdin):
-    try:
-        call_main(*arguments)
-        ended = 0
-    except SystemExit as stop:
-        ended = stop.code
-    peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-    print(json.dumps([ended, int(peak)]), file=sys.stderr)
-"""
-"""``ru_maxrss`` would not do: a process inherits that of its parent."""
 GOLDEN = Path(__file__).parent / "golden"
 LARGE = 10**12
 
@@ -88,16 +73,33 @@ def write_hostile_files(place):
     return commands
 
 
+def work(commands, place):
+    """Run the commands, and write how each ended and the peak memory. This runs in a separate process."""
+    sys.stderr, ended = (place / "errors").open("w"), []
+    for arguments in commands:
+        try:
+            call_main(*arguments)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        # ru_maxrss would not do: a process inherits that of its parent.
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
+        ended.append([code, int(peak)])
+    (place / "ended.json").write_text(json.dumps(ended))
+    sys.stderr.close()
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
-def test_declared_sizes_take_no_memory(tmp_path):
+def test_declared_sizes_take_no_memory(tmp_path, processes):
     commands = write_hostile_files(tmp_path)
-    arguments = json.dumps([list(map(str, command)) for command in commands.values()])
-    environment = {**ENVIRONMENT, "PYTHONPATH": ":".join(sys.path)}
-    command = [sys.executable, "-c", SCRIPT]
-    ran = subprocess.run(command, input=arguments, env=environment, capture_output=True, text=True)  # noqa: S603
-    ended = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("[")]
-    errors = [line for line in ran.stderr.splitlines() if line.startswith("ave_cmran.py: error: ")]
-    assert len(ended) == len(errors) == len(commands), ran.stderr
+    process = processes.Process(target=work, args=(list(commands.values()), tmp_path))
+    process.start()
+    process.join()
+    said = (tmp_path / "errors").read_text()
+    assert process.exitcode == 0, said
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    errors = [line for line in said.splitlines() if line.startswith("ave_cmran.py: error: ")]
+    assert len(ended) == len(errors) == len(commands), said
     for name, (code, peak) in zip(commands, ended, strict=True):
         assert (name, code) == (name, 2)
         assert peak < 1 << 20, f"{name} took {peak / 2**20:.1f} GiB"

@@ -1,10 +1,12 @@
 """No test finds state that another test left behind, in any order."""
 
+import atexit
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,21 +81,29 @@ def test_where_code_is_compiled_to():
 """
 
 
-def test_every_test_begins_in_the_same_state(tmp_path):
+def work(place):
+    """Run the tests in the directory. This runs in a separate process, which ends like one that was started anew."""
+    sys.stdout = sys.stderr = (place / "printed").open("w")
+    os.chdir(place)
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place)
+    try:
+        pytest.main(["-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist", "-s", "test_state.py"])
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.close()
+
+
+def test_every_test_begins_in_the_same_state(tmp_path, processes):
     """Compiled code goes to a temporary directory of the session, which is removed at the end."""
     (tmp_path / "test_state.py").write_text(TESTS)
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    options = ("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist", "-s")
-    foreign = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    result = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "pytest", *options, "test_state.py"],
-        cwd=tmp_path,
-        env=foreign | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "4 passed" in result.stdout, result.stdout
-    (line,) = (line for line in result.stdout.splitlines() if "compiled to" in line)
+    process = processes.Process(target=work, args=(tmp_path,))
+    process.start()
+    process.join()
+    printed = (tmp_path / "printed").read_text()
+    assert "4 passed" in printed, printed
+    (line,) = (line for line in printed.splitlines() if "compiled to" in line)
     assert not Path(line.split()[-1]).exists()
     assert Path(line.split()[-1]) != tmp_path

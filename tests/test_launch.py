@@ -3,43 +3,44 @@
 import dataclasses
 import json
 import os
+import runpy
+import socket
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import distributed
 
-import ave_cmran
 from ave.checkpoints import Checkpoints
 from ave.data.opening import read_set
 from ave.networks.cmran import CMRAN
 from ave.train import TrainConfig, main
 from ave_release import SHAPE, write_release
-from running import call_main, start
+from running import call_main
 
 # Accelerate's --multi_gpu is also how it starts several processes on a CPU.
 LAUNCHERS = {
-    "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", 2),
     "accelerate": (
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2),
-        *("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0),
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0),
     ),
 }
-SMALL = """
-import sys
-from functools import partial
-from pathlib import Path
-sys.path.insert(0, {examples!r})
-import ave_cmran
-from ave.networks.cmran import CMRAN
-options = {{"network": partial(CMRAN, embed_dim=20, dim_feedforward=17)}} if sys.argv[1] == "train" else {{}}
-ave_cmran.main(draw=False, **options)
+"""The module that each launcher runs, and its options."""
+HAND_OVER = """
+import json, os, socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as test, test.makefile("rw") as lines:
+    print(json.dumps(dict(os.environ)), file=lines, flush=True)
+    sys.exit(int(lines.readline()))
 """
-"""The command, on a network that is quickly trained, and without figures."""
+"""What the launchers start. It sends its environment to the test, which forks the command, and ends as that does.
+
+Four processes that import torch and the rest anew would take longer than all that they then do.
+"""
 TOLERANCE = 1e-4
 """Of the mean loss, relative: the sum over a batch is taken in two parts, in float32."""
 WEIGHT_TOLERANCE = 2e-3
@@ -99,14 +100,53 @@ def test_two_processes_train_like_one(trained, setting):
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=WEIGHT_TOLERANCE)
 
 
-def test_the_command_under_launchers(release, tmp_path):
+def run_launcher(module, options, errors):
+    """Run the module of a launcher as a script, in a process that has imported torch."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = [module, *map(str, options)]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def run_command(environment, printed, arguments):
+    """Run the command in the environment that a launcher gave."""
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.stdout = printed.open("w")
+    call_main(*arguments)
+
+
+def launch(launcher, processes, place, *arguments):
+    """Run the command in two processes of a launcher, and return what both print."""
+    place.mkdir()
+    (place / "hand_over.py").write_text(HAND_OVER)
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+        server.settimeout(PATIENCE.total_seconds())
+        module, *options = LAUNCHERS[launcher]
+        options = (*options, place / "hand_over.py", server.getsockname()[1])
+        launching = processes.Process(target=run_launcher, args=(module, options, place / "errors.txt"))
+        launching.start()
+        started = [stack.enter_context(server.accept()[0]) for _ in range(2)]
+        started = [stack.enter_context(connection.makefile("rw")) for connection in started]
+        commands = [
+            processes.Process(target=run_command, args=(json.loads(lines.readline()), place / f"{number}", arguments))
+            for number, lines in enumerate(started)
+        ]
+        for command in commands:
+            command.start()
+        for command, lines in zip(commands, started, strict=True):
+            command.join()
+            print(command.exitcode, file=lines, flush=True)
+    launching.join()
+    assert launching.exitcode == 0, (place / "errors.txt").read_text()
+    return "".join((place / f"{number}").read_text() for number in range(2))
+
+
+def test_the_command_under_launchers(release, tmp_path, processes):
     """A run of two processes is resumed by one; an evaluation by two counts every segment once."""
-    (tmp_path / "small.py").write_text(SMALL.format(examples=str(Path(ave_cmran.__file__).parent)))
     output = tmp_path / "run"
     options = ("--data", release, "--epochs", 1, "--batch-size", 5, "--lr", 0.01, "--output", output)
-    process = start("train", *options, launcher=LAUNCHERS["torchrun"], script=tmp_path / "small.py")
-    printed, errors = process.communicate(timeout=PATIENCE.total_seconds())
-    assert process.returncode == 0, errors
+    printed = launch("torchrun", processes, tmp_path / "torchrun", "train", *options)
     assert "2 x cpu" in printed
     assert printed.count("accuracy at the epoch chosen on val") == 1
     assert json.loads((output / "metrics.json").read_text())["runs"][0]["segments"] == 5 * SHAPE["segments"]
@@ -115,10 +155,7 @@ def test_the_command_under_launchers(release, tmp_path):
     (trained,) = json.loads((output / "metrics.json").read_text())["runs"]
     assert [line["epoch"] for line in trained["history"]] == [1, 2]
     options = ("--data", release, "--checkpoint", output, "--output", tmp_path / "evaluation")
-    process = start("evaluate", *options, launcher=LAUNCHERS["accelerate"], script=tmp_path / "small.py")
-    printed, errors = process.communicate(timeout=PATIENCE.total_seconds())
-    assert process.returncode == 0, errors
-    assert "2 x cpu" in printed
+    assert "2 x cpu" in launch("accelerate", processes, tmp_path / "accelerate", "evaluate", *options)
     (evaluated,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["runs"]
     for name in ("segments", "accuracy", "confusion", "event_f1", "category_accuracy"):
         assert evaluated[name] == trained[name]
