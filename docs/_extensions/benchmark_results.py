@@ -67,7 +67,9 @@ def _fold(section: str) -> str:
 def _device(directory: Path) -> str:
     """Return the name of the measured device."""
     machine = json.loads(_results(directory)[0].read_text())["machine"]
-    return machine["gpu"] if "gpu" in machine else f"{machine['cores']} CPU cores ({machine['processor']})"
+    if "gpu" in machine:
+        return machine["gpu"]
+    return f"{machine['cores']} CPU cores ({machine['processor']}, {machine['instructions']})"
 
 
 def _describe_data_loading(results: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ class EvaluateConfig:
     split: Split = "test"
     """the split to evaluate on"""
     device: str = "auto"
-    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
+    """device: auto (the best available), cpu, cuda, cuda:1, mps or another device of torch"""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     output: Path | None = None

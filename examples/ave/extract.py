@@ -62,7 +62,7 @@ class ExtractConfig:
     as_release: bool = False
     """choose the frames by the index rule of the AVE release, for clips of 10 s; otherwise by time"""
     device: str = "auto"
-    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
+    """device: auto (the best available), cpu, cuda, cuda:1, mps or another device of torch"""
     precision: Precision = "fp32"
     """mixed precision of the networks; fp16 needs a GPU"""
 

@@ -75,7 +75,7 @@ class TablesConfig:
     epochs: int | None = None
     """number of epochs; if omitted: as published for each network, or 11 for the procedural set"""
     device: str = "auto"
-    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
+    """device: auto (the best available), cpu, cuda, cuda:1, mps or another device of torch"""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     cache: Cache = "auto"

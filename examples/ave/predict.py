@@ -82,7 +82,7 @@ class PredictConfig:
     annotate: bool = False
     """also write each of the --videos with heat map, timeline and sound as mp4, and a contact sheet as PNG"""
     device: str = "auto"
-    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
+    """device: auto (the best available), cpu, cuda, cuda:1, mps or another device of torch"""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     output: Path | None = None

@@ -128,7 +128,7 @@ class TrainConfig:
     seeds: tuple[int, ...] = (0,)
     """train once for each seed, and report mean and standard deviation; a resumed run may have more"""
     device: str = "auto"
-    """auto (the best available device), cpu, cuda, cuda:1, mps ..."""
+    """device: auto (the best available), cpu, cuda, cuda:1, mps or another device of torch"""
     precision: Precision = "fp32"
     """mixed precision of the forward pass; fp16 needs a GPU"""
     compile: bool = False
