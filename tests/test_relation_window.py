@@ -19,6 +19,7 @@ from crossmodal_attn import (
     CrossModalRelation,
     InternalTemporalRelation,
     RelationAware,
+    _blocks,
     padding_mask,
     record_attention,
     relation_attention,
@@ -26,7 +27,6 @@ from crossmodal_attn import (
     relation_weights,
     relation_window,
     summarize_relations,
-    windows,
 )
 from oracles import attention, fill_parameters
 
@@ -34,7 +34,7 @@ from oracles import attention, fill_parameters
 @contextmanager
 def blocks_of(*sizes):
     """Divide the queries into blocks of one of these sizes, however short they are."""
-    with patch.multiple(windows, BLOCK_SIZES=sizes, COPY_COST=-100):
+    with patch.multiple(_blocks, BLOCK_SIZES=sizes, COPY_COST=-100):
         yield
 
 
@@ -134,7 +134,7 @@ def test_cost_grows_with_the_length(draw):
     for length in (8192, 1024):
         window = relation_window(length, [3 * length], window=5)
         query, memory = draw(1, 1, length, 1), draw(1, 1, 4 * length, 1)
-        groups = windows.gather_blocks(window, query, memory)
+        groups = _blocks.gather_blocks(window, query, memory)
         assert max(mask.numel() for *_, mask in groups) < 300 * 300
         scores = sum(queries.shape[0] * queries.shape[2] * keys.shape[2] for queries, keys, _, _ in groups)
         costs.append((scores / length, sum(keys.numel() for _, keys, _, _ in groups) / length))
@@ -148,7 +148,7 @@ def test_cost_grows_with_the_length(draw):
 def test_window_of_everything_copies_nothing(draw, window):
     """Where a mask is as good, the attention is one block of the keys themselves."""
     query, memory = draw(1, 2, 600, 3), draw(1, 2, 1200, 3)
-    [(queries, keys, _, _)] = windows.gather_blocks(relation_window(600, [600], window=window), query, memory)
+    [(queries, keys, _, _)] = _blocks.gather_blocks(relation_window(600, [600], window=window), query, memory)
     assert queries.shape == query.shape
     assert keys.data_ptr() == memory.data_ptr()
 
