@@ -7,13 +7,17 @@ Axes: B batch, H heads, T query length, S context length, M memory length, D wid
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from crossmodal_attn._block_mask import make_block_mask
 from crossmodal_attn._blocks import Blocks, make_blocks
-from crossmodal_attn._checks import check_size, check_tensor, has_shape
+from crossmodal_attn._checks import check_mask, check_size, check_tensor, has_shape
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["RelationWindow", "relation_mask", "relation_window"]
 
@@ -231,7 +235,7 @@ class RelationWindow:
     """Hold which steps of each memory each query segment may attend to. :func:`relation_window` makes it.
 
     A window cannot be changed. For each query segment and memory it holds one span of steps, on the CPU. The layers
-    copy what they need to their device.
+    copy what they need to their device in each call; :meth:`to` does so once.
 
     Attributes:
         query_length: T, the length of the query.
@@ -255,7 +259,7 @@ class RelationWindow:
         Returns:
             Tensor: bool (T, M), True = may not attend.
         """
-        step = torch.arange(sum(self.memory_lengths), device="cpu")
+        step = torch.arange(sum(self.memory_lengths), device=self._blocks.first.device)
         outside = [
             (steps < first.reshape(-1, 1)) | (steps >= last.reshape(-1, 1))
             for steps, first, last in zip(
@@ -277,7 +281,7 @@ class RelationWindow:
         """
         columns = []
         for first, last, width in zip(self._blocks.first, self._blocks.last, self._blocks.band_widths, strict=True):
-            steps = first.reshape(-1, 1) + torch.arange(width, device="cpu")
+            steps = first.reshape(-1, 1) + torch.arange(width, device=first.device)
             columns.append(torch.where(steps < last.reshape(-1, 1), steps, -1))
         return torch.cat(columns, 1)[: self.query_length].to(torch.empty(0, device=device).device)
 
@@ -298,6 +302,51 @@ class RelationWindow:
             )
         dense = weights.new_zeros(*weights.shape[:-1], sum(self.memory_lengths))
         return dense.scatter_add(-1, columns.clamp(min=0).expand_as(weights), weights)  # others are zero
+
+    def block_mask(
+        self, padding_mask: Tensor | None = None, *, device: torch.device | str | None = None
+    ) -> "BlockMask":
+        """Return the block mask for a :func:`~torch.nn.attention.flex_attention.flex_attention` of your own.
+
+        It is computed from the spans. Unlike :func:`~torch.nn.attention.flex_attention.create_block_mask`, this makes
+        no mask of T x M entries. Without compilation, ``flex_attention`` itself computes all scores.
+
+        Args:
+            padding_mask: bool (B, M), True = padding, of all memories in the order [contexts..., query].
+            device: device of the block mask. Default: that of ``padding_mask``, or torch's default device.
+
+        Returns:
+            BlockMask: for B samples, or without ``padding_mask`` for any number of them.
+
+        Examples:
+            >>> from torch.nn.attention.flex_attention import flex_attention
+            >>> window = relation_window(2000, [8000], window=8)
+            >>> block_mask = window.block_mask()
+            >>> block_mask.shape
+            (1, 1, 2000, 10000)
+            >>> attend = torch.compile(flex_attention)       # attend(query, key, value, block_mask=block_mask)
+        """
+        if padding_mask is not None:
+            check_tensor("padding_mask", padding_mask)
+            check_mask("padding_mask", padding_mask, (*padding_mask.shape[:1], sum(self.memory_lengths)), padding_mask)
+            device = padding_mask.device if device is None else device
+            padding_mask = padding_mask.to(device)
+        device = torch.empty(0, device=device).device
+        first, last = (
+            edge.flatten(1)[:, : self.query_length].to(device) for edge in (self._blocks.first, self._blocks.last)
+        )
+        return make_block_mask(first, last, (self.query_length, sum(self.memory_lengths)), padding_mask)
+
+    def to(self, device: torch.device | str) -> "RelationWindow":
+        """Return the window on a device. Layers then need not copy it there in each call, which a GPU waits for.
+
+        Args:
+            device: the device of the layers.
+
+        Returns:
+            RelationWindow: the same window.
+        """
+        return RelationWindow(self.query_length, self.memory_lengths, self._blocks.to(device), self._padding)
 
     def __repr__(self) -> str:
         """Return the lengths."""
