@@ -19,7 +19,7 @@ from benchmarks.markdown import markdown_table
 __all__ = ["STEPS", "TABLE", "main", "write_table"]
 
 STEPS, TABLE = "steps.json", "gpu.md"
-ROWS = ("network", "agsca", "cmra", "epoch")
+ROWS = ("network", "agsca", "cmra", "windows", "epoch")
 STEP = {"videos": 32, "task": "training step"}
 AGSCA = {"map": "256 x 10 x 7 x 7 x 512", "dtype": "bfloat16"}
 EPOCHS = 200
@@ -47,9 +47,10 @@ def write_table(directory: Path) -> str:
     parts += ["## Goals\n", markdown_table(["goal", "target", "measured", "met"], list(_goals(rows)))]
     if "network" in rows:
         parts += ["## The whole network\n", _network(_cases(rows, "network"))]
-    for name in ("agsca", "cmra"):
+    for name in ("agsca", "cmra", "windows"):
         if name in rows:
-            parts += [f"## {rows[name]['title']}: ratios of time\n", _ratios(_cases(rows, name))]
+            compared = [case for case in _cases(rows, name) if case["ratios"]]
+            parts += [f"## {rows[name]['title']}: ratios of time\n", _ratios(compared)]
     if "epoch" in rows:
         parts += ["## Training\n", _epochs(_cases(rows, "epoch"))]
     parts += _skipped(rows)

@@ -25,7 +25,7 @@ __all__ = ["Step", "main", "make_steps", "run_steps"]
 
 ROOT = Path(__file__).parents[1]
 LOG = "log.txt"
-SECONDS = {"tests": 90.0, "network": 150.0, "agsca": 40.0, "cmra": 40.0, "epoch": 140.0}
+SECONDS = {"tests": 90.0, "network": 130.0, "agsca": 35.0, "cmra": 35.0, "windows": 50.0, "epoch": 120.0}
 """The time limit of each step, 460 seconds in all. Start and summary take a few seconds more."""
 QUICK_SECONDS = 90.0
 QUICK_BRIEF = 20.0

@@ -87,14 +87,16 @@ def test_flex_attention_computes_cmra(draw, assert_close):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_flex_attention_computes_the_window(draw, assert_close, monkeypatch):
-    """The block mask of FlexAttention is the window that it is compared with."""
+    """Both block masks of FlexAttention are the window that it is compared with."""
     monkeypatch.setattr(windows, "WINDOW", 3)
     layer, length = fill_parameters(CMRA(39, 3, dtype=torch.float64)), 11
     query, context = draw(1, length, 39), draw(1, windows.RATE * length, 39)
-    with torch.compiler.set_stance("force_eager"):
-        found = windows.FlexWindow(layer, length)(query, context)
     window = relation_window(length, [windows.RATE * length], window=3)
-    assert_close(found, layer(query, context, attn_mask=window))
+    expected = layer(query, context, attn_mask=window)
+    for given in (None, window):
+        with torch.compiler.set_stance("force_eager"):
+            found = windows.FlexWindow(layer, length, given)(query, context)
+        assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ATTENTION_RIVALS)

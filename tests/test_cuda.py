@@ -7,9 +7,17 @@ import copy
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 
 from ave.networks.two_scores import supervised_loss, weak_loss
-from crossmodal_attn import CMRA, CrossModalRelation, padding_mask, record_attention
+from crossmodal_attn import (
+    CMRA,
+    CrossModalRelation,
+    padding_mask,
+    record_attention,
+    relation_attention,
+    relation_window,
+)
 from crossmodal_attn.dropout import Dropout, ReLUDropout
 from oracles import CASES, fill_parameters, make_cmran
 
@@ -105,6 +113,46 @@ def test_cuda_graph_replays(case, draw, assert_close):
             value.copy_(other)
         graph.replay()
         assert_close(output, case(layer, fresh, paddings))
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_window_is_its_mask(draw):
+    """Outputs and gradients are equal with a window on the CPU or on the GPU, for which the host never waits."""
+    layer, window = CMRA(64, 4).cuda(), relation_window(301, [602], window=8)
+    leaves = [draw(2, length, 64, dtype=torch.float32).cuda().requires_grad_() for length in (301, 602)]
+
+    def attend(mask):
+        output = layer(*leaves, attn_mask=mask)
+        return output, torch.autograd.grad(output.square().sum(), [*leaves, *layer.parameters()])
+
+    expected, there = attend(window.mask(device="cuda")), window.to("cuda")
+    torch.testing.assert_close(attend(window), expected, rtol=1e-3, atol=1e-3)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = attend(there)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # in which the compiler advises other settings
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_window_in_flex_attention(draw, padded):
+    """Compiled FlexAttention with the block mask of a window gives the output and the gradients of its mask."""
+    window = relation_window(301, [602], window=8)
+    heads = [draw(2, 4, length, 32, dtype=torch.float32).cuda().requires_grad_() for length in (301, 903, 903)]
+    padding = padding_mask([903, 700], 903).cuda() if padded else None
+    mask = window.mask(device="cuda")
+    mask = mask if padding is None else mask | padding[:, None, None]
+    block_mask = window.block_mask(padding, device="cuda")
+    outputs = [
+        torch.compile(flex_attention, fullgraph=True)(*heads, block_mask=block_mask),
+        relation_attention(*heads, attn_mask=mask),
+    ]
+    found = [(output, torch.autograd.grad(output.square().sum(), heads)) for output in outputs]
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
 
 
 def test_dropout_is_torchs():

@@ -79,7 +79,7 @@ def test_sources_come_first(tmp_path):
 
 def test_the_network_is_measured_first_after_the_tests(tmp_path):
     steps = gpu.make_steps("cuda", False, tmp_path)
-    assert [step.name for step in steps] == ["tests", "network", "agsca", "cmra", "epoch"]
+    assert [step.name for step in steps] == ["tests", "network", "agsca", "cmra", "windows", "epoch"]
     assert sum(step.seconds for step in steps) <= 470
     for step in steps[1:]:
         options = step.command(step.seconds)
@@ -183,7 +183,7 @@ def test_table_of_nothing_says_so(tmp_path):
     assert goals.write_table(tmp_path).count("| not measured | - |") == 6
 
 
-@pytest.mark.parametrize("row", ["network", "agsca", "cmra", "epoch"])
+@pytest.mark.parametrize("row", ["network", "agsca", "cmra", "windows", "epoch"])
 def test_no_case_starts_after_the_time_limit(tmp_path, monkeypatch, row):
     monkeypatch.setattr(epoch, "QUICK_SPLITS", (2, 1, 1))
     command.main(["--quick", "--brief", "0", "--rows", row, "--output", str(tmp_path)])

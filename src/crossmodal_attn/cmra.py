@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from crossmodal_attn._blocks import band_weights, gather_blocks, join_blocks
 from crossmodal_attn._checks import (
     check_contexts,
     check_divisible,
@@ -32,7 +33,7 @@ from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
 from crossmodal_attn.memory import Memory, check_memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
-from crossmodal_attn.windows import RelationWindow, band_weights, gather_blocks, join_blocks
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 

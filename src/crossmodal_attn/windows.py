@@ -7,13 +7,17 @@ Axes: B batch, H heads, T query length, S context length, M memory length, D wid
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from crossmodal_attn._checks import check_size, check_tensor, has_shape
+from crossmodal_attn._block_mask import make_block_mask
+from crossmodal_attn._blocks import Blocks, make_blocks
+from crossmodal_attn._checks import check_mask, check_size, check_tensor, has_shape
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["RelationWindow", "relation_mask", "relation_window"]
 
@@ -22,12 +26,6 @@ Bounds: TypeAlias = tuple[float | None, float | None]
 
 TOLERANCE = 1e-6
 """Times that differ by less count as equal. Most rates and windows, such as 0.1, have no exact binary value."""
-
-BLOCK_SIZES = (32, 64, 128, 256, 512)
-"""Numbers of queries that may share one span of the memory. See :func:`_make_blocks`."""
-
-COPY_COST = 192
-"""The cost of copying one step of the memory for a block: as much time as about this many scores take."""
 
 
 def relation_mask(
@@ -231,14 +229,14 @@ def relation_window(
             last = torch.minimum(last, torch.searchsorted(starts, starts_before))
         spans.append((first, torch.maximum(first, last)))
     lengths = tuple(len(memory.starts) for memory in memories)
-    return RelationWindow(query_length, lengths, _make_blocks(spans, lengths))
+    return RelationWindow(query_length, lengths, make_blocks(spans, lengths))
 
 
 class RelationWindow:
     """Hold the steps of each memory that each query segment may attend to. :func:`relation_window` makes it.
 
     A window cannot be changed. For each query segment and memory it holds one span of steps, on the CPU. The layers
-    copy what they need to their device.
+    copy what they need to their device in each call; :meth:`to` does so once.
 
     Attributes:
         query_length: T, the length of the query.
@@ -246,7 +244,7 @@ class RelationWindow:
     """
 
     def __init__(
-        self, query_length: int, memory_lengths: tuple[int, ...], blocks: "_Blocks", padding: Tensor | None = None
+        self, query_length: int, memory_lengths: tuple[int, ...], blocks: Blocks, padding: Tensor | None = None
     ) -> None:
         self.query_length = query_length
         self.memory_lengths = memory_lengths
@@ -262,7 +260,7 @@ class RelationWindow:
         Returns:
             Tensor: bool (T, M), True = may not attend.
         """
-        step = torch.arange(sum(self.memory_lengths), device="cpu")
+        step = torch.arange(sum(self.memory_lengths), device=self._blocks.first.device)
         outside = [
             (steps < first.reshape(-1, 1)) | (steps >= last.reshape(-1, 1))
             for steps, first, last in zip(
@@ -284,7 +282,7 @@ class RelationWindow:
         """
         columns = []
         for first, last, width in zip(self._blocks.first, self._blocks.last, self._blocks.band_widths, strict=True):
-            steps = first.reshape(-1, 1) + torch.arange(width, device="cpu")
+            steps = first.reshape(-1, 1) + torch.arange(width, device=first.device)
             columns.append(torch.where(steps < last.reshape(-1, 1), steps, -1))
         return torch.cat(columns, 1)[: self.query_length].to(torch.empty(0, device=device).device)
 
@@ -306,182 +304,54 @@ class RelationWindow:
         dense = weights.new_zeros(*weights.shape[:-1], sum(self.memory_lengths))
         return dense.scatter_add(-1, columns.clamp(min=0).expand_as(weights), weights)  # others are zero
 
+    def block_mask(
+        self, padding_mask: Tensor | None = None, *, device: torch.device | str | None = None
+    ) -> "BlockMask":
+        """Return the block mask for a :func:`~torch.nn.attention.flex_attention.flex_attention` of your own.
+
+        It is computed from the spans. Unlike :func:`~torch.nn.attention.flex_attention.create_block_mask`, this makes
+        no mask of T x M entries. Without compilation, ``flex_attention`` itself computes all scores.
+
+        Args:
+            padding_mask: bool (B, M), True = padding, of all memories in the order [contexts..., query].
+            device: device of the block mask. Default: that of ``padding_mask``, or torch's default device.
+
+        Returns:
+            BlockMask: for B samples, or without ``padding_mask`` for any number of them.
+
+        Examples:
+            >>> from torch.nn.attention.flex_attention import flex_attention
+            >>> window = relation_window(2000, [8000], window=8)
+            >>> block_mask = window.block_mask()
+            >>> block_mask.shape
+            (1, 1, 2000, 10000)
+            >>> attend = torch.compile(flex_attention)       # attend(query, key, value, block_mask=block_mask)
+        """
+        if padding_mask is not None:
+            check_tensor("padding_mask", padding_mask)
+            check_mask("padding_mask", padding_mask, (*padding_mask.shape[:1], sum(self.memory_lengths)), padding_mask)
+            device = padding_mask.device if device is None else device
+            padding_mask = padding_mask.to(device)
+        device = torch.empty(0, device=device).device
+        first, last = (
+            edge.flatten(1)[:, : self.query_length].to(device) for edge in (self._blocks.first, self._blocks.last)
+        )
+        return make_block_mask(first, last, (self.query_length, sum(self.memory_lengths)), padding_mask)
+
+    def to(self, device: torch.device | str) -> "RelationWindow":
+        """Return the window on a device. Layers then need not copy it there in each call, which a GPU waits for.
+
+        Args:
+            device: the device of the layers.
+
+        Returns:
+            RelationWindow: the same window.
+        """
+        return RelationWindow(self.query_length, self.memory_lengths, self._blocks.to(device), self._padding)
+
     def __repr__(self) -> str:
         """Return the lengths."""
         return f"RelationWindow(query_length={self.query_length}, memory_lengths={self.memory_lengths})"
-
-
-class _Blocks(NamedTuple):
-    """Hold the spans of a window, and how its queries are divided into blocks.
-
-    The T queries are divided into C blocks of Q queries. The queries of a block share a span of each of the N memories.
-    The last block may have fewer queries; its other rows may attend to nothing.
-    """
-
-    widths: tuple[int, ...]
-    """For each memory the length of the spans that blocks share."""
-    band_widths: tuple[int, ...]
-    """For each memory the length of the widest span of one query. They sum to W."""
-    groups: tuple[tuple[int, bool], ...]
-    """Groups of consecutive blocks: the number of blocks, and whether all of them have the same mask."""
-    starts: Tensor
-    """int64 (N, C): for each memory and block the column where the shared span starts."""
-    first: Tensor
-    """int64 (N, C, Q): the first column that a query may attend to."""
-    last: Tensor
-    """int64 (N, C, Q): the column after the last. It equals the first if the query may not attend to this memory."""
-
-
-def _make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> _Blocks:
-    """Divide the queries into blocks, from their spans (first, last) in each memory, (T,) each.
-
-    Small blocks copy more steps of the memory, large blocks compute more scores outside the window. A block of all
-    queries copies little and costs as much as a mask. A window that covers most of the memory gets such a block.
-    """
-    first, last = (torch.stack(edges) for edges in zip(*spans, strict=True))
-    bounds = torch.tensor(lengths, device="cpu").unsqueeze(1)
-    empty = first == last  # these rows do not widen the span of their block
-    low, high = torch.where(empty, bounds, first), last.masked_fill(empty, 0)
-
-    def widths_of(size: int) -> tuple[Tensor, Tensor]:
-        """Return where the shared spans start (N, C), and how long they are (N,)."""
-        lower = _to_blocks(low, size, fill=max(lengths)).amin(2)
-        width = (_to_blocks(high, size).amax(2) - lower).clamp(min=0).amax(1)
-        return torch.minimum(lower, bounds - width.unsqueeze(1)), width
-
-    def cost(size: int) -> int:
-        count = -(-first.shape[1] // size)
-        return count * int(widths_of(size)[1].sum()) * (size + (COPY_COST if count > 1 else 0))
-
-    sizes = [size for size in BLOCK_SIZES if size < first.shape[1]]
-    size = min([first.shape[1], *sizes], key=cost)
-    starts, widths = widths_of(size)
-    blocks = [_to_blocks(edge, size) for edge in (first, last)]
-    relative = torch.stack([edge - starts.unsqueeze(2) for edge in blocks])  # (2, N, C, Q)
-    offsets = torch.tensor(lengths, device="cpu").cumsum(0).unsqueeze(1) - bounds
-    return _Blocks(
-        tuple(widths.tolist()),
-        tuple((last - first).amax(1).tolist()),
-        _group((relative[:, :, 1:] == relative[:, :, :-1]).all(3).all(1).all(0).tolist()),
-        starts + offsets,
-        *(edge + offsets.unsqueeze(2) for edge in blocks),
-    )
-
-
-def _group(alike: Sequence[bool]) -> tuple[tuple[int, bool], ...]:
-    """Divide the blocks into groups. ``alike`` tells whether each block has the same mask as the one before it.
-
-    At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
-    time and memory. More groups than these three would cost more than they save.
-    """
-    count, begin, longest = len(alike) + 1, 0, (0, 1)
-    for block in range(1, count + 1):
-        if block == count or not alike[block - 1]:
-            longest = max(longest, (begin, block), key=lambda run: run[1] - run[0])
-            begin = block
-    begin, end = longest
-    if end - begin < count / 2:
-        return ((count, False),)
-    groups = ((begin, False), (end - begin, True), (count - end, False))
-    return tuple((size, same) for size, same in groups if size)
-
-
-def _to_blocks(values: Tensor, size: int, fill: int = 0) -> Tensor:
-    """Divide (N, T) into blocks (N, C, size). The rows that are added to the last block hold ``fill``."""
-    added = -values.shape[1] % size
-    blocks: Tensor = F.pad(values, (0, added), value=fill).unflatten(1, (-1, size))
-    return blocks
-
-
-def gather_blocks(
-    window: RelationWindow, query: Tensor, key: Tensor, value: Tensor | None = None
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return the queries, keys, values and mask of the attention of each group of c blocks.
-
-    The batch holds the blocks of all samples.
-
-    Args:
-        window: the window.
-        query: (B, H, T, D).
-        key: (B, H, M, D).
-        value: (B, H, M, D), or None for the keys.
-
-    Returns:
-        list[tuple[Tensor, Tensor, Tensor, Tensor]]: (c * B, H, Q, D), twice (c * B, H, K, D) and bool (c * B, 1, Q, K)
-        or, for all samples, (1, 1, Q, K). K is the number of steps that a block shares, from all memories.
-    """
-    blocks, padding, batch, device = window._blocks, window._padding, query.shape[0], query.device
-    starts, first, last = (table.to(device) for table in (blocks.starts, blocks.first, blocks.last))
-    _, count, size = first.shape
-    groups = blocks.groups if padding is None else ((count, False),)
-    columns = [
-        start.unsqueeze(1) + torch.arange(width, device=device)
-        for start, width in zip(starts, blocks.widths, strict=True)
-    ]
-    # The rows (C, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
-    rows = torch.cat(columns, 1).unsqueeze(1) + key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
-
-    def gather(features: Tensor) -> Sequence[Tensor]:
-        if count == 1 and rows.shape[2] == features.shape[2]:
-            return [features.unsqueeze(0)]  # all steps
-        gathered = features.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
-        return divide(gathered.reshape(*rows.shape, *gathered.shape[1:]).transpose(2, 3))
-
-    def divide(features: Tensor) -> Sequence[Tensor]:
-        """Divide (C, B, *) into the groups."""
-        return features.split([number for number, _ in groups]) if len(groups) > 1 else [features]
-
-    def exclude(part: slice) -> Tensor:
-        """Return the mask of some blocks (c, 1, 1, Q, K)."""
-        masks = [
-            (steps[part].unsqueeze(1) < begin[part].unsqueeze(2)) | (steps[part].unsqueeze(1) >= end[part].unsqueeze(2))
-            for steps, begin, end in zip(columns, first, last, strict=True)
-        ]
-        return torch.cat(masks, 2)[:, None, None]
-
-    masks, done = [], 0
-    for number, alike in groups:
-        mask = exclude(slice(done, done + (1 if alike else number)))
-        if padding is not None:
-            mask = mask | padding.flatten()[rows][:, :, None, None]
-        elif not alike:
-            mask = mask.expand(-1, batch, -1, -1, -1)
-        masks.append(mask.flatten(0, 1))
-        done += number
-    added = count * size - query.shape[2]
-    queries = F.pad(query, (0, 0, 0, added)) if added else query
-    queries = queries.unflatten(2, (count, size)).permute(2, 0, 1, 3, 4)
-    keys = gather(key)
-    values = keys if value is None else gather(value)
-    return [
-        (own.flatten(0, 1), their.flatten(0, 1), carried.flatten(0, 1), mask)
-        for own, their, carried, mask in zip(divide(queries), keys, values, masks, strict=True)
-    ]
-
-
-def join_blocks(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
-    """Return the rows (B, H, T, *) of the attention of all groups of blocks, (c * B, H, Q, *) each."""
-    count = window._blocks.starts.shape[1]
-    output = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-    output = output.reshape(count, output.shape[0] // count, *output.shape[1:])
-    joined: Tensor = output.permute(1, 2, 0, 3, 4).flatten(2, 3)
-    return joined[:, :, : window.query_length]
-
-
-def band_weights(window: RelationWindow, parts: Sequence[Tensor]) -> Tensor:
-    """Return the banded weights (B, H, T, W) from the weights of all groups of blocks, (c * B, H, Q, K) each."""
-    blocks = window._blocks
-    weights = torch.cat(list(parts))
-    starts, first, last = (table.to(weights.device) for table in (blocks.starts, blocks.first, blocks.last))
-    count = starts.shape[1]
-    weights = weights.reshape(count, weights.shape[0] // count, *weights.shape[1:])
-    banded = []
-    for memory, part in enumerate(weights.split(blocks.widths, -1)):
-        steps = first[memory].unsqueeze(2) + torch.arange(blocks.band_widths[memory], device=weights.device)
-        outside = (steps >= last[memory].unsqueeze(2))[:, None, None]  # (C, 1, 1, Q, W), as are the places in the block
-        places = (steps - starts[memory, :, None, None])[:, None, None].masked_fill(outside, 0)
-        banded.append(part.gather(-1, places.expand(*part.shape[:-1], -1)).masked_fill(outside, 0))
-    return join_blocks(window, [torch.cat(banded, -1).flatten(0, 1)])
 
 
 def add_padding(window: RelationWindow, padding: Tensor | None) -> RelationWindow:
