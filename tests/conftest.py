@@ -105,7 +105,6 @@ def processes() -> BaseContext:
             "matplotlib.figure",
             "pytest",
             "torch._dynamo",  # imported by optimizers
-            "torchmetrics.classification",
         ]
     )
     return context
