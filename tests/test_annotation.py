@@ -10,6 +10,7 @@ import torch
 from ave.events import Event, Prediction
 from ave.results import annotation as annotating
 from ave.results.annotation import Annotation, Overlay, Timeline, annotate_video, choose_seconds, scale_attention
+from ave.videos.prediction import list_captions
 from made_videos import write_video
 
 CATEGORIES = ["Bark", "Church bell $x$"]
@@ -72,8 +73,14 @@ def test_overlay_is_stretched_over_the_frame():
 
 
 def test_cursor_moves_over_the_timeline():
-    prediction = Prediction(torch.tensor([2, 0, 1, 2]), torch.tensor([0.1, 0.9, 0.8, 0.2]), [])
-    timeline = Timeline(Annotation(prediction, CATEGORIES), 500)
+    events = [Event(1, 2, 0, 0.75), Event(2, 3, 1, 0.5)]
+    prediction = Prediction(torch.tensor([2, 0, 1, 2]), torch.tensor([0.1, 0.9, 0.8, 0.2]), events)
+    annotation = Annotation(prediction, CATEGORIES)
+    assert [annotation.name(second) for second in range(4)] == [
+        *("background", "Bark (0.75)", "Church bell $x$ (0.50)", "background")  # the scores in events.csv
+    ]
+    assert [caption.text for caption in list_captions(events, CATEGORIES)] == ["Bark (0.75)", "Church bell $x$ (0.50)"]
+    timeline = Timeline(annotation, 500)
     found = []
     for time in (-1, 0.5, 1.5, 3.9, 100):
         strip = timeline.draw(time)

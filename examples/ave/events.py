@@ -31,6 +31,15 @@ class Event(NamedTuple):
     score: float
     """In [0, 1]: the probability of an event times the probability of its category, averaged over its seconds."""
 
+    def describe(self, categories: Sequence[str]) -> str:
+        """Return the category and the score, as subtitles and annotated videos show them.
+
+        Examples:
+            >>> Event(2, 5, 0, 0.876).describe(["Bark"])
+            'Bark (0.88)'
+        """
+        return f"{categories[self.category]} ({self.score:.2f})"
+
 
 class Prediction(NamedTuple):
     """The decisions for one video of T seconds, on the CPU."""

@@ -81,10 +81,16 @@ class Annotation(NamedTuple):
     """The spatial attention of AGSCA (T, H, W), or None: no heat map."""
 
     def name(self, second: int) -> str:
-        """Return the label of a second with its event score."""
-        label = int(self.prediction.labels[second])
-        name = printable(self.categories[label], LONGEST_NAME) if label < len(self.categories) else "background"
-        return f"{name}  {self.prediction.event_score[second]:.2f}"
+        """Return the event in a second, with its score, or "background"."""
+        for event in self.prediction.events:
+            if event.start <= second < event.end:
+                return event.describe(self.names)
+        return "background"
+
+    @property
+    def names(self) -> list[str]:
+        """The categories as they are drawn: on one line, and not too long."""
+        return [printable(name, LONGEST_NAME) for name in self.categories]
 
 
 def scale_attention(attention: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ class Overlay:
 
 
 class Timeline:
-    """Draw the strip below a video: labels and event scores over time, the label of this second, and a moving cursor.
+    """Draw the strip below a video: labels and event scores over time, the event of this second, and a moving cursor.
 
     Args:
         annotation: the events of T seconds.
@@ -145,10 +151,10 @@ class Timeline:
         figure = Figure(figsize=(width / 100, self.height / 100), dpi=100)
         self._canvas = cast("Any", FigureCanvasAgg(figure))  # matplotlib declares no types for it
         self._axes = figure.add_axes((0.11, 0.24, 0.86, 0.56))
-        names = [printable(name, LONGEST_NAME) for name in annotation.categories]
-        plot_timeline(annotation.prediction.labels, annotation.prediction.event_score, categories=names, ax=self._axes)
+        prediction = annotation.prediction
+        plot_timeline(prediction.labels, prediction.event_score, categories=annotation.names, ax=self._axes)
         self._axes.set(xlim=(0, self.seconds), xlabel="")
-        self._axes.set_yticks(self._axes.get_yticks(), ["label", "score"])
+        self._axes.set_yticks(self._axes.get_yticks(), ["label", "event score"])
         for axes in (self._axes, *self._axes.child_axes):
             axes.tick_params(labelsize=size, pad=1, length=0)
         for text in self._axes.texts:
@@ -329,7 +335,7 @@ class _Sound:
 
 
 def draw_contact_sheet(path: Path, annotation: Annotation, thumbnails: Mapping[int, Pixels]) -> None:
-    """Write a picture of frames (h, w, 3) of a video, each with its second, label and event score."""
+    """Write a picture of frames (h, w, 3) of a video, each with its second, its event and the score of the event."""
     columns = min(SHEET_COLUMNS, len(thumbnails))
     rows = -(-len(thumbnails) // columns)
     height, width, _ = next(iter(thumbnails.values())).shape

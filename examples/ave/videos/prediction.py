@@ -222,10 +222,7 @@ def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Ca
         >>> list_captions([Event(2, 5, 0, 0.876)], ["Bark"])
         [Caption(start=2000, end=5000, text='Bark (0.88)')]
     """
-    return [
-        Caption(1000 * event.start, 1000 * event.end, f"{categories[event.category]} ({event.score:.2f})")
-        for event in events
-    ]
+    return [Caption(1000 * event.start, 1000 * event.end, event.describe(categories)) for event in events]
 
 
 def open_videos(
