@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ave.data.batches import Batch, Loader
 from ave.data.dataset import AVEData, Split
@@ -205,9 +206,7 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         (1.0, 0.75)
     """
     names = [*categories, "background"]
-    labeled, size = truth >= 0, len(names)
-    pairs = truth[labeled] * size + prediction[labeled]
-    counts = pairs.bincount(minlength=size * size).view(size, size)
+    counts = multiclass_confusion_matrix(prediction, truth, len(names), ignore_index=-1)
     totals = counts.sum(1)
     both, predicted, true = counts[:-1, :-1].sum(), counts[:, :-1].sum(), totals[:-1].sum()
     unseen = None if seen is None else (truth >= 0) & ~seen.unsqueeze(1)
