@@ -29,6 +29,7 @@ from crossmodal_attn._checks import (
     check_widths,
     list_contexts,
 )
+from crossmodal_attn._eager import runs_eagerly
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
 from crossmodal_attn.memory import Memory, check_memory
@@ -36,6 +37,9 @@ from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, 
 from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
+
+SHORT, LARGE = 8, 2**17
+"""The largest length of a query that attends to several memories without joining them, and their smallest size."""
 
 
 def relation_attention(
@@ -71,12 +75,18 @@ def relation_attention(
     """
     _check_heads(query, key, value, attn_mask)
     check_probability("dropout_p", dropout_p)
+    return _attend(query, key, value, attn_mask, dropout_p)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | RelationWindow | None, dropout_p: float
+) -> Tensor:
+    """Compute :func:`relation_attention` without checks."""
     if attn_mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     if isinstance(attn_mask, RelationWindow):
         groups = gather_blocks(attn_mask, query, key, value)
-        outputs = [relation_attention(*blocks, attn_mask=mask, dropout_p=dropout_p) for *blocks, mask in groups]
-        return join_blocks(attn_mask, outputs)
+        return join_blocks(attn_mask, [_attend(*blocks, dropout_p) for blocks in groups])
     mask, empty = _unmask_empty_rows(attn_mask, query)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
     return zero_where(empty, output)
@@ -108,12 +118,52 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | Relation
     wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
         scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
+    return _normalize(scores, attn_mask, query).to(query.dtype)
+
+
+def _normalize(scores: Tensor, attn_mask: Tensor | None, query: Tensor) -> Tensor:
+    """Return the attention weights of scores (B, H, T, M) in at least float32, for a mask that fits them."""
     if attn_mask is None:
-        return scores.softmax(-1).to(query.dtype)
+        return scores.softmax(-1)
     mask, empty = _unmask_empty_rows(attn_mask, query)
     # The scores are in float32 here: in half precision, adding a mask of finfo.min would overflow to -inf.
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return zero_where(empty, scores.softmax(-1)).to(query.dtype)
+    return zero_where(empty, scores.softmax(-1))
+
+
+def _attend_apart(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], attn_mask: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Compute :func:`relation_attention` over several memories without joining them.
+
+    To join them would copy all keys and values, which takes longer than the attention of a few queries.
+    """
+    batch, heads, length, width = query.shape
+    queries = (query * width**-0.5).flatten(0, 1)
+    # Products in three dimensions, since matmul in four takes twice the time of a small product.
+    scores = torch.cat([torch.bmm(queries, own.flatten(0, 1).transpose(1, 2)) for own in keys], 2)
+    weights = _normalize(scores.view(batch, heads, length, scores.shape[2]), attn_mask, query)
+    weights = F.dropout(weights, dropout_p) if dropout_p else weights
+    first, *others = weights.flatten(0, 1).split([own.shape[2] for own in values], 2)
+    output = torch.bmm(first, values[0].flatten(0, 1))
+    for part, own in zip(others, values[1:], strict=True):
+        output = torch.baddbmm(output, part, own.flatten(0, 1))
+    return output.view(batch, heads, length, width)
+
+
+def _saves_joining(query: Tensor, keys: Sequence[Tensor]) -> bool:
+    """Return whether attention to several memories takes less time without joining them."""
+    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64) or _autocasts(query):
+        return False
+    if not runs_eagerly():
+        # Another condition on a length would limit it in traced code, where it may be dynamic.
+        return query.shape[2] == 1
+    return query.shape[2] <= SHORT and sum(own.numel() for own in keys) >= LARGE
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Join the keys or the values (B, H, S, D) of several memories along time. A single one is not copied."""
+    return torch.cat(list(parts), 2) if len(parts) > 1 else parts[0]
 
 
 def _autocasts(query: Tensor) -> bool:
@@ -393,21 +443,26 @@ class CMRA(nn.Module):
             check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False, lengths=lengths)
 
         own = query if self.include_query else None
-        join = self._join_memory if None in projections else self._project_memory
-        keys, values = join(contexts, projections, own, times[: len(memory)])
+        if None in projections:
+            parts = self._list_memories(contexts, projections, own, times[: len(memory)])
+        else:
+            parts = [self._project_memory(contexts, projections, own, times[: len(memory)])]
+        keys, values = zip(*parts, strict=True)
         projected_query = self.q_proj(query)
         check_projected("q_proj", projected_query, self.embed_dim, self)
         queries = self._split_heads(projected_query)
         if self.rotary is not None:
             queries = self.rotary(queries, times[-1])
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
-        attended = relation_attention(
-            queries, keys, values, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        output: Tensor = self.out_proj(rearrange(attended, "batch heads time width -> batch time (heads width)"))
-        record_maps(self, lambda: {"": relation_weights(queries, keys, attn_mask=mask)})
-        # The output always comes from the fused kernel. The weights are computed separately, only on request.
-        return (output, relation_weights(queries, keys, attn_mask=mask)) if need_weights else output
+        dropout_p = self.dropout if self.training else 0.0
+        if len(keys) > 1 and not isinstance(mask, RelationWindow) and _saves_joining(queries, keys):
+            attended = _attend_apart(queries, keys, values, mask, dropout_p)
+        else:
+            attended = _attend(queries, _join(keys), _join(values), mask, dropout_p)
+        output: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        record_maps(self, lambda: {"": relation_weights(queries, _join(keys), attn_mask=mask)})
+        # The weights are computed separately, only on request.
+        return (output, relation_weights(queries, _join(keys), attn_mask=mask)) if need_weights else output
 
     @overload
     def remember(
@@ -509,12 +564,12 @@ class CMRA(nn.Module):
             raise ValueError(f"{clock.name} must be given, since this CMRA was built with rotary, got None")
         return list_times(self, self.rotary, [clock])
 
-    def _join_memory(
+    def _list_memories(
         self, contexts: list[Any], projections: list[Any], query: Tensor | None, times: list[Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values (B, H, M, D) of contexts, some of which are memories.
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and the values (B, H, S, D) of each part of a memory of which some parts are kept memories.
 
-        The arguments are those of :meth:`_project_memory`. The projection and the times of a memory are None.
+        The arguments are those of :meth:`_project_memory`. The projection and the times of a kept memory are None.
         """
         parts = []
         for index, (context, projection) in enumerate(zip(contexts, projections, strict=True)):
@@ -524,9 +579,7 @@ class CMRA(nn.Module):
                 parts.append(self._project_memory([context], [projection], None, times[index : index + 1]))
         if query is not None:
             parts.append(self._project_memory([], [], query, times[len(contexts) :]))
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
+        return parts
 
     def _project_memory(
         self, contexts: list[Tensor], projections: list[nn.Module], query: Tensor | None, times: list[Tensor]
