@@ -179,7 +179,7 @@ def test_window_of_everything_copies_nothing(draw, window):
 @settings(max_examples=20)
 @given(drawn=arguments(), padded=st.booleans())
 def test_block_mask_is_that_of_the_dense_mask(drawn, padded):
-    """Its function is the dense mask, in which the blocks that are skipped or full are so."""
+    """Its function equals the dense mask. Skipped blocks are fully masked there, and full blocks not at all."""
     window = relation_window(*drawn[0], **drawn[1])
     length, memory = window.query_length, sum(window.memory_lengths)
     generator = torch.Generator().manual_seed(0)
