@@ -1,5 +1,6 @@
-"""Imports of the server that test processes are forked from: what the command and the tests need, and is slow."""
+"""Import the slow modules that the command and the tests need, in the server from which test processes are forked."""
 
+# ruff: noqa: F401 - only the imports matter
 import gc
 
 import accelerate
