@@ -76,7 +76,8 @@ def _clean_state() -> Iterator[None]:
 def forget() -> None:
     """Seed all random generators, and clear the global state of the modules that were imported."""
     random.seed(0)
-    torch.manual_seed(0)
+    # Without an accelerator, torch.manual_seed would keep three stack traces for accelerators that may come.
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
     if "torch._dynamo" in sys.modules:
