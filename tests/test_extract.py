@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from ave import extract
 from ave.data.opening import read_features
 from ave.data.prepared import read_manifest
+from ave.videos import isolation
 from ave.videos.assembly import Assembly
 from ave.videos.decoding import read_seconds
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
@@ -170,10 +172,13 @@ def test_a_stopped_run_continues(videos, tmp_path, counted, monkeypatch, capsys)
 def test_videos_that_fail_are_listed_at_the_end(videos, tmp_path, counted, capsys):
     (videos / "b.mkv").write_text("text")
     (videos / "h.mp4").touch()
+    child = Mock()
+    isolation._idle.append(child)  # it would wait for the next video
     arguments = ("--videos", videos, "--output", tmp_path / "set")
     message = fail(*arguments, code=1, capsys=capsys)
     assert "2 of 7 videos could not be extracted, so" in message
     assert "is not complete: repair or remove them, and run extract again: " in message
+    child.stop.assert_called_once()
     assert message.count(str(videos / "b.mkv")) == message.count(str(videos / "h.mp4")) == 1
     for name in ("b.mkv", "h.mp4"):
         (videos / name).unlink()
@@ -215,8 +220,12 @@ def test_wrong_input_is_refused(videos, tmp_path, capsys):
         (("--videos", one, "--output", other), "--output must be a new or empty directory, or one where extract was"),
         (("--videos", one, "--frames-per-second", 0), "--frames-per-second must be at least 1, got 0"),
         (("--videos", one, "--visual", "vgg19"), "--audio aisfx take weights from packages, without a download"),
+        (("--videos", one, "--visual", "vgg16"), "or MODULE:FUNCTION of your own, got 'vgg16'"),
+        (("--videos", one, "--visual", "none:f"), "or among the installed packages"),
     ):
-        assert expected in fail("--output", output, *arguments, code=2, capsys=capsys)
+        message = fail("--output", output, *arguments, code=2, capsys=capsys)
+        assert expected in message
+        assert ("without a download" in message) == ("vgg19" in arguments)
         assert not output.exists()
     call_main("extract", *OPTIONS, "--videos", one, one.parent / "a.mp4", "--output", output, "--precision", "bf16")
     assert read_manifest(output).names == ("a",)

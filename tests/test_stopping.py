@@ -1,5 +1,6 @@
 """Signals, failing files, lack of memory and lost processes end a run with a message in one line."""
 
+import errno
 import os
 import runpy
 import signal
@@ -142,6 +143,20 @@ def test_lack_of_memory_is_reported_in_one_line(allocate, capsys, monkeypatch):
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ave_cmran.py: error: out of memory, so free some: ")
+
+
+def test_full_disk_is_no_wrong_input(capsys, monkeypatch, tmp_path):
+    """`check > /dev/full` prints inside the checks of its input."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ave.prepare.files_table", fail)
+    with pytest.raises(SystemExit) as stop:
+        call_main("check", "--data", tmp_path)
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("error: a disk is full, that of the results or of standard output: No space left on device")
 
 
 def test_faults_of_the_program_stay_tracebacks(monkeypatch):

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -33,7 +34,8 @@ def checking_input() -> Iterator[None]:
     """Turn errors about values and files into :class:`InputError`. Use it around the checks before any work."""
     try:
         yield
-    except BrokenPipeError:  # standard output is a closed pipe
-        raise
     except (ValueError, OSError) as error:
+        # Not wrong input: standard output is a closed pipe, or a disk is full.
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+            raise
         raise InputError(str(error)) from error

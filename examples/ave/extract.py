@@ -19,15 +19,16 @@ from ave.devices import Precision, make_accelerator
 from ave.printing import printable
 from ave.results.files import clearing
 from ave.videos.assembly import Assembly
-from ave.videos.backbones import find_audio, find_visual
+from ave.videos.backbones import MissingWeightsError, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import BATCH, Extraction, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
+from ave.videos.isolation import ending_children
 from ave.videos.progress import Progress
 
 __all__ = ["ExtractConfig", "main"]
 
-DOWNLOADED = "--visual efficientnet-lite0 --audio aisfx take weights from packages, without a download"
+PACKAGED = "--visual efficientnet-lite0 --audio aisfx take weights from packages, without a download"
 GPU_BATCH = 64
 """Batch size in frames on a GPU."""
 MOST_LISTED = 3
@@ -87,10 +88,8 @@ def main(config: ExtractConfig) -> Manifest:
         try:
             visual = find_visual(config.visual, config.visual_weights, accelerator.device)
             audio = find_audio(config.audio, config.audio_weights, accelerator.device)
-        except ValueError as error:
-            if config.visual_weights is None and config.audio_weights is None:
-                raise ValueError(f"{error}; {DOWNLOADED}") from error
-            raise
+        except MissingWeightsError as error:
+            raise ValueError(f"{error}; {PACKAGED}") from error
         sampling = make_sampling(visual, audio, config.frames_per_second, as_release=config.as_release)
         work = Assembly(config.output, Extraction.of(visual, audio, sampling), *probe(visual, audio, sampling))
     batch = BATCH if accelerator.device.type == "cpu" else GPU_BATCH
@@ -132,7 +131,7 @@ def _extract_all(
         print(f"continuing in {work.output}, where {len(work.finished)} videos are finished")
     failed: dict[Path, str] = {}
     progress = Progress(len(videos) - len(waiting), {name: path.stat().st_size for name, path in waiting.items()})
-    with progress.bar:
+    with ending_children(), progress.bar:
         for name, path in waiting.items():
             progress.start(name)
             rows: list[tuple[Tensor, Tensor]] = []

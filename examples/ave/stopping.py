@@ -5,6 +5,7 @@ The command prints the reason in one line.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -92,6 +93,8 @@ def find_reason(error: Exception) -> str | None:
     if lacks_memory(error):
         return f"out of memory, so free some: {text}"
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # standard output is a closed pipe
+        if error.errno == errno.ENOSPC and error.filename is None:
+            return f"a disk is full, that of the results or of standard output: {error.strerror}"
         return text
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     if several and isinstance(error, RuntimeError) and NO_ANSWER.search(str(error)):

@@ -23,10 +23,14 @@ from ave.videos.vgg19 import VGG19
 from ave.videos.vggish import VGGish
 from ave.videos.weights import sha256
 
-__all__ = ["AudioBackbone", "VisualBackbone", "find_audio", "find_visual"]
+__all__ = ["AudioBackbone", "MissingWeightsError", "VisualBackbone", "find_audio", "find_visual"]
 
 T = TypeVar("T")
 HIGHEST_RATE, LARGEST_SIZE, LONGEST_CONTEXT = 192_000, 4096, 60.0
+
+
+class MissingWeightsError(ValueError):
+    """Raised if a network needs a file of weights, and none is given."""
 
 
 class VisualBackbone(Protocol):
@@ -131,7 +135,7 @@ def _find(
         raise ValueError(f"{option} must be {', '.join(kinds)}, or MODULE:FUNCTION of your own, got {name!r:.60}")
     _check_exists(weights, option)
     if weights is None and name in NEEDED_FILES:
-        raise ValueError(f"{option} {name} needs {option}-weights, the file {NEEDED_FILES[name]}")
+        raise MissingWeightsError(f"{option} {name} needs {option}-weights, the file {NEEDED_FILES[name]}")
     with _naming(f"{option}-weights" if weights else option):
         return kinds[name](weights).to(device)
 

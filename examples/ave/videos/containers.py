@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "find_audio", "find_video", "open_video", "orient"]
-__all__ += ["timed_frames", "use_threads"]
+__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "display_matrix", "find_audio", "find_video", "open_video"]
+__all__ += ["orient", "timed_frames", "turn", "use_threads"]
 
 Number = TypeVar("Number", bound=np.number[Any])
 NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the root of the repository'
@@ -180,11 +180,13 @@ def timed_frames(container: InputContainer, stream: Any, path: Path, damage: Dam
         if stamp is None:
             time = Fraction(0) if last is None else last + 1 / Fraction(rate)
         else:
-            time = stamp * Fraction(frame.time_base)
-        if last is not None and time < last:
+            base = frame.time_base
+            time = Fraction(stamp * base.numerator, base.denominator)
+        step = 0 if last is None else time - last
+        if step < 0:
             damage.unordered += 1
             continue
-        if last is not None and time - last > LONGEST_STILL:
+        if last is not None and step > LONGEST_STILL:
             raise ValueError(
                 f"{printable(path)} is damaged: the time stamps of its frames jump from {float(last):.2f} s to "
                 f"{float(time):.2f} s"
@@ -220,6 +222,12 @@ class RGB:
             ) from error
 
 
+def display_matrix(frame: VideoFrame) -> bytes | None:
+    """Return the display matrix of a frame, nine numbers of 32 bits, or None."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else bytes(cast("bytes", matrix))
+
+
 def orient(frame: VideoFrame, image: NDArray[Number]) -> NDArray[Number]:
     """Rotate and mirror an image as the display matrix of its frame says, in steps of 90 degrees.
 
@@ -227,10 +235,14 @@ def orient(frame: VideoFrame, image: NDArray[Number]) -> NDArray[Number]:
         frame: the decoded frame.
         image: its pixels, in shape (height, width, channels), of any size.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return turn(display_matrix(frame), image)
+
+
+def turn(matrix: bytes | None, image: NDArray[Number]) -> NDArray[Number]:
+    """Rotate and mirror an image, (height, width, channels), as a display matrix says; None leaves it as it is."""
     if matrix is None:
         return image
-    (xx, xy, _), (yx, yy, _), _ = np.frombuffer(cast("bytes", matrix), np.int32).reshape(3, 3).tolist()
+    (xx, xy, _), (yx, yy, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
     if abs(xy) + abs(yx) > abs(xx) + abs(yy):
         image, xx, yy = image.swapaxes(0, 1), yx, xy
     return image[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from math import floor
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,11 +25,13 @@ from ave.videos.containers import (
     LONGEST_STILL,
     RGB,
     Damage,
+    display_matrix,
     find_audio,
     find_video,
     open_video,
     orient,
     timed_frames,
+    turn,
     use_threads,
 )
 from ave.videos.sampling import Sampling
@@ -186,11 +188,12 @@ class _Track:
     def by_time(self) -> Iterator[tuple[Fraction, VideoFrame | None]]:
         """Yield the time of each frame and the frame, and at last the end and None."""
         start = time = self.start or Fraction(0)
-        before, frame = Fraction(1, 25), None
+        before, frame = time - Fraction(1, 25), None
         for stamp, frame in self._frames:
-            before, time = stamp - time or before, stamp
+            if stamp != time:
+                before, time = time, stamp
             yield time - start, frame
-        last = before
+        last = time - before
         if frame is not None and frame.duration and frame.time_base:
             last = min(frame.duration * frame.time_base, Fraction(LONGEST_STILL))
         self.end = time - start + last
@@ -224,6 +227,7 @@ def _sample(timed: Iterator[tuple[Fraction, VideoFrame | None]], sampling: Sampl
     for time, frame in timed:
         # At the end, the last second is complete or left out.
         limit = time if frame is not None else Fraction(max(1, floor(time + Fraction(1, 2))))
+        slots = ceil(limit * number)
         image: NDArray[np.float32] | None = None
         while shown is not None:
             if filled == number:
@@ -231,7 +235,7 @@ def _sample(timed: Iterator[tuple[Fraction, VideoFrame | None]], sampling: Sampl
                     break
                 yield torch.from_numpy(images)
                 images, second, filled = np.empty_like(images), second + 1, 0
-            if second + Fraction(filled, number) >= limit:
+            if second * number + filled >= slots:
                 break
             if image is None:
                 image = resizer(shown)
@@ -247,18 +251,20 @@ class _Resizer:
         self._size = size
         self._rgb = RGB()
         self._pixels = torch.empty(0)
-        self._first: VideoFrame | None = None
+        self._started = False
+        self._matrix: bytes | None = None
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
         """Return a frame as it is shown, resized to the square."""
         image = torch.from_numpy(self._rgb(frame))
         if self._pixels.shape != image.shape:
             self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
+        if not self._started:
+            # When the display matrix of a frame is read, PyAV makes a reference cycle. Only the garbage collector then
+            # frees the frame.
+            self._started, self._matrix = True, display_matrix(frame)
         square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
-        # When the display matrix of a frame is read, PyAV makes a reference cycle. Only the garbage collector then
-        # frees the frame.
-        self._first = frame if self._first is None else self._first
-        return orient(self._first, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
+        return turn(self._matrix, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
 
 
 def _resize(image: Tensor, size: int) -> Tensor:

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
@@ -32,7 +32,8 @@ from ave.stopping import lacks_memory
 from ave.videos.decoding import Second, VideoInfo, describe, read_seconds
 from ave.videos.sampling import Sampling
 
-__all__ = ["MEMORY", "TIMEOUT", "describe_isolated", "read_seconds_isolated", "serve", "stop_children"]
+__all__ = ["MEMORY", "TIMEOUT", "describe_isolated", "ending_children", "read_seconds_isolated", "serve"]
+__all__ += ["stop_children"]
 
 TIMEOUT = 120.0
 """Seconds that the child may take for a second of a video."""
@@ -107,6 +108,15 @@ def stop_children() -> None:
     """End the child processes that wait for the next video."""
     while _idle:
         _idle.pop().stop()
+
+
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """Keep a child process for the next video inside the context, and end it with the context."""
+    try:
+        yield
+    finally:
+        stop_children()
 
 
 def _ask(

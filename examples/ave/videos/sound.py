@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Sound"]
 
 Samples = NDArray[np.float32]
-SCALES = {"u8": 1 / 128, "s16": 1 / 32768, "s32": 1 / 2147483648, "flt": 1.0, "dbl": 1.0}
-"""Factor from each sample format of PyAV to the range from -1 to 1."""
+SCALES = {"uint8": 1 / 128, "int16": 1 / 32768, "int32": 1 / 2147483648, "float32": 1.0, "float64": 1.0}
+"""Factor from each type of samples to the range from -1 to 1."""
+TOGETHER = 32
+"""Number of frames of sound that are converted at once. One by one, it takes longer than to decode them."""
 JITTER = 0.02
 """If time stamps and the number of samples differ by more seconds, samples are inserted or dropped."""
 NOTABLE = 0.1
@@ -118,23 +120,29 @@ class _Track:
 
     def _read(self, path: Path, start: Fraction, damage: Damage) -> Generator[Samples, None, None]:
         """Yield an empty block when the first frame is read, and then all blocks."""
+        nothing = np.zeros(0, np.float32)
+        blocks: Iterator[Samples] = iter(())
         with open_video(path) as container:
             stream = find_audio(container)
-            if stream is None:
-                if container.streams.audio:
-                    self.missing = "the codec of the sound is unknown"
-            else:
-                yield from self._align(decode(container, stream, damage), start, printable(path))
-        if self.rate == 0:
-            yield np.zeros(0, np.float32)
+            if stream is not None:
+                name = printable(path)
+                blocks = _mix(self._align(decode(container, stream, damage), start, name), name)
+            elif container.streams.audio:
+                self.missing = "the codec of the sound is unknown"
+            first = next(blocks, nothing)
+            yield nothing
+            yield first
+            yield from blocks
         self.ended = True
 
-    def _align(self, frames: Iterator[AudioFrame], start: Fraction, name: str) -> Iterator[Samples]:
-        """Yield the samples of frames from the start on, with silence in gaps."""
+    def _align(self, frames: Iterator[AudioFrame], start: Fraction, name: str) -> Iterator[NDArray[Any]]:
+        """Yield the samples of frames, (channels, samples), from the start on, with silence in gaps."""
         self.missing = "no sound can be decoded"
         offset = float(start)
         for frame in frames:
-            block = _to_mono(frame, name)
+            block = frame.to_ndarray()
+            if frame.format.is_packed:
+                block = block.reshape(-1, frame.layout.nb_channels).T
             first = self.rate == 0
             if first:
                 self.rate = frame.sample_rate
@@ -150,7 +158,6 @@ class _Track:
                 raise ValueError(f"{name} is damaged: the time stamps of its sound jump by {ahead / self.rate:.2f} s")
             if first:
                 self.late = ahead / self.rate
-                yield np.zeros(0, np.float32)
                 self.length = min(ahead, 0)  # what comes before the start is left out
                 ahead = max(ahead, 0)
             elif abs(ahead) <= JITTER * self.rate:
@@ -158,28 +165,27 @@ class _Track:
             elif ahead > 0:
                 self.gaps += ahead
             else:
-                self.overlaps += min(-ahead, len(block))
-                block = block[-ahead:]
+                self.overlaps += min(-ahead, block.shape[1])
+                block = block[:, -ahead:]
             while ahead > 0:
-                silence = np.zeros(min(ahead, self.rate), np.float32)
-                ahead -= len(silence)
-                self.length += len(silence)
+                silence = np.zeros((1, min(ahead, self.rate)), np.float32)
+                ahead -= silence.size
+                self.length += silence.size
                 yield silence
-            self.length += len(block)
-            yield block[max(0, len(block) - max(self.length, 0)) :]
+            self.length += block.shape[1]
+            yield block[:, max(0, block.shape[1] - max(self.length, 0)) :]
 
 
-def _to_mono(frame: AudioFrame, name: str) -> Samples:
-    """Return the mean of the channels, each clipped from -1 to 1."""
-    samples = frame.to_ndarray()
-    kind = frame.format.name.removesuffix("p")
-    if frame.format.is_packed:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if kind not in SCALES:
-        raise ValueError(f"the sound of {name} has samples of the format {kind}, so convert it to 16-bit samples first")
-    scaled = (samples.astype(np.float32) - (128 if kind == "u8" else 0)) * np.float32(SCALES[kind])
-    mono = np.asarray(scaled.clip(-1, 1).mean(0), np.float32)
-    return mono if np.isfinite(mono.sum()) else np.nan_to_num(mono, nan=0.0)
+def _mix(blocks: Iterable[NDArray[Any]], name: str) -> Iterator[Samples]:
+    """Yield the mean of the channels, each clipped from -1 to 1."""
+    for (kind, _), alike in groupby(blocks, lambda block: (block.dtype.name, len(block))):
+        if kind not in SCALES:
+            raise ValueError(f"the sound of {name} has samples of type {kind}, so convert it to 16-bit samples first")
+        while together := list(islice(alike, TOGETHER)):
+            samples = np.concatenate(together, 1).astype(np.float32)
+            scaled = (samples - (128 if kind == "uint8" else 0)) * np.float32(SCALES[kind])
+            mono = np.asarray(scaled.clip(-1, 1).mean(0), np.float32)
+            yield mono if np.isfinite(mono.sum()) else np.nan_to_num(mono, nan=0.0)
 
 
 def _read_waveforms(track: _Track, rate: int, context: float) -> Iterator[Samples]:
