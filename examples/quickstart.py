@@ -2,7 +2,7 @@
 Quick start
 ===========
 
-The three layers, padding masks and attention weights, in a script that runs in seconds on a CPU. Run it as a script, or
+This script runs the three layers, with padding masks and attention weights, in seconds on a CPU. Run it as a whole, or
 cell by cell in an editor or a notebook. It needs the extra ``plots``.
 """
 

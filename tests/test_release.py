@@ -187,7 +187,7 @@ def test_names_are_those_of_the_annotations(release, header, encoding, newline):
     directory, _ = release
     write_names(directory, header, encoding=encoding, newline=newline)
     assert read_set(directory).names == tuple(f"id{row % 19}" for row in range(23))
-    assert "\nnote: the 23 videos have 19 YouTube ids, " in files_table(inspect_set(directory))
+    assert "\nnote: the 23 videos have 19 names, " in files_table(inspect_set(directory))
 
 
 def test_features_need_no_labels(release):
@@ -500,7 +500,7 @@ def test_table_counts_every_split(release):
     assert cells["val_order.h5"][-2:] == ["5", "ok"]
     background = [int(arrays["labels"][rows, :, -1].sum()) for rows in data.splits.values()]
     assert cells["background"][2:] == list(map(str, background))
-    assert cells["Annotations.txt"][1:] == ["23", "YouTube", "ids", "ok"]
+    assert cells["Annotations.txt"][1:] == ["23", "names", "ok"]
 
 
 def test_missing_directory(tmp_path):

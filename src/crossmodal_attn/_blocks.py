@@ -22,7 +22,7 @@ BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`make_blocks`."""
 
 COPY_COST = 192
-"""The cost of copying one step of the memory for a block: as much time as about this many scores take."""
+"""The cost of copying one step of the memory for a block, in scores that could be computed in the same time."""
 
 GROUPING_COST = 1.25
 """How much more the same number of scores costs if it is divided by the widths of the spans."""

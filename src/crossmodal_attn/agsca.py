@@ -1,4 +1,4 @@
-"""Audio-guided spatial-channel attention (AGSCA): audio weights the channels and the positions of a visual map.
+"""Audio-guided spatial-channel attention (AGSCA): audio determines the weights of a visual map.
 
 The products of the audio and the visual map in Eq. 1-3 are never materialized. The audio is multiplied after pooling,
 the channel map after the spatial sum, and the spatial logits are computed in one contraction.
@@ -23,7 +23,7 @@ __all__ = ["AGSCA", "channel_attention", "spatial_attention"]
 def channel_attention(
     video: Tensor, audio: Tensor, squeeze: Callable[[Tensor], Tensor], excite: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    r"""Return the channel map: how much the audio weights each channel, from projected features.
+    r"""Return the channel map, the weight that the audio gives to each channel, from projected features.
 
     .. math::
         M_c = \sigma\left(W_1 \operatorname{ReLU}\left(U_1\,
@@ -40,7 +40,8 @@ def channel_attention(
         excite: W_1, which maps (*, D) to (*, C').
 
     Returns:
-        Tensor: the channel map (*, C'), in (0, 1). The paper then adds one (a residual connection); the caller does it.
+        Tensor: the channel map (*, C'), in (0, 1). The paper then adds one (a residual connection), which
+            this function leaves to the caller.
 
     Examples:
         >>> squeeze, excite = torch.nn.Linear(512, 256), torch.nn.Linear(256, 512)
@@ -62,7 +63,7 @@ def _excite(
 
 
 def spatial_attention(video: Tensor, audio: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""Return the spatial map: how much the audio weights each position, from projected features.
+    r"""Return the spatial map, the weight that the audio gives to each position, from projected features.
 
     .. math::
         M_s = \operatorname{softmax}_N\left(\tanh\left(

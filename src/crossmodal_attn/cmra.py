@@ -517,7 +517,8 @@ class CMRA(nn.Module):
             Memory | list[Memory | None]: a memory, or for a list of contexts a list with a memory for each.
 
         Raises:
-            ValueError: with ``own=True`` if the layer has ``include_query=False``; without times if it has ``rotary``.
+            ValueError: if ``own=True`` and the layer has ``include_query=False``, or if the layer has ``rotary`` and no
+                times are given.
 
         Examples:
             >>> layer = CMRA(256, num_heads=4, context_dim=[128, 300])

@@ -17,8 +17,8 @@ class Memory(NamedTuple):
     """Hold projected keys and values, so that a layer does not project them again.
 
     :meth:`CMRA.remember` and :meth:`CrossModalRelation.remember` make it, and the same layer takes it in the place of a
-    context. It is immutable, and a named tuple of tensors for :func:`torch.compile`, :func:`torch.export.export` and
-    :func:`torch.func.vmap`. Gradients flow through it to what was remembered.
+    context. It is immutable. :func:`torch.compile`, :func:`torch.export.export` and :func:`torch.func.vmap` treat it
+    as a named tuple of tensors. Gradients flow through it to what was remembered.
 
     Attributes:
         keys: (B, H, M, D).
@@ -60,7 +60,7 @@ class Memory(NamedTuple):
                 does not grow with the stream.
 
         Returns:
-            Memory: of the length of both, or of ``max_length`` if that is less.
+            Memory: its length is the sum of both lengths, or ``max_length`` if that is less.
 
         Raises:
             ValueError: if ``more`` has another batch size, number or width of heads, or device.

@@ -351,7 +351,7 @@ class RelationAware(nn.Module):
         dropout: dropout probability, in [0, 1].
         attention_dropout: probability of dropping an attention weight, in [0, 1]. Default: ``dropout``.
         include_query: whether the query is part of the memory of M_cmra. False gives co-attention.
-        own_projections: whether each modality in that memory has its own key and value projection.
+        own_projections: whether each modality in the memory of M_cmra has its own key and value projection.
         rotary: rotate queries and keys by the time of their segments, as in :class:`CMRA`, in M_self and in M_cmra.
         device: device of the parameters.
         dtype: dtype of the parameters.

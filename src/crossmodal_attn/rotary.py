@@ -1,6 +1,7 @@
 """Rotary positions in time: queries and keys are rotated by the time of their segment, each modality on its own clock.
 
-A product of a rotated query and a rotated key depends on the difference of their times, and not on the times.
+A product of a rotated query and a rotated key depends on the difference of their times, but not on the times
+themselves.
 Axes: B batch, H heads, T length, D width of a head.
 """
 

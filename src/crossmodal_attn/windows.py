@@ -77,8 +77,9 @@ def relation_mask(
             in the memory.
         context_rates: for each context its number of segments per unit of time, > 0, or None if it has times. Default:
             S / T.
-        context_offsets: how much later each context is than its rate or its times say, in units of time: positive for
-            audio that starts after the video. Default: 0.
+        context_offsets: how much later each context starts, in units of time. It is added to the times that follow from
+            ``context_rates`` or are given in ``context_times``. It is positive for audio that starts after the video.
+            Default: 0.
         query_times: when the query segments start, (T,), or when they start and end, (T, 2). If only starts are given,
             a segment ends where the next one starts, and the last is as long as the one before it. The times are those
             of the whole batch. Starts and ends must be sorted; segments may overlap and leave gaps.
@@ -339,7 +340,7 @@ class RelationWindow:
         return make_block_mask(first, last, (self.query_length, sum(self.memory_lengths)), padding_mask)
 
     def to(self, device: torch.device | str) -> "RelationWindow":
-        """Return the window on a device. Layers then need not copy it there in each call, which a GPU waits for.
+        """Return the window on a device, so that layers do not copy it there in each call, which would make a GPU wait.
 
         Args:
             device: the device of the layers.

@@ -82,6 +82,11 @@ class Found:
     title: str = ""
 
     @property
+    def ids(self) -> str:
+        """What the names of its videos are."""
+        return "YouTube ids" if self.is_ave else "names"
+
+    @property
     def is_ave(self) -> bool:
         """Whether the dataset is AVE: a manifest says so, or all known sizes and names are those of AVE."""
         known = {axis: self.sizes[axis][0] for axis in AVE_SIZES if axis in self.sizes}
@@ -187,7 +192,7 @@ def examine_release(directory: Path, needed: Collection[str], files: Sequence[Re
             found.add(ANNOTATIONS, str(error), REPOSITORY)
     else:
         link = f"; {REPOSITORY}" if found.is_ave else ""
-        found.remarks.append(f"{ANNOTATIONS} is not there, so videos have no YouTube ids{link}")
+        found.remarks.append(f"{ANNOTATIONS} is not there, so videos have no {found.ids}{link}")
     return found
 
 

@@ -81,7 +81,7 @@ def files_table(found: Found) -> str:
             seconds = {split: int(found.tensors["labels"][own, :, -1].sum()) for split, own in splits.items()}
             counted = (str(seconds.get(split, "")) for split in SPLITS)
             rows.append(("", "", "", "", "background seconds", *counted, ""))
-    names = (ANNOTATIONS, found.names, "YouTube ids")
+    names = (ANNOTATIONS, found.names, found.ids)
     if found.extraction is not None:  # the names of files, in the manifest
         names = (MANIFEST, found.names, "names of videos")
     for name, values, content in ((CATEGORIES, found.categories, "names of categories"), names):
@@ -92,7 +92,7 @@ def files_table(found: Found) -> str:
     if found.names is not None and splits:
         ids = [{found.names[row] for row in own.tolist()} for own in splits.values()]
         shared = {name for own, other in combinations(ids, 2) for name in own & other}
-        count = f"the {len(found.names)} videos have {len(set(found.names))} YouTube ids"
+        count = f"the {len(found.names)} videos have {len(set(found.names))} {found.ids}"
         remarks.append(f"{count}, {len(shared)} of them in more than one split")
     suffixes = {found.paths[name].suffix for name in found.arrays}
     place = "size" if suffixes == {".npy"} else "dataset or size" if ".npy" in suffixes else "dataset"
