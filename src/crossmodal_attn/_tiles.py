@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from crossmodal_attn._eager import runs_eagerly
 
@@ -25,6 +25,8 @@ ROWS = 1024
 """The approximate number of positions in a tile: large enough for fast matrix products, small enough for the cache."""
 
 LINEAR_FORWARD = nn.Linear.forward
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps the hooks of a module; those of all modules have the prefix ``_global``."""
 
 
 def attend_map(
@@ -80,7 +82,7 @@ def tiles_apply(video: Tensor, *projections: nn.Module) -> bool:
     """
     return (
         runs_eagerly()
-        and not _has_any_global_hook()
+        and not any(getattr(torch_module, f"_global{kind}") for kind in HOOKS)
         and all(_is_plain(projection) for projection in projections)
         and all(
             type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
@@ -90,13 +92,12 @@ def tiles_apply(video: Tensor, *projections: nn.Module) -> bool:
 
 
 def _is_plain(projection: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return (
         type(projection) is nn.Linear
         and getattr(projection.forward, "__func__", None) is LINEAR_FORWARD
         and projection._compiled_call_impl is None
         and projection.bias is not None
-        and not any(getattr(projection, name) for name in hooks)
+        and not any(getattr(projection, kind) for kind in HOOKS)
     )
 
 
