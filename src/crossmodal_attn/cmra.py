@@ -571,7 +571,7 @@ class CMRA(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Return the keys and the values (B, H, S, D) of each part of the memory, where some contexts are memories.
 
-        The arguments are those of :meth:`_project_memory`. For contexts that are memories, projection and times are None.
+        The arguments are those of :meth:`_project_memory`. A context that is a memory has no projection and no times.
         """
         parts = []
         for index, (context, projection) in enumerate(zip(contexts, projections, strict=True)):
