@@ -32,7 +32,7 @@ WINDOW, RATE = 32, 4
 WINDOWED, MASKED = "relation_window", "relation_mask"
 FLEX_WINDOW = f"{FLEX_ATTENTION} with the block mask of the window"
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}
-"""The most important one first."""
+"""The dtypes to measure, the most important one first."""
 
 
 def run(session: Session) -> Iterator[dict[str, Any]]:
@@ -78,7 +78,7 @@ def _compare(session: Session, case: dict[str, Any], length: int, dtype: torch.d
 
 
 class _Call(NamedTuple):
-    """Hold the pass of a layer with a window, and what it is made of."""
+    """Hold a pass of a layer with a window, and the window, layer and inputs that it uses."""
 
     call: Callable[[], object]
     window: RelationWindow
@@ -102,7 +102,7 @@ class FlexWindow(nn.Module):
     Args:
         layer: the layer whose weights are copied.
         length: T.
-        window: the window that makes the block mask. Default: a function of two steps, by ``create_block_mask``.
+        window: the window that makes the block mask. Default: ``create_block_mask`` makes it from a function.
     """
 
     def __init__(self, layer: CMRA, length: int, window: RelationWindow | None = None) -> None:

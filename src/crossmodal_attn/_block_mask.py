@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["make_block_mask"]
 
 SIZE = 128
-"""The number of queries, and of steps of the memory, of a block of FlexAttention."""
+"""The size of a block of FlexAttention, in queries and in steps of the memory."""
 
 
 def make_block_mask(first: Tensor, last: Tensor, lengths: tuple[int, int], padding: Tensor | None) -> "BlockMask":
@@ -58,13 +58,13 @@ def make_block_mask(first: Tensor, last: Tensor, lengths: tuple[int, int], paddi
 
 
 def _to_blocks(values: Tensor, fill: int | bool) -> Tensor:
-    """Divide (N, T) into blocks (N, R, SIZE). What is added to the last block holds ``fill``."""
+    """Divide (N, T) into blocks (N, R, SIZE). The padding of the last block is ``fill``."""
     blocks: Tensor = torch.nn.functional.pad(values, (0, -values.shape[1] % SIZE), value=fill).unflatten(1, (-1, SIZE))
     return blocks
 
 
 def _overlap(begin: Tensor, end: Tensor, memory: int) -> Tensor:
-    """Return how many steps of each block of the memory lie in any of N spans, (N, R) to (R, S)."""
+    """Return how many steps of each block of the memory lie in any of N spans (N, R), as (R, S)."""
     low = torch.arange(0, memory, SIZE, device=begin.device)
     high = (low + SIZE).clamp(max=memory)
     covered = torch.minimum(end.unsqueeze(2), high) - torch.maximum(begin.unsqueeze(2), low)
@@ -72,7 +72,7 @@ def _overlap(begin: Tensor, end: Tensor, memory: int) -> Tensor:
 
 
 def _list_blocks(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each block of queries the number of the chosen blocks, and their indices before all others."""
+    """Return, for each block of queries, the number of chosen blocks, and all indices with the chosen ones first."""
     chosen = chosen.to(torch.int32).unsqueeze(1)  # (B, 1, R, S)
     indices = chosen.argsort(dim=3, descending=True, stable=True)
     return chosen.sum(3, dtype=torch.int32), indices.to(torch.int32)

@@ -22,14 +22,14 @@ BLOCK_SIZES = (32, 64, 128, 256, 512)
 """Numbers of queries that may share one span of the memory. See :func:`make_blocks`."""
 
 COPY_COST = 192
-"""The cost of copying one step of the memory for a block, in scores that could be computed in the same time."""
+"""The time to copy one step of the memory for a block, in units of the time to compute one score."""
 
 GROUPING_COST = 1.25
-"""How much more the same number of scores costs if it is divided by the widths of the spans."""
+"""How many times longer the same number of scores takes if blocks are grouped by the length of their spans."""
 
 
 class Group(NamedTuple):
-    """Hold what the blocks have in common that are computed in one call of attention."""
+    """Describe a group of blocks, which one call of attention computes."""
 
     number: int
     """The number of blocks, c."""
@@ -72,8 +72,9 @@ def make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) 
     Small blocks copy more steps of the memory, large blocks compute more scores outside the window. A block of all
     queries copies little and costs as much as a mask. A window that covers most of the memory gets such a block.
 
-    At constant rates all blocks have spans of the same length, and one group. With uneven time stamps, a few blocks may
-    have much longer spans. Then blocks are grouped by the length of their spans, so that long ones do not widen others.
+    At constant rates all blocks have spans of the same length, and form one group. With uneven time stamps, a few
+    blocks may have much longer spans. Then blocks are grouped by the length of their spans, so that long spans do not
+    widen others.
     """
     first, last = (torch.stack(edges) for edges in zip(*spans, strict=True))
     length, bounds = first.shape[1], torch.tensor(lengths, device="cpu").unsqueeze(1)
@@ -121,7 +122,8 @@ def _find_alike(alike: Sequence[bool]) -> list[tuple[int, bool]]:
     """Divide the blocks into consecutive groups: the number of blocks, and whether all have the same mask.
 
     At constant rates, all blocks have the same mask except for those near the ends. One mask for many blocks saves much
-    time and memory. More groups than these three would cost more than they save.
+    time and memory. So there are at most three groups: the longest run of blocks with one mask, the blocks before it,
+    and those after it. More groups would cost more than they save.
 
     Args:
         alike: whether each block, from the second on, has the same mask as the one before it.
@@ -174,7 +176,7 @@ def gather_blocks(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the queries, keys, values and mask of the attention of each group of c blocks.
 
-    The batch holds the blocks of all samples.
+    In the results, the batch dimension has the blocks of all samples.
 
     Args:
         window: the window.
@@ -197,7 +199,7 @@ def gather_blocks(
         ]
         for spans in groups
     ]
-    # The rows (c, B, K) of features (B * M, H, D). A row, with all heads, is contiguous in the output of a projection.
+    # Indices (c, B, K) of rows of the features (B * M, H, D). A row, with all heads, is contiguous in the projections.
     samples = key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
     rows = [torch.cat(each, 1).unsqueeze(1) + samples for each in columns]
 

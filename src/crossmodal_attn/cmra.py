@@ -11,7 +11,6 @@ from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -39,7 +38,10 @@ from crossmodal_attn.windows import RelationWindow
 __all__ = ["CMRA", "relation_attention", "relation_weights"]
 
 SHORT, LARGE = 8, 2**17
-"""The largest length of a query that attends to several memories without joining them, and their smallest size."""
+"""On a CPU, a query of at most SHORT segments attends to several memories without joining them.
+
+This is done if their keys have at least LARGE numbers in all.
+"""
 
 
 def relation_attention(
@@ -136,7 +138,7 @@ def _attend_apart(
 ) -> Tensor:
     """Compute :func:`relation_attention` over several memories without joining them.
 
-    To join them would copy all keys and values, which takes longer than the attention of a few queries.
+    Joining them would copy all keys and values, which takes longer than the attention of a few queries.
     """
     batch, heads, length, width = query.shape
     queries = (query * width**-0.5).flatten(0, 1)
@@ -568,9 +570,9 @@ class CMRA(nn.Module):
     def _list_memories(
         self, contexts: list[Any], projections: list[Any], query: Tensor | None, times: list[Any]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return the keys and the values (B, H, S, D) of each part of a memory of which some parts are kept memories.
+        """Return the keys and the values (B, H, S, D) of each part of the memory, where some contexts are memories.
 
-        The arguments are those of :meth:`_project_memory`. The projection and the times of a kept memory are None.
+        The arguments are those of :meth:`_project_memory`. A context that is a memory has no projection and no times.
         """
         parts = []
         for index, (context, projection) in enumerate(zip(contexts, projections, strict=True)):

@@ -308,7 +308,7 @@ class RelationWindow:
     def block_mask(
         self, padding_mask: Tensor | None = None, *, device: torch.device | str | None = None
     ) -> "BlockMask":
-        """Return the block mask for a :func:`~torch.nn.attention.flex_attention.flex_attention` of your own.
+        """Return the block mask for your own call of :func:`~torch.nn.attention.flex_attention.flex_attention`.
 
         It is computed from the spans. Unlike :func:`~torch.nn.attention.flex_attention.create_block_mask`, this makes
         no mask of T x M entries. Without compilation, ``flex_attention`` itself computes all scores.
@@ -340,7 +340,7 @@ class RelationWindow:
         return make_block_mask(first, last, (self.query_length, sum(self.memory_lengths)), padding_mask)
 
     def to(self, device: torch.device | str) -> "RelationWindow":
-        """Return the window on a device, so that layers do not copy it there in each call, which would make a GPU wait.
+        """Return the window on a device. Then layers do not copy it in each call, which would make a GPU wait.
 
         Args:
             device: the device of the layers.

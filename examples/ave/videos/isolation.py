@@ -112,7 +112,7 @@ def stop_children() -> None:
 
 @contextmanager
 def ending_children() -> Iterator[None]:
-    """Keep a child process for the next video inside the context, and end it with the context."""
+    """Inside the context, keep a child process for the next video. End it when the context ends."""
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ Samples = NDArray[np.float32]
 SCALES = {"uint8": 1 / 128, "int16": 1 / 32768, "int32": 1 / 2147483648, "float32": 1.0, "float64": 1.0}
 """Factor from each type of samples to the range from -1 to 1."""
 TOGETHER = 32
-"""Number of frames of sound that are converted at once. One by one, it takes longer than to decode them."""
+"""Number of frames of sound that are converted at once. Converting them one by one takes longer than decoding."""
 JITTER = 0.02
 """If time stamps and the number of samples differ by more seconds, samples are inserted or dropped."""
 NOTABLE = 0.1
