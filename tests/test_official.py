@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def draw(key, shape, low=0.0, high=1.0):
     return torch.from_numpy(low + (high - low) * uniform).reshape(shape)
 
 
-def draw_weights(module):
+@cache
+def _draw_once(module):
     def bounds(name, shape):
         if name.endswith(("norm1.weight", "norm2.weight")):
             return 0.5, 1.5
@@ -41,6 +43,10 @@ def draw_weights(module):
         return -bound, bound
 
     return {name: draw(f"case1/{module}/{name}", shape, *bounds(name, shape)) for name, shape in SHAPES[module].items()}
+
+
+def draw_weights(module):
+    return dict(_draw_once(module))
 
 
 def draw_inputs():
