@@ -29,9 +29,12 @@ Text.
 
 @pytest.mark.parametrize(("version", "branch"), [("0.2.0.dev0", ""), ("0.2.0", "--branch v0.2.0 ")])
 def test_notebook_installs_from_the_repository(version, branch):
+    """It installs the extras with which the site itself runs the guides."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.search(r'^docs = \[\s+"crossmodal-attn(\[.+\])"', project, re.MULTILINE)[1]
     cell = repository.first_cell(version, ADDRESS)
     assert f"!git clone --quiet --depth 1 {branch}{ADDRESS} crossmodal-attn\n" in cell
-    assert '%pip install --quiet "./crossmodal-attn[examples,onnx]" peft torchao\n' in cell
+    assert f'%pip install --quiet "./crossmodal-attn{extras}" peft torchao\n' in cell
     ast.parse(re.sub(r"(?m)^( *)[!%].*", r"\1pass", cell))  # the rest is Python
 
 
@@ -39,7 +42,7 @@ def test_notebook_without_a_repository_says_what_to_do():
     cell = repository.first_cell("0.2.0", "")
     ast.parse(cell)
     assert "git clone" not in cell
-    assert 'pip install -e ".[examples,onnx]" peft torchao' in cell
+    assert 'pip install -e ".[backbones,examples,onnx,video]" peft torchao' in cell
 
 
 def test_badge_opens_the_branch_that_the_workflow_writes():

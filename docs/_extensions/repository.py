@@ -21,7 +21,7 @@ NOT_A_NOTEBOOK = "guides/distributed"
 GITHUB = "https://github.com/"
 COLAB = "https://colab.research.google.com/github/"
 TITLE = re.compile(r"(\.\. rst-class:: sphx-glr-example-title\n.*?\n=+\n)", re.DOTALL)
-NEEDED = '[examples,onnx]" peft torchao'
+NEEDED = '[backbones,examples,onnx,video]" peft torchao'
 
 
 def first_cell(version: str, repository: str = REPOSITORY) -> str:
@@ -43,10 +43,12 @@ def first_cell(version: str, repository: str = REPOSITORY) -> str:
     return (
         "# Install this library and what the guides need, in Colab or where you downloaded this.\n"
         "import importlib.util\n"
+        "import pathlib\n"
         "import sys\n"
         "\n"
         'if importlib.util.find_spec("ave") is None:\n'
-        f"    !git clone --quiet --depth 1 {branch}{repository} crossmodal-attn\n"
+        '    if not pathlib.Path("crossmodal-attn").exists():\n'
+        f"        !git clone --quiet --depth 1 {branch}{repository} crossmodal-attn\n"
         f'    %pip install --quiet "./crossmodal-attn{NEEDED}\n'
         '    sys.path[:0] = ["crossmodal-attn/examples", "crossmodal-attn"]'
     )

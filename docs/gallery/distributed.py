@@ -173,7 +173,7 @@ if sys.argv[1:]:
 folder = Path(tempfile.mkdtemp())
 launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 command = [*launcher, os.path.abspath(sys.argv[0]), str(folder)]
-print(subprocess.check_output(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True))  # noqa: S603
+print(subprocess.check_output(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True))
 
 # %%
 # One process, for comparison

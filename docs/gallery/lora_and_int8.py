@@ -22,9 +22,9 @@ from crossmodal_attn import CMRA
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
-import peft  # noqa: E402
-from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: E402
-from torchao.utils import get_model_size_in_bytes  # noqa: E402
+import peft
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from torchao.utils import get_model_size_in_bytes
 
 torch.manual_seed(0)
 
