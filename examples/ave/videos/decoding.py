@@ -256,21 +256,18 @@ class _Resizer:
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.float32]:
         """Return a frame as it is shown, resized to the square."""
-        image = torch.from_numpy(self._rgb(frame))
+        image = torch.from_numpy(self._rgb(frame))[None]
         if self._pixels.shape != image.shape:
             self._pixels = torch.empty(image.shape)  # once for all frames, because allocation takes longer than copying
         if not self._started:
             # When the display matrix of a frame is read, PyAV makes a reference cycle. Only the garbage collector then
             # frees the frame.
             self._started, self._matrix = True, display_matrix(frame)
-        square = _resize(self._pixels.copy_(image).permute(2, 0, 1), self._size)
-        return turn(self._matrix, square.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
-
-
-def _resize(image: Tensor, size: int) -> Tensor:
-    """Return an image of shape (channels, height, width) as (channels, size, size), rounded."""
-    # Scaling by FFmpeg, or with antialiasing, would give other features.
-    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=False)[0].round_()
+        # Scaling by FFmpeg, or with antialiasing, would give other features. The batch axis is permuted too, since
+        # torch takes the layout from its stride: otherwise it would copy the result twice.
+        images = self._pixels.copy_(image).permute(0, 3, 1, 2)
+        square = F.interpolate(images, (self._size, self._size), mode="bilinear", antialias=False).round_()
+        return turn(self._matrix, square[0].permute(1, 2, 0).numpy()).transpose(2, 0, 1)
 
 
 def _count(path: Path, alive: Callable[[], None]) -> int:
