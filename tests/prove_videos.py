@@ -37,7 +37,8 @@ LEAST_ACCURACY = 0.9
 LEAST_ON_SQUARE = 1.5
 """The attention on the square must be this many times that of uniform attention."""
 PAGE = """<video id=v muted src="{name}"></video><pre id=o>waiting</pre><script>
-v.ontimeupdate = () => o.textContent = `${{v.currentTime > 0.2 ? "played" : "started"}} ${{v.videoWidth}} wide`
+v.ontimeupdate = () => o.textContent = (v.currentTime > 0.2 && v.webkitAudioDecodedByteCount ? "played" : "started") +
+    ` ${{v.videoWidth}} wide, ${{v.webkitAudioDecodedByteCount}} bytes of sound`
 v.onerror = () => o.textContent = "error " + v.error.message
 v.play()
 </script>"""

@@ -8,6 +8,7 @@ import torch
 
 from ave.data.dataset import AVEData
 from ave.results.baselines import find_baselines
+from ave.results.report import note_few_videos
 from ave.train import TrainConfig, main
 from running import SMALL
 
@@ -54,6 +55,20 @@ def test_baselines():
     assert find_baselines(replace(data, is_ave=True), "supervised") == {}
 
 
+def test_few_videos_are_said():
+    """Of val and test, on your own dataset; rows of one video count once."""
+    data = replace(make_data(), splits={name: torch.arange(0, 4) for name in ("train", "val", "test")})
+    note = "an accuracy on so few has a standard error of up to 25 points"
+    assert note_few_videos(data, ("val", "test")) == [
+        f"note: val has only 4 videos: {note}; the epoch chosen on them is largely chance",
+        f"note: test has only 4 videos: {note}",
+    ]
+    named = replace(data, names=("a", "b", "a", "b", *"c" * (VIDEOS - 4)))
+    assert note_few_videos(named, ("test",))[0].startswith("note: test has only 2 videos: ")
+    assert note_few_videos(replace(data, splits={"test": torch.arange(20)}), ("test",)) == []
+    assert note_few_videos(replace(data, is_ave=True), ("val", "test")) == []
+
+
 def test_training_warns(tmp_path, capsys, monkeypatch):
     """Training warns if the network is not better than a baseline, here because it barely learns."""
     config = TrainConfig(epochs=1, lr=1e-9, device="cpu", output=tmp_path / "run")
@@ -65,5 +80,6 @@ def test_training_warns(tmp_path, capsys, monkeypatch):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())["summary"]
     assert metrics["linear_probe_accuracy"] == {"mean": 1.0, "std": None}
     assert f"warning: the network ({metrics['accuracy']['mean']:.1%}) is not better than" in printed
+    assert "note: test has only 7 videos: an accuracy on so few has a standard error of up to 19 points\n" in printed
     monkeypatch.setattr("ave.results.baselines.MOST_SECONDS", 3)
     assert "linear_probe_accuracy" not in find_baselines(data, "supervised")

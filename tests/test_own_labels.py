@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ave.data.opening import label_set, read_features
-from ave.data.own_labels import OwnLabels, split_videos
+from ave.data.own_labels import OwnLabels
+from ave.data.splitting import split_videos
 from running import call_main
 
 VIDEOS, SECONDS, VIDEO_DIM, AUDIO_DIM = 13, 5, 11, 7
@@ -99,6 +100,12 @@ def test_the_split_depends_on_names_only(features, write):
         (category, split): count for category in "abc" for split, count in (("train", 12), ("val", 2), ("test", 6))
     }
     assert set(split_videos(groups, "80/0/20").values()) == {"train", "test"}
+    other = split_videos(groups, "60/10/30", seed=1)
+    assert Counter(other.values()) == Counter(chosen.values())
+    assert other != chosen
+    path = write(*lines)
+    seeded = [label_set(features, path, split_seed=seed).splits["train"].tolist() for seed in (None, 0, 1)]
+    assert seeded[0] == seeded[1] != seeded[2]
 
 
 @pytest.mark.parametrize("setting", ["supervised", "weak"])
@@ -180,6 +187,8 @@ def test_wrong_files_are_refused(features, write):
         with pytest.raises(ValueError, match=r"labels\.csv|--split") as error:
             label_set(features, write(*lines, header=header), split)
         assert message in str(error.value)
+    with pytest.raises(ValueError, match=r"--split-seed must be left out, as .* has a column split, got 1"):
+        label_set(features, write("clip.0,0,1,saw,train", header="video,start,end,category,split"), split_seed=1)
     with pytest.raises(ValueError, match="line 2: category must be one of the network, drill, got saw"):
         label_set(features, write(*GOOD), categories=["drill"])
     with pytest.raises(FileNotFoundError):
@@ -194,7 +203,12 @@ def test_overlaps_are_said(features, write):
 
 
 def test_options_that_need_each_other(features, write, capsys):
-    for options in (["train", "--labels", write(*GOOD)], ["train", "--data", features, "--split", "70/15/15"]):
+    for options in (
+        ["train", "--labels", write(*GOOD)],
+        ["train", "--data", features, "--split", "70/15/15"],
+        ["train", "--data", features, "--split-seed", 1],
+        ["check", "--data", features, "--split-seed", 1],
+    ):
         with pytest.raises(SystemExit):
             call_main(*options)
         assert "must be given with --" in capsys.readouterr().err

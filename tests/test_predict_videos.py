@@ -107,7 +107,10 @@ def test_annotated_videos(guidance, clips, tmp_path, capsys):
     videos = [clips / "short.mkv", clips / "long.mp4"]
     arguments = ["--checkpoint", tmp_path / "model", "--output", tmp_path / "out", "--annotate"]
     call_main("predict", "--videos", *videos, *arguments)
-    assert ("no heat map" in capsys.readouterr().out) == (guidance == "mean")
+    printed = capsys.readouterr().out
+    assert ("no heat map" in printed) == (guidance == "mean")
+    assert ("the heat map is faint, as the attention is at most 1." in printed) == (guidance == "agsca")
+    assert f"{str(videos[0])[-20:]} and 1 more; 2 videos of 9 s in total" in printed
     for name, frames in (("short", 10), ("long", 35)):
         with av.open(str(tmp_path / f"out/videos/{name}.mp4")) as container:
             assert sum(1 for _ in container.decode(video=0)) == frames

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ave.data.dataset import AVEData
-from ave.data.own_labels import RowView
+from ave.data.dataset import AVEData, RowView
 from ave.data.standardization import find_statistics
 from ave.networks import load_network
 from ave.networks.registry import CLASSES

@@ -28,7 +28,7 @@ torch.manual_seed(1)
 # has a visual map of 7 x 7 x 512, 128 audio features, and a label: one of 28 categories or background. Neither modality
 # alone is sufficient to solve it. **It is not AVE**: results on it say nothing about results on AVE.
 
-data: AVEData = make_procedural_set(num_train=96, num_val=32, num_test=32)
+data: AVEData = make_procedural_set(num_train=88, num_val=16, num_test=16)
 print("visual", tuple(data.visual.shape), " audio", tuple(data.audio.shape), " labels", tuple(data.labels.shape))
 print({split: len(rows) for split, rows in data.splits.items()})
 

@@ -75,15 +75,16 @@ run("extract", "--videos", videos, "--output", features, *networks, "--frames-pe
 # Training
 # --------
 # The videos are divided into train, val and test. The network of the best epoch on val is kept; without val, as here,
-# that of the last epoch. The names of the networks for frames and sound are saved with it, so that it is never used on
-# other features. As few videos as here are enough for a first look only. Compare the accuracy with those of the
-# baselines in the same table: constant answers and a linear probe.
+# that of the last epoch. With so few videos, small batches give more steps. The names of the networks for frames and
+# sound are saved with the network, so that it is never used on other features. As few videos as here are enough for a
+# first look only, as the note below the table says. Compare the accuracy with those of the baselines in the same table:
+# constant answers and a linear probe.
 #
 # .. code-block:: sh
 #
 #    python examples/ave_cmran.py train --data features --labels path/to/videos/labels.csv --output runs/mine
 
-settings = ("--split", "85/0/15", "--epochs", 8)
+settings = ("--split", "85/0/15", "--batch-size", 4, "--epochs", 5)
 run("train", "--data", features, "--labels", labels, *settings, "--output", directory / "mine")
 
 # %%
@@ -103,17 +104,18 @@ run("predict", "--videos", new, "--checkpoint", directory / "mine", "--annotate"
 # %%
 # The results
 # -----------
-# ``events.csv`` has the events of all videos. For each video there are also subtitles for a player (``.srt``) and for a
-# web page (``.vtt``), and a label track for Audacity (``.labels.txt``).
+# ``events.csv`` has the events of all videos. The score of an event is the probability of an event times the
+# probability of the category, averaged over its seconds. For each video there are also subtitles for a player
+# (``.srt``) and for a web page (``.vtt``), and a label track for Audacity (``.labels.txt``), with the same score.
 
 print((found / "events.csv").read_text())
 print((found / "videos/clip-000.vtt").read_text())
 print(*sorted(path.name for path in (found / "videos").iterdir()), sep="\n")
 
 # %%
-# With ``--annotate``, there is also an mp4 of each video: the frames with AGSCA's attention as a heat map, the labels
-# and scores below with a moving cursor, and the original sound. It plays in a browser. The contact sheet shows a frame
-# of each second.
+# With ``--annotate``, there is also an mp4 of each video: the frames with AGSCA's attention as a heat map, below them
+# the labels and the event score, which is the probability of an event in each second, with a moving cursor, and the
+# original sound. It plays in a browser. The contact sheet shows a frame of each second, with the score of its event.
 
 sheet = plt.imread(found / "videos/clip-000.png")
 figure, axes = plt.subplots(figsize=(9, 9 * sheet.shape[0] / sheet.shape[1]), layout="constrained")

@@ -129,7 +129,8 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
                 window=config.window,
                 annotate=config.annotate,
             )
-            names, place = tuple(files.paths), printable(", ".join(map(str, config.videos)), LONGEST_PLACE)
+            names, place = tuple(files.paths), printable(config.videos[0], LONGEST_PLACE)
+            place += f" and {len(config.videos) - 1} more" if len(config.videos) > 1 else ""
             source |= files.facts
     split = "" if config.split is None else f", {config.split} split"
     title = f"{describe_network(model)}, on {place}{split}"

@@ -46,6 +46,8 @@ class CheckConfig:
     """labels as text, as for `train`; then the dataset needs only features"""
     split: str | None = None
     """percentages of train, val and test, by video, if --labels has no column split; if omitted: 70/15/15"""
+    split_seed: int | None = None
+    """seed of this division of the videos; if omitted: 0"""
 
 
 def check(config: CheckConfig) -> None:
@@ -55,13 +57,16 @@ def check(config: CheckConfig) -> None:
         InputError: if anything is missing or wrong.
     """
     with checking_input():
-        if config.split is not None and config.labels is None:
-            raise ValueError(f"--split must be given with --labels, got {config.split} alone")
+        for option, value in (("--split", config.split), ("--split-seed", config.split_seed)):
+            if value is not None and config.labels is None:
+                raise ValueError(f"{option} must be given with --labels, got {value} alone")
+        if config.split_seed is not None and config.split_seed < 0:
+            raise ValueError(f"--split-seed must be at least 0, got {config.split_seed}")
         found = inspect_set(config.data, config.setting, labels=config.labels is None)
         print(files_table(found))
         found.raise_problems()
         if config.labels is not None:
-            label_set(config.data, config.labels, config.split, say=print)
+            label_set(config.data, config.labels, config.split, say=print, split_seed=config.split_seed)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ class TrainConfig:
     """labels of --data as text: a CSV file with the columns video, start, end, category and, if you like, split"""
     split: str | None = None
     """percentages of train, val and test, by video, if --labels has no column split; if omitted: 70/15/15"""
+    split_seed: int | None = None
+    """seed of this division of the videos; if omitted: 0"""
     background_videos: bool = True
     """weak setting: also train on the extra background videos; required for AVE, optional for other datasets"""
     senses: Senses = "both"
@@ -149,6 +151,7 @@ class TrainConfig:
     def check(self) -> None:
         """Check that each value is in its range, and that the options are compatible."""
         milestones, seeds, own = self.milestones or (), self.seeds, self.own_projections
+        split_seed = self.split_seed
         published, publishable = " or ".join(PUBLISHED), self.network in PUBLISHED
         cmran, only = self.network == "cmran", sorted(self.variant().keys() - {"as_published"})
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in only)
@@ -172,6 +175,8 @@ class TrainConfig:
             ("--output", self.output, self.output is None or self.resume is None, "left out with --resume"),
             ("--labels", self.labels, self.labels is None or self.data is not None, "given with --data"),
             ("--split", self.split, self.split is None or self.labels is not None, "given with --labels"),
+            ("--split-seed", split_seed, split_seed is None or self.labels is not None, "given with --labels"),
+            ("--split-seed", split_seed, split_seed is None or split_seed >= 0, "at least 0"),
         ):
             if not valid:
                 raise ValueError(f"{option} must be {expected}, got {_show(value)}")
@@ -475,7 +480,7 @@ def _read_data(directory: Path, config: TrainConfig, accelerator: Accelerator) -
         print(files_table(found))
         found.raise_problems()
     if config.labels is not None:
-        return label_set(directory, config.labels, config.split, say=accelerator.print)
+        return label_set(directory, config.labels, config.split, say=accelerator.print, split_seed=config.split_seed)
     return read_set(directory, config.setting, background_videos=config.background_videos)
 
 

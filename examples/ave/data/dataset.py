@@ -18,7 +18,7 @@ from ave import Setting
 from ave.printing import printable
 from ave.videos.extraction import Extraction
 
-__all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "Rows", "Setting", "Split"]
+__all__ = ["AVE_CATEGORIES", "SPLITS", "AVEData", "RowView", "Rows", "Setting", "Split"]
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -72,6 +72,27 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice | Sequence[int], /) -> Tensor: ...
+
+
+class RowView:
+    """Rows of another array, in any order and any number of times, without a copy.
+
+    Examples:
+        >>> view = RowView(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 2]))
+        >>> view.shape, view[1:].flatten().tolist()
+        ((3, 1), [1.0, 3.0])
+    """
+
+    def __init__(self, array: Rows, rows: Tensor) -> None:
+        self.array, self.rows = array, rows
+        self.shape: tuple[int, ...] = (len(rows), *array.shape[1:])
+        self.dtype: Any = array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Tensor:
+        return self.array[self.rows[rows].tolist()]
 
 
 @dataclass(frozen=True)

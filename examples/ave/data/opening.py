@@ -62,6 +62,8 @@ def label_set(
     categories: Sequence[str] | None = None,
     say: Callable[[str], object] = lambda _: None,
     needed: Collection[Split] = ("train", "test"),
+    *,
+    split_seed: int | None = None,
 ) -> AVEData:
     """Open the features of a dataset, with the labels and splits of a text file.
 
@@ -72,6 +74,7 @@ def label_set(
         categories: the names of the categories in their order. Default: those in the file.
         say: called with a line for each remark.
         needed: the splits that must have videos.
+        split_seed: the seed of the division into splits.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -79,7 +82,11 @@ def label_set(
     """
     own = OwnLabels.read(labels)
     data = read_features(directory, splits=False)
-    return own.apply(data, split, categories, lambda remark: say(printable(f"note: {remark}")), needed)
+
+    def note(remark: str) -> None:
+        say(printable(f"note: {remark}"))
+
+    return own.apply(data, split, categories, note, needed, split_seed=split_seed)
 
 
 def inspect_set(

@@ -1,69 +1,24 @@
-"""Label the videos of a dataset from a text file: a line for each event, with its video, start, end and category.
+"""Label the videos of a dataset by the lines of a text file: which label each second has, and which split each video.
 
 Axes: N videos, T segments of a second, K categories.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from ave.data.dataset import SPLITS, AVEData, Rows, Split
+from ave.data.dataset import SPLITS, AVEData, RowView, Split
+from ave.data.label_lines import UNSURE, Line, read_lines
+from ave.data.splitting import DEFAULT_SPLIT, split_videos
 from ave.printing import printable
-from ave.reading import read_text
 
-__all__ = ["DEFAULT_SPLIT", "OwnLabels", "RowView", "split_videos"]
-
-COLUMNS = ("video", "start", "end", "category")
-UNSURE = "?"
-"""The category of seconds that have no label."""
-DEFAULT_SPLIT = "70/15/15"
-"""The shares of train, val and test in percent, for labels without a column `split`."""
-
-
-class RowView:
-    """Rows of another array, in any order and any number of times, without a copy.
-
-    Examples:
-        >>> view = RowView(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 2]))
-        >>> view.shape, view[1:].flatten().tolist()
-        ((3, 1), [1.0, 3.0])
-    """
-
-    def __init__(self, array: Rows, rows: Tensor) -> None:
-        self.array, self.rows = array, rows
-        self.shape: tuple[int, ...] = (len(rows), *array.shape[1:])
-        self.dtype: Any = array.dtype
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: slice | Sequence[int]) -> Tensor:
-        return self.array[self.rows[rows].tolist()]
-
-
-class Line(NamedTuple):
-    """A line of the file."""
-
-    number: int
-    video: str
-    start: float
-    end: float
-    category: str
-    """Empty for a video without events."""
-    split: str
-    """Empty without a column `split`."""
+__all__ = ["OwnLabels"]
 
 
 @dataclass(frozen=True)
@@ -83,28 +38,7 @@ class OwnLabels:
             OSError: if the file cannot be read.
             ValueError: if the file is not CSV in UTF-8, a column is missing, or a line is wrong.
         """
-        try:
-            reader = csv.reader(io.StringIO(read_text(path, "utf-8-sig"), newline=""), strict=True)
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} must be CSV in UTF-8, got: {error}") from error
-        header = [name.lower() for name in rows[0][1]] if rows else []
-        if not set(COLUMNS) <= set(header) or len(set(header)) < len(header):
-            came = printable(",".join(rows[0][1]) if rows else "an empty file", 80)
-            raise ValueError(
-                f"{path} must begin with a line that names its columns, {','.join(COLUMNS)} and if you like split, "
-                f"got {came}"
-            )
-        lines = []
-        for number, cells in rows[1:]:
-            if len(cells) != len(header):
-                raise ValueError(f"{path}, line {number} must have {len(header)} cells, as line 1, got {len(cells)}")
-            lines.append(_read_line(path, number, dict(zip(header, cells, strict=True))))
-        if not any(line.category not in ("", UNSURE) for line in lines):
-            raise ValueError(f"{path} must have at least one event, got none in its {len(lines)} lines")
-        if "split" in header and (without := next((line for line in lines if not line.split), None)):
-            raise ValueError(f"{path}, line {without.number} must name a split, train, val or test, got none")
-        return cls(path, tuple(lines), tuple(sorted(set(header) - {*COLUMNS, "split"})))
+        return cls(path, *read_lines(path))
 
     @property
     def has_splits(self) -> bool:
@@ -118,6 +52,8 @@ class OwnLabels:
         categories: Sequence[str] | None = None,
         say: Callable[[str], object] = lambda _: None,
         needed: Collection[Split] = ("train", "test"),
+        *,
+        split_seed: int | None = None,
     ) -> AVEData:
         """Return a dataset with these labels and splits. Its own labels, splits and background videos are left out.
 
@@ -133,6 +69,7 @@ class OwnLabels:
             categories: the names of the categories in their order. Default: those of the file, sorted.
             say: called with each remark.
             needed: the splits that must have videos.
+            split_seed: the seed of the division into these shares. Default: 0.
 
         Raises:
             ValueError: if a line does not fit the dataset, or a needed split would have no video.
@@ -148,7 +85,7 @@ class OwnLabels:
                     raise self._wrong(line, f"category must be one of the network, {_some(categories)}", line.category)
             names = tuple(categories)
         shown = {row: sorted(own.keys() - {UNSURE}) for row, own in events.items()}
-        splits = self._find_splits(rows, shown, data, split, needed)
+        splits = self._find_splits(rows, shown, data, (split, split_seed), needed)
 
         # ---- A row for each category of each video ----
         seconds, background = data.audio.shape[1], len(names)
@@ -266,14 +203,16 @@ class OwnLabels:
         rows: Mapping[str, int],
         shown: Mapping[int, Sequence[str]],
         data: AVEData,
-        split: str | None,
+        wanted: tuple[str | None, int | None],
         needed: Collection[Split],
     ) -> dict[int, str]:
-        """Return the split of each row that has labels."""
+        """Return the split of each row that has labels: that in the file, or by the wanted shares and seed."""
         splits: dict[int, str] = {}
+        split, seed = wanted
         if self.has_splits:
-            if split is not None:
-                raise ValueError(f"--split must be left out, as {self.path} has a column split, got {split}")
+            for option, value in (("--split", split), ("--split-seed", seed)):
+                if value is not None:
+                    raise ValueError(f"{option} must be left out, as {self.path} has a column split, got {value}")
             for line in self.lines:
                 if splits.setdefault(rows[line.video], line.split) != line.split:
                     expected = f"all lines of {line.video} must have one split, {splits[rows[line.video]]}"
@@ -281,7 +220,7 @@ class OwnLabels:
         else:
             names = {row: name if data.names is None else data.names[row] for name, row in rows.items()}
             groups = {names[row]: min(own, default="") for row, own in shown.items()}
-            by_name = split_videos(groups, split or DEFAULT_SPLIT)
+            by_name = split_videos(groups, split or DEFAULT_SPLIT, seed or 0)
             splits = {row: by_name[names[row]] for row in shown}
         for name in needed:
             if name not in splits.values():
@@ -320,69 +259,6 @@ class OwnLabels:
 
     def _wrong(self, line: Line, expected: str, came: object) -> ValueError:
         return ValueError(f"{self.path}, line {line.number}: {expected}, got {printable(came, 80)}")
-
-
-def split_videos(groups: Mapping[str, str], split: str) -> dict[str, str]:
-    """Divide videos among train, val and test. The result depends only on the arguments, not on their order.
-
-    Within each category, videos are in the order of a digest of their names. The first one of each category is in
-    train; each other one is put into the split that is furthest below its share, so that each split has its share of
-    every category.
-
-    Args:
-        groups: the category of each video, by the name of the video.
-        split: the shares of train, val and test in percent, which sum to 100. That of val may be 0.
-
-    Raises:
-        ValueError: if ``split`` is not three such numbers.
-
-    Examples:
-        >>> groups = {f"video {number}": "dog" if number % 2 else "cat" for number in range(20)}
-        >>> Counter(split_videos(groups, "60/20/20").values())
-        Counter({'train': 12, 'test': 4, 'val': 4})
-    """
-    shares = [int(part) for part in split.split("/")] if re.fullmatch(r"\d{1,3}/\d{1,3}/\d{1,3}", split) else []
-    if sum(shares) != 100 or not (shares[0] and shares[2]):
-        raise ValueError(
-            f"--split must be the shares of train, val and test in percent, such as {DEFAULT_SPLIT}, that sum to 100, "
-            f"got {split}"
-        )
-    wanted = dict(zip(SPLITS, shares, strict=True))
-    counts, chosen = dict.fromkeys(SPLITS, 0), dict[str, str]()
-    digests = {name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest() for name in groups}
-    started = set[str]()
-    for name in sorted(groups, key=lambda name: (groups[name], digests[name])):
-        lacking = {place: wanted[place] * (len(chosen) + 1) - 100 * counts[place] for place in reversed(SPLITS)}
-        place = max(lacking, key=lambda place: lacking[place]) if groups[name] in started else "train"
-        started.add(groups[name])
-        counts[place] += 1
-        chosen[name] = place
-    return chosen
-
-
-def _read_line(path: Path, number: int, cells: Mapping[str, str]) -> Line:
-    """Convert the cells of a line, and check those that need no dataset."""
-    place, (video, *event) = f"{path}, line {number}", [cells[name] for name in COLUMNS]
-    split = cells.get("split", "")
-    if not video:
-        raise ValueError(f"{place} must name a video, got none")
-    if split not in ("", *SPLITS):
-        raise ValueError(f"{place}: split must be train, val or test, got {printable(split, 40)}")
-    if not any(event):
-        return Line(number, video, 0, 0, "", split)
-    if not all(event):
-        lacking = next(name for name, cell in zip(COLUMNS[1:], event, strict=True) if not cell)
-        raise ValueError(f"{place} must have start, end and category, or none of them for background, got no {lacking}")
-    if event[2].lower() == "background":
-        raise ValueError(f"{place} must be an event, got background, which is where no event is: leave the line out")
-    try:
-        start, end = float(event[0]), float(event[1])
-    except ValueError:
-        start = end = math.nan
-    if not (0 <= start < end < math.inf):
-        came = printable(f"{event[0]} to {event[1]}", 60)
-        raise ValueError(f"{place}: start and end must be seconds, at least 0, the end after the start, got {came}")
-    return Line(number, video, start, end, event[2], split)
 
 
 def _round(start: float, end: float, length: int) -> tuple[int, int]:

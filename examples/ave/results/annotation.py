@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 __all__ = [
+    "WEAKEST_PEAK",
     "Annotation",
     "Overlay",
     "Timeline",

@@ -205,6 +205,9 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         >>> result["event_precision"], result["event_recall"]
         (1.0, 0.75)
     """
+    if prediction.shape != truth.shape:
+        expected, came = tuple(truth.shape), tuple(prediction.shape)
+        raise ValueError(f"prediction must have the same shape as truth, {expected}, got {came}")
     names = [*categories, "background"]
     counts = multiclass_confusion_matrix(prediction, truth, len(names), ignore_index=-1)
     totals = counts.sum(1)

@@ -16,7 +16,10 @@ from ave.results.files import write_csv, write_json, writing
 from ave.results.metrics import Outcomes
 from ave.results.tables import category_table, results_table
 
-__all__ = ["report", "write_predictions"]
+__all__ = ["note_few_videos", "report", "write_predictions"]
+
+FEW_VIDEOS = 20
+"""A result on fewer videos than this gets a note. The standard error of an accuracy on 20 videos may be 11 points."""
 
 
 def report(
@@ -30,7 +33,7 @@ def report(
     *,
     figures: Mapping[str, Figure] | None,
 ) -> None:
-    """Write the metrics and the figures. Print the tables, and a warning if a simple baseline is as good.
+    """Write the metrics and the figures. Print the tables, and what to know about them on your own dataset.
 
     Args:
         output: the directory of the results.
@@ -52,6 +55,32 @@ def report(
     print(results_table(title, runs, summary))
     if (warning := warn(summary)) is not None:
         print(warning)
+    for note in note_few_videos(data, ("val", split) if "history" in runs[0] and "val" in data.splits else (split,)):
+        print(note)
+
+
+def note_few_videos(data: AVEData, splits: Sequence[Split]) -> list[str]:
+    """Return a note on each of the splits of your own dataset that has fewer than 20 videos.
+
+    An accuracy on n videos has a standard error of at most 0.5 / sqrt(n), which it reaches if each video is all right
+    or all wrong.
+
+    Args:
+        data: the dataset. There are no notes on AVE and the procedural set.
+        splits: "val" if it has chosen the epoch, and the split that was evaluated.
+    """
+    if data.is_ave or data.object_cells is not None:
+        return []
+    notes = []
+    for split in splits:
+        rows = data.splits[split].tolist()
+        count = len(set(rows if data.names is None else (data.names[row] for row in rows)))
+        if count < FEW_VIDEOS:
+            size = f"{split} has only {count} video{'s' * (count != 1)}"
+            error = f"an accuracy on so few has a standard error of up to {50 / count**0.5:.0f} points"
+            chance = "; the epoch chosen on them is largely chance" if split == "val" else ""
+            notes.append(f"note: {size}: {error}{chance}")
+    return notes
 
 
 def _write_scores(

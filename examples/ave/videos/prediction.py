@@ -22,7 +22,7 @@ from torch import Tensor
 from ave.data.dataset import AVE_CATEGORIES
 from ave.events import Event, Prediction, cut_windows, find_events, join_windows
 from ave.networks.localizer import Decision, Localizer
-from ave.results.annotation import Annotation, annotate_video
+from ave.results.annotation import WEAKEST_PEAK, Annotation, annotate_video
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
@@ -188,6 +188,8 @@ class VideoFiles:
         remark = partial(self._remark, name, progress)
         if result.attention is None:
             remark("no heat map, as the network has no spatial attention of AGSCA over several positions")
+        elif (peak := float(result.attention.max()) * result.attention[0].numel()) < WEAKEST_PEAK:
+            remark(f"the heat map is faint, as the attention is at most {peak:.1f} times that of uniform attention")
         annotation = Annotation(result.prediction, categories, result.attention)
         own = name_file(name)
         annotate_video(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
