@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize, prune
 
-from crossmodal_attn import CMRA, padding_mask, record_attention, replace_multihead_attention
+from crossmodal_attn import CMRA, padding_mask, record_attention, relation_window, replace_multihead_attention
 from oracles import fill_parameters
 
 mismatch = pytest.mark.filterwarnings("ignore:Support for mismatched")
@@ -656,6 +656,11 @@ ERRORS = {
         call(*GOOD, attn_mask=torch.zeros(5, 5), key_padding_mask=torch.zeros(2, 7)),
         ValueError,
         r"attn_mask must have shape \(5, 7\)",
+    ),
+    "window beside padding": (
+        call(*GOOD, attn_mask=relation_window(5, [7], include_query=False), key_padding_mask=torch.zeros(2, 7)),
+        TypeError,
+        "key_padding_mask must be bool .* where attn_mask is a RelationWindow, got torch.float32",
     ),
     "causal": (call(*GOOD, is_causal=True), ValueError, "attn_mask must be given with is_causal=True"),
 }

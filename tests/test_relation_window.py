@@ -35,9 +35,9 @@ from oracles import attention, fill_parameters
 
 
 @contextmanager
-def blocks_of(*sizes):
-    """Divide the queries into blocks of one of these sizes, however short they are."""
-    with patch.multiple(_blocks, BLOCK_SIZES=sizes, COPY_COST=-100):
+def blocks_of(size):
+    """Divide the queries into blocks of this size, however short they are."""
+    with patch.multiple(_blocks, BLOCK_SIZES=(size,), COPY_COST=0.01 - size):
         yield
 
 
@@ -279,8 +279,17 @@ class Windowed(nn.Module):
         return self.layer(query, context, **masks, need_weights=need_weights)
 
 
-def make_windowed(dtype=torch.float64):
-    return Windowed(fill_parameters(CMRA(6, 2, dtype=dtype)), small_window(13, [37], window=(2.5, 1), causal=True))
+def make_windowed(dtype=torch.float64, **times):
+    window = small_window(13, [37], window=(2.5, 1), causal=True, **times)
+    return Windowed(fill_parameters(CMRA(6, 2, dtype=dtype)), window)
+
+
+def make_uneven():
+    """Return a layer with a window whose blocks are not in the order of time."""
+    times = torch.arange(37).clamp(max=5) + torch.arange(37) / 40
+    module = make_windowed(query_times=torch.arange(13), context_times=[times])
+    assert module.window._blocks.order.tolist() == [1, 0, 2, 3]
+    return module
 
 
 def inputs(draw, batch, dtype=torch.float64):
@@ -289,7 +298,7 @@ def inputs(draw, batch, dtype=torch.float64):
 
 def test_compiles_for_all_batch_sizes(draw, assert_close):
     """One graph gives the eager outputs, weights and gradients for every batch size."""
-    module, counter = make_windowed(), CompileCounterWithBackend("eager")
+    module, counter = make_uneven(), CompileCounterWithBackend("eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     for batch in (5, 3, 7):
         batch_inputs, found = inputs(draw, batch), []
@@ -302,7 +311,7 @@ def test_compiles_for_all_batch_sizes(draw, assert_close):
 
 
 def test_exports_with_a_dynamic_batch(draw, assert_close):
-    module, batch = make_windowed(), torch.export.Dim("batch")
+    module, batch = make_uneven(), torch.export.Dim("batch")
     program = torch.export.export(module, inputs(draw, 3), dynamic_shapes=({0: batch},) * 3)
     other = inputs(draw, 5)
     assert_close(program.module()(*other), module(*other))

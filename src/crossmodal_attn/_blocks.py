@@ -160,10 +160,10 @@ class _Spans(NamedTuple):
 
 
 def _list_spans(blocks: Blocks, device: torch.device) -> list[_Spans]:
-    blocks = blocks.to(device)
-    tables: Sequence[Tensor] = (blocks.starts, blocks.first, blocks.last)
+    tables = [table.to(device) for table in (blocks.starts, blocks.first, blocks.last)]
     if blocks.order is not None:
-        tables = [table.index_select(1, blocks.order) for table in tables]
+        order = blocks.order.to(device)
+        tables = [table.index_select(1, order) for table in tables]
     ends = list(accumulate(group.number for group in blocks.groups))
     return [
         _Spans(group, *(table[:, end - group.number : end] for table in tables))

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from crossmodal_attn._checks import check_features, check_mask, check_match, check_tensor
 from crossmodal_attn.cmra import CMRA
 from crossmodal_attn.masks import check_attention_mask, join_masks
+from crossmodal_attn.windows import RelationWindow
 
 __all__ = ["ReplacementReport", "replace_multihead_attention"]
 
@@ -205,7 +206,7 @@ class MultiheadCMRA(CMRA):
         value: Tensor,
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | RelationWindow | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -253,7 +254,7 @@ class MultiheadCMRA(CMRA):
         # Contiguous like torch's output, since callers may use view() on it.
         return output if self.batch_first else output.transpose(0, 1).contiguous(), weights
 
-    def _check_call(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+    def _check_call(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: object, is_causal: bool) -> None:
         """Check what CMRA does not check, or would report under another argument name."""
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             check_tensor(name, tensor)
@@ -282,12 +283,19 @@ class MultiheadCMRA(CMRA):
     def _name(self) -> str:
         return self.path or type(self).__name__
 
-    def _add_to_mask(self, key_padding_mask: Tensor, attn_mask: Tensor | None, query: Tensor) -> Tensor:
+    def _add_to_mask(
+        self, key_padding_mask: Tensor, attn_mask: Tensor | RelationWindow | None, query: Tensor
+    ) -> Tensor:
         """Return the sum of a floating-point padding mask (B, M) and an attention mask, (B, 1 or H, 1 or T, M)."""
         added = key_padding_mask[:, None, None]
         if attn_mask is None:
             return added
-        check_tensor("attn_mask", attn_mask)  # a window cannot be added
+        if isinstance(attn_mask, RelationWindow):
+            raise TypeError(
+                "key_padding_mask must be bool (True = padding) where attn_mask is a RelationWindow, got "
+                f"{key_padding_mask.dtype}: use key_padding_mask == -torch.inf for one of 0 and -inf"
+            )
+        check_tensor("attn_mask", attn_mask)
         batch, memory = key_padding_mask.shape
         shape = (batch, self.num_heads, query.shape[1], memory)
         check_attention_mask("attn_mask", attn_mask, shape, query, per_head=False)

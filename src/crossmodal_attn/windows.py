@@ -296,6 +296,7 @@ class RelationWindow:
         Returns:
             Tensor: (*, T, M), zero outside the window.
         """
+        check_tensor("weights", weights)
         columns = self.columns(device=weights.device)
         if tuple(weights.shape[-2:]) != tuple(columns.shape):
             raise ValueError(
