@@ -30,6 +30,7 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn._eager import runs_eagerly
 from crossmodal_attn._recorders import record_maps
+from crossmodal_attn._room import lend
 from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
 from crossmodal_attn.memory import Memory, check_memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
@@ -133,6 +134,30 @@ def _normalize(scores: Tensor, attn_mask: Tensor | None, query: Tensor) -> Tenso
     return zero_where(empty, scores.softmax(-1))
 
 
+def _attend_to_parts(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    attn_mask: Tensor | RelationWindow | None,
+    dropout_p: float,
+) -> Tensor:
+    """Compute :func:`relation_attention` over one or more memories, without checks."""
+    if len(keys) == 1:
+        return _attend(query, keys[0], values[0], attn_mask, dropout_p)
+    # A new segment joins its past in the room after it.
+    *others, (past_keys, past_values), new = zip(keys, values, strict=True)
+
+    def attend(joined_keys: Tensor, joined_values: Tensor) -> Tensor:
+        parts = [*others, (joined_keys, joined_values)]
+        return _attend_to_parts(query, *zip(*parts, strict=True), attn_mask, dropout_p)
+
+    if (attended := lend(past_keys, past_values, new, attend)) is not None:
+        return attended
+    if not isinstance(attn_mask, RelationWindow) and _saves_joining(query, keys):
+        return _attend_apart(query, keys, values, attn_mask, dropout_p)
+    return _attend(query, _join(keys), _join(values), attn_mask, dropout_p)
+
+
 def _attend_apart(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], attn_mask: Tensor | None, dropout_p: float
 ) -> Tensor:
@@ -150,7 +175,7 @@ def _attend_apart(
     output = torch.bmm(first, values[0].flatten(0, 1))
     for part, own in zip(others, values[1:], strict=True):
         output = torch.baddbmm(output, part, own.flatten(0, 1))
-    return output.view(batch, heads, length, width)
+    return output.view(batch, heads, length, output.shape[2])
 
 
 def _saves_joining(query: Tensor, keys: Sequence[Tensor]) -> bool:
@@ -160,7 +185,9 @@ def _saves_joining(query: Tensor, keys: Sequence[Tensor]) -> bool:
     if not runs_eagerly():
         # Another condition on a length would limit it in traced code, where it may be dynamic.
         return query.shape[2] == 1
-    return query.shape[2] <= SHORT and sum(own.numel() for own in keys) >= LARGE
+    # Autograd would save the keys, which torch refuses for those made in inference mode. It does not save joined parts.
+    saved = torch.is_grad_enabled() and any(own.is_inference() for own in keys)
+    return query.shape[2] <= SHORT and sum(own.numel() for own in keys) >= LARGE and not saved
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
@@ -457,10 +484,7 @@ class CMRA(nn.Module):
             queries = self.rotary(queries, times[-1])
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         dropout_p = self.dropout if self.training else 0.0
-        if len(keys) > 1 and not isinstance(mask, RelationWindow) and _saves_joining(queries, keys):
-            attended = _attend_apart(queries, keys, values, mask, dropout_p)
-        else:
-            attended = _attend(queries, _join(keys), _join(values), mask, dropout_p)
+        attended = _attend_to_parts(queries, keys, values, mask, dropout_p)
         output: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         record_maps(self, lambda: {"": relation_weights(queries, _join(keys), attn_mask=mask)})
         # The weights are computed separately, only on request.
@@ -597,7 +621,10 @@ class CMRA(nn.Module):
         """
         own = [] if query is None else [query]
         if self.context_kv_proj is None and self.context_kv_projs is None:
-            joined = self.kv_proj(torch.cat([*contexts, *own], 1))
+            parts = [*contexts, *own]
+            # Joining one part would copy it.
+            alone = len(parts) == 1 and parts[0].is_contiguous()
+            joined = self.kv_proj(parts[0] if alone else torch.cat(parts, 1))
         else:
             if self.context_kv_proj is not None and contexts:
                 contexts, projections = [torch.cat(contexts, 1)], [self.context_kv_proj]

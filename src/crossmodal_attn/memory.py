@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_dtype, check_mask, check_match, check_size, check_tensor
+from crossmodal_attn._room import grow
 
 __all__ = ["Memory"]
 
@@ -50,7 +51,9 @@ class Memory(NamedTuple):
     def append(self, more: "Memory", *, max_length: int | None = None, detach: bool = False) -> "Memory":
         """Return a longer memory: the steps of this one, then those of ``more``.
 
-        Both are copied. This takes time in proportion to their length, but much less than projecting them again.
+        No memory ever changes. On a CPU and without gradients, the steps of this memory are copied only now and then: a
+        memory that has grown is a view of storage with room for a quarter more, and ``more`` is copied into this room.
+        A second ``append`` to the same memory, and each with gradients or on a GPU, copies both.
 
         Args:
             more: a memory of the same layer and batch.
@@ -81,12 +84,17 @@ class Memory(NamedTuple):
         check_match("more.keys", more.keys, dims, "the keys of this memory", self.keys)
         check_dtype("more.keys", more.keys, "the keys of this memory have", self.keys.dtype)
         first = 0 if max_length is None else max(self.length + more.length - max_length, 0)
-        parts = (self._drop(first), more._drop(max(first - self.length, 0)))
-        keys, values = torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2)
+        parts = (self, more) if max_length is None else (self._drop(first), more._drop(max(first - self.length, 0)))
+        grown = None
+        if (detach or not torch.is_grad_enabled()) and first <= self.length:
+            grown = grow(self.keys, self.values, (more.keys, more.values), first)
+        if grown is None:
+            keys, values = torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2)
+            grown = (keys.detach(), values.detach()) if detach else (keys, values)
         padding: Tensor | None = None
         if self.padding_mask is not None or more.padding_mask is not None:
             padding = torch.cat([part._fill_padding() for part in parts], 1)
-        return Memory(keys.detach(), values.detach(), padding) if detach else Memory(keys, values, padding)
+        return Memory(*grown, padding)
 
     def to(self, *args: Any, **kwargs: Any) -> "Memory":
         """Return the memory on another device or in another dtype.
