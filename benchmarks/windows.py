@@ -43,7 +43,7 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
     length = QUICK_LENGTH if session.quick else LENGTH
     tasks = TASKS[::-1] if session.brief else TASKS
     for dtype, task in itertools.product(DTYPES[session.device.type][: 1 if session.brief else None], tasks):
-        case = {"length": length, "memory": (RATE + 1) * length, "width": WIDTH, "window": WINDOW}
+        case: dict[str, Any] = {"length": length, "memory": (RATE + 1) * length, "width": WIDTH, "window": WINDOW}
         case |= {"dtype": str(dtype).removeprefix("torch."), "task": task}
         reason = session.skips(dtype) or session.late
         yield {"case": case, "skipped": reason} if reason else _compare(session, case, length, dtype, task)
@@ -64,8 +64,8 @@ def _compare(session: Session, case: dict[str, Any], length: int, dtype: torch.d
     call, window, layer, inputs = _make_call(session, length, WIDTH, task, dtype)
     mask = relation_mask(length, [RATE * length], window=WINDOW, device=session.device)
     forms = [Form(WINDOWED, call), Form(MASKED, make_pass(task, layer, lambda: layer(*inputs, attn_mask=mask), inputs))]
-    rivals = {FLEX_ATTENTION: None, FLEX_WINDOW: window}
-    skipped = {}
+    rivals: dict[str, RelationWindow | None] = {FLEX_ATTENTION: None, FLEX_WINDOW: window}
+    skipped: dict[str, str] = {}
     if session.device.type == "cpu" and task != TASKS[0]:
         skipped = dict.fromkeys(rivals, "it has no backward pass on a CPU")
     elif session.brief:
