@@ -96,6 +96,19 @@ def test_cursor_moves_over_the_timeline():
     assert not np.array_equal(timeline.draw(0.5)[: timeline.height // 5], timeline.draw(1.0)[: timeline.height // 5])
 
 
+@pytest.mark.parametrize(("rate", "index"), [(1, 0), (2, 1), (16, 2)])
+def test_a_contact_sheet_shows_the_middle_of_the_frames_seen(rate, index, tmp_path):
+    """Of 5 frames a second, the last one up to the middle of the sampling times."""
+    source = write_video(tmp_path / "in.mkv", 2, fps=5, square=[], sound=False)
+    prediction = Prediction(torch.tensor([2, 2]), torch.zeros(2), [])
+    annotation = Annotation(prediction, CATEGORIES, frames_per_second=rate)
+    thumbnails = annotating._write_video(source, tmp_path / "out.mp4", annotation, print)
+    frames = read(source)[1]
+    scale = annotating._Scaler(1, frames[0])
+    for second in range(2):
+        assert np.array_equal(thumbnails[second], annotating._shrink(scale(frames[5 * second + index])))
+
+
 def test_a_variable_rate_and_the_sound_stay(tmp_path):
     times = [0, 0.1, 0.11, 0.5, 1.3, 1.35, 1.9]
     source = write_video(tmp_path / "in.mp4", 2, times=times, size=(66, 50))

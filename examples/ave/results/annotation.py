@@ -80,6 +80,8 @@ class Annotation(NamedTuple):
     """The names of the labels, without background."""
     attention: Tensor | None = None
     """The spatial attention of AGSCA (T, H, W), or None: no heat map."""
+    frames_per_second: int = 16
+    """The number of frames that the network saw in each second, at equal intervals from its start."""
 
     def name(self, second: int) -> str:
         """Return the event in a second, with its score, or "background"."""
@@ -92,6 +94,11 @@ class Annotation(NamedTuple):
     def names(self) -> list[str]:
         """The categories as they are drawn: on one line, and not too long."""
         return [printable(name, LONGEST_NAME) for name in self.categories]
+
+    @property
+    def middle(self) -> float:
+        """The middle of the frames that the network saw, in seconds after the start of each second."""
+        return (self.frames_per_second - 1) / (2 * self.frames_per_second)
 
 
 def scale_attention(attention: Tensor) -> Tensor:
@@ -155,7 +162,7 @@ class Timeline:
         prediction = annotation.prediction
         plot_timeline(prediction.labels, prediction.event_score, categories=annotation.names, ax=self._axes)
         self._axes.set(xlim=(0, self.seconds), xlabel="")
-        self._axes.set_yticks(self._axes.get_yticks(), ["label", "event score"])
+        self._axes.set_yticks(self._axes.get_yticks(), ["label", "event\nscore"])
         for axes in (self._axes, *self._axes.child_axes):
             axes.tick_params(labelsize=size, pad=1, length=0)
         for text in self._axes.texts:
@@ -244,8 +251,8 @@ def _write_video(
             pixels = scale(frame)
             if overlay is not None:
                 pixels = overlay.blend(pixels, second)
-            if second in shown and (second not in thumbnails or passed <= second + 0.5):
-                thumbnails[second] = _shrink(pixels)  # the last one is from the middle of the second
+            if second in shown and (second not in thumbnails or passed <= second + annotation.middle):
+                thumbnails[second] = _shrink(pixels)  # the last one is the middle of those that the network saw
             sound.write(time)
             pictures.write(np.concatenate([pixels, timeline.draw(passed)]), time)
         pictures.close()

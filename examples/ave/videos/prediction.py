@@ -190,7 +190,7 @@ class VideoFiles:
             remark("no heat map, as the network has no spatial attention of AGSCA over several positions")
         elif (peak := float(result.attention.max()) * result.attention[0].numel()) < WEAKEST_PEAK:
             remark(f"the heat map is faint, as the attention is at most {peak:.1f} times that of uniform attention")
-        annotation = Annotation(result.prediction, categories, result.attention)
+        annotation = Annotation(result.prediction, categories, result.attention, self.sampling.frames_per_second)
         own = name_file(name)
         annotate_video(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
 
