@@ -48,6 +48,23 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
 """The functions that read and write each setting."""
 
 
+SLOW = {
+    *("test_onnx", "test_benchmarks", "test_launch", "test_paper_tables", "test_compile_export", "test_stopping"),
+    *("test_resume", "test_golden_run", "test_distribution", "test_fuzz", "test_real_training", "test_kill_files"),
+}
+"""Files that take longest, mostly with few tests. They begin first, so that no worker waits at the end for another."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist keep the order of the files, which it would sort by their numbers of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 def pytest_collection_finish() -> None:
     """Exempt the modules and tests that are there from garbage collection, which takes much longer with them."""
     gc.freeze()

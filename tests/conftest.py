@@ -97,7 +97,19 @@ def release(tmp_path: Path) -> Path:
 def processes() -> BaseContext:
     """Return a context that forks processes from a server, where torch and other slow imports are done once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
+    context.set_forkserver_preload(
+        [
+            "accelerate",
+            "ave_cmran",
+            "h5py",
+            "huggingface_hub",
+            "matplotlib.pyplot",
+            "pytest",
+            "torch._dynamo",  # imported by optimizers
+            "torchmetrics.classification",
+            "tests.frozen",  # the last
+        ]
+    )
     return context
 
 

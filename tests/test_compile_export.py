@@ -49,7 +49,7 @@ def wrap(request):
     return request.param
 
 
-LAYERS = ["cmra-4-contexts", "cmra-other-width", "cmra-own-projections", "pre-norm-relation"]
+LAYERS = ["cmra-4-contexts", "cmra-own-projections", "pre-norm-relation"]
 LAYERS += ["relation-aware-2-contexts", "interaction", "agsca"]  # relation-aware contains both post-norm blocks
 
 

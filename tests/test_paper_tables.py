@@ -9,7 +9,7 @@ from threading import Event
 import numpy as np
 import pytest
 
-from ave import InputError
+from ave import InputError, paper_tables
 from ave.networks.registry import NETWORKS
 from ave.paper_rows import FULL, TABLES
 from ave.paper_tables import TablesConfig, _select, bootstrap_interval, main
@@ -122,8 +122,10 @@ def test_rows_run_in_processes_of_their_own(release, tmp_path, capsys, monkeypat
     )
     main(config)
     assert (tmp_path / "tables" / "weak-cmran" / "seed-0" / "model").is_dir()
-    with pytest.raises(OSError, match="error: --device must name a device that works here, got meta"):
-        main(dataclasses.replace(config, device="meta", output=tmp_path / "others"))
+    (tmp_path / "fails.py").write_text("import sys; print('first'); sys.exit('last')")
+    monkeypatch.setattr(paper_tables, "COMMAND", tmp_path / "fails.py")
+    with pytest.raises(OSError, match="the first is weak-cmran: last"):
+        main(dataclasses.replace(config, output=tmp_path / "others"))
 
 
 def test_every_row_is_a_training_of_its_own(tmp_path):

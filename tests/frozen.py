@@ -1,0 +1,5 @@
+"""Exempt what was imported before this module from garbage collection, which takes long in every forked process."""
+
+import gc
+
+gc.freeze()
