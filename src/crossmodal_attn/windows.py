@@ -327,7 +327,8 @@ class RelationWindow:
             >>> block_mask = window.block_mask()
             >>> block_mask.shape
             (1, 1, 2000, 10000)
-            >>> attend = torch.compile(flex_attention)       # attend(query, key, value, block_mask=block_mask)
+            >>> attend = torch.compile(flex_attention)  # doctest: +SKIP
+            >>> output = attend(query, key, value, block_mask=block_mask)  # doctest: +SKIP
         """
         if padding_mask is not None:
             check_tensor("padding_mask", padding_mask)
