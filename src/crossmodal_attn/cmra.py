@@ -11,7 +11,6 @@ from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
