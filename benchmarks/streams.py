@@ -1,7 +1,8 @@
 """Row group "streams": a new segment of a stream with memories, against the whole stream again under a causal mask.
 
 The batch is one stream. Video and audio have T segments each, so the memory of a cross-modal relation has 2 T. A step
-with memories contains everything that the next step needs: the new segment is projected and appended.
+with memories contains everything that the next step needs: the new segment is projected and appended. The steps follow
+one another, up to a sixteenth more than T segments; then the stream begins again with T.
 """
 
 from __future__ import annotations
@@ -91,6 +92,19 @@ STREAMS: dict[str, Callable[[Tensor, Tensor], Stream]] = {
 """By name, the function that builds the stream from the causal masks (T, T) and (T, 2 T)."""
 
 
+def _follow(step: Step, video: Tensor, audio: Tensor, memories: list[Memory], count: int) -> Callable[[], object]:
+    """Return a function that takes the next step of a stream, and begins again after ``count`` steps."""
+    longer, done = memories, 0
+
+    def call() -> Tensor:
+        nonlocal longer, done
+        output, longer = step(video, audio, longer if done % count else memories)
+        done += 1
+        return output
+
+    return call
+
+
 def run(session: Session) -> Iterator[dict[str, Any]]:
     """Measure every layer at every length, in inference."""
     for name, build in STREAMS.items():
@@ -107,12 +121,13 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
             with torch.no_grad():
                 # The time of a step depends on the length of the memories, and not on what they hold.
                 memories = [memory.append(memory, max_length=length - 1) for memory in remember(features)]
+            follow = _follow(step, video[:, -1:], audio[:, -1:], memories, length // 16)
             yield compare(
                 session,
                 case,
                 [
                     Form(WHOLE, torch.no_grad()(lambda: whole(video, audio))),  # noqa: B023 - called in this iteration
-                    Form(STEP, torch.no_grad()(lambda: step(video[:, -1:], audio[:, -1:], memories))),  # noqa: B023
+                    Form(STEP, torch.no_grad()(follow)),
                 ],
                 [(WHOLE, STEP)],
             )

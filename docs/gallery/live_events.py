@@ -161,13 +161,23 @@ seconds: dict[str, list[float]] = {"whole stream again": [], "with memories": []
 
 
 def measure(call: Callable[[], object]) -> float:
-    """Return the seconds of the faster of two calls."""
+    """Return the seconds of the fastest of a few calls."""
     times = []
-    for _ in range(2):
+    for _ in range(4):
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
     return min(times)
+
+
+def follow(new: tuple[Tensor, Tensor], memories: list[Memory], limit: int | None = None) -> Callable[[], None]:
+    """Return a function that takes the next step of a stream."""
+
+    def call() -> None:
+        nonlocal memories
+        _, memories = step(relate, *new, memories, limit)
+
+    return call
 
 
 with torch.no_grad():
@@ -179,12 +189,10 @@ with torch.no_grad():
         }
         new = videos[:, -1:], audios[:, -1:]
         # The time of a step depends on the length of the memories, and not on what they hold.
-        memories = remember(relate, torch.randn(1, length - 1, 256))
-        short = remember(relate, torch.randn(1, LIMIT, 256))
         calls = (
             partial(relate, videos, audios, **masks),
-            partial(step, relate, *new, memories),
-            partial(step, relate, *new, short, limit=LIMIT),
+            follow(new, remember(relate, torch.randn(1, length - 1, 256))),
+            follow(new, remember(relate, torch.randn(1, LIMIT, 256)), LIMIT),
         )
         for name, call in zip(seconds, calls, strict=True):
             seconds[name].append(measure(call))
@@ -231,4 +239,8 @@ print(tuple(output.shape), past.length, past.padding_mask.sum(1).tolist())
 # memory, so that each step of a long stream can be trained by itself. The older keys and values then still come from
 # the weights before the update, as in Transformer-XL.
 #
-# Each step copies the memories twice: to attend to them, and to append to them. ``max_length`` bounds this cost, too.
+# What a step costs
+# -----------------
+# On a CPU and without gradients, a step reads the memories once and does not copy them: ``append`` leaves room for more
+# segments after a memory, and the new segment is written there. So keep the memory that ``append`` returns, and go on
+# with it. With gradients, or on a GPU, ``append`` copies the memories. ``max_length`` bounds the cost of both.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal_attn._checks import check_dtype, check_mask, check_match, check_size, check_tensor
+from crossmodal_attn._eager import runs_eagerly
 from crossmodal_attn._room import grow
 
 __all__ = ["Memory"]
@@ -86,7 +87,7 @@ class Memory(NamedTuple):
         first = 0 if max_length is None else max(self.length + more.length - max_length, 0)
         parts = (self, more) if max_length is None else (self._drop(first), more._drop(max(first - self.length, 0)))
         grown = None
-        if (detach or not torch.is_grad_enabled()) and first <= self.length:
+        if (detach or not torch.is_grad_enabled()) and runs_eagerly() and first <= self.length:
             grown = grow(self.keys, self.values, (more.keys, more.values), first)
         if grown is None:
             keys, values = torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2)
