@@ -69,8 +69,9 @@ def fail(*arguments, code, capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_set_of_videos(videos, tmp_path, capsys, assert_close):
+def test_a_set_of_videos(videos, tmp_path, capsys, assert_close, monkeypatch):
     """The features are right and padded, and the dataset works in all other subcommands."""
+    monkeypatch.setattr(extract, "ROOM", 1)  # for one second of a video, so it is doubled
     output = tmp_path / "set"
     call_main("extract", "--videos", videos, *OPTIONS, "--output", output)
     printed = capsys.readouterr().out

@@ -32,6 +32,8 @@ PACKAGED = "--visual efficientnet-lite0 --audio aisfx take weights from packages
 GPU_BATCH = 64
 """Batch size in frames on a GPU."""
 MOST_LISTED = 3
+ROOM = 64
+"""Number of seconds for whose features there is room at first. It is doubled when it is used up."""
 
 
 @dataclass(frozen=True)
@@ -134,23 +136,49 @@ def _extract_all(
     with ending_children(), progress.bar:
         for name, path in waiting.items():
             progress.start(name)
-            rows: list[tuple[Tensor, Tensor]] = []
+            visual, audio = _Rows(), _Rows()
             try:
                 source = Source.of(path)
-                for row in extract(path, partial(progress.say, f"note: {name}: ")):
-                    rows.append(row)
-                    if len(rows) > work.longest:
+                for seen, heard in extract(path, partial(progress.say, f"note: {name}: ")):
+                    visual.append(seen)
+                    audio.append(heard)
+                    if audio.count > work.longest:
                         raise ValueError(f"it is longer than {work.longest} s, the limit for these features: cut it")
-                    if not all(part.isfinite().all() for part in row):
-                        raise ValueError(f"its features have NaN or infinite values in second {len(rows) - 1}")
+                    if not (seen.isfinite().all() and heard.isfinite().all()):
+                        raise ValueError(f"its features have NaN or infinite values in second {audio.count - 1}")
             except (ValueError, OSError) as error:
                 reason = str(error) if str(path) in str(error) else f"{path}: {error}"
                 failed[path] = printable(reason, 300)
                 progress.say("failed: ", failed[path])
             else:
-                work.save(name, source, torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
-            progress.finish(name, len(rows))
+                work.save(name, source, visual.join(), audio.join())
+            progress.finish(name, audio.count)
     return failed
+
+
+class _Rows:
+    """The features of successive seconds, in one tensor.
+
+    Thousands of small tensors, kept between the large ones that come and go, would fragment the memory: an hour of
+    video would take gigabytes.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._room = torch.empty(0)
+
+    def append(self, row: Tensor) -> None:
+        """Copy the features of the next second."""
+        if self.count == len(self._room):
+            room = row.new_empty(max(ROOM, 2 * self.count), *row.shape)
+            room[: self.count] = self._room.view(self.count, *row.shape)
+            self._room = room
+        self._room[self.count] = row
+        self.count += 1
+
+    def join(self) -> Tensor:
+        """Return the features of all seconds, without a copy."""
+        return self._room[: self.count]
 
 
 @contextmanager
