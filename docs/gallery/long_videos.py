@@ -146,8 +146,8 @@ plot_relations(torch.cat([dense[:20, :50], dense[:20, S : S + 20]], 1), [50, 20]
 # Words, and frames at a variable rate, have time stamps. ``query_times`` and ``context_times`` take the start of each
 # segment, or its start and its end. Windows then count in the unit of the stamps, here in seconds: each frame attends
 # to the words that are spoken within half a second of it. ``context_offsets`` shifts the clock of a context, for audio
-# that starts after the video. ``relation_window`` takes them too. A part of a context with many steps in a short time
-# costs more, but does not make the rest cost more.
+# that starts after the video. ``relation_window`` takes the same arguments. If many steps of a context are close
+# together in time, only the queries near them need more time and memory.
 
 frames = torch.tensor([0.0, 0.5, 1.0, 2.0, 2.5, 3.0])
 words = torch.tensor([[0.3, 0.6], [0.6, 1.2], [1.9, 2.4], [2.4, 2.7]])

@@ -325,8 +325,6 @@ class RelationWindow:
             >>> window = relation_window(2000, [8000], window=8)
             >>> window.block_mask().shape                     # for torch.compile(flex_attention)
             (1, 1, 2000, 10000)
-            >>> attend = torch.compile(flex_attention)  # doctest: +SKIP
-            >>> output = attend(query, key, value, block_mask=block_mask)  # doctest: +SKIP
         """
         if padding_mask is not None:
             check_tensor("padding_mask", padding_mask)
