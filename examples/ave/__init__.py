@@ -36,6 +36,6 @@ def checking_input() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         # Not wrong input: standard output is a closed pipe, or a disk is full.
-        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+        if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.ENOSPC:
             raise
         raise InputError(str(error)) from error

@@ -29,6 +29,7 @@ from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
+from ave.videos.isolation import ending_children
 from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
@@ -137,7 +138,7 @@ class VideoFiles:
         """
         found: dict[int, Prediction] = {}
         progress = Progress(0, {name: path.stat().st_size for name, path in self.paths.items()})
-        with progress.bar:
+        with ending_children(), progress.bar:
             for row, (name, path) in enumerate(self.paths.items()):
                 progress.start(name)
                 try:
