@@ -148,8 +148,8 @@ def _attend_to_parts(
     *others, (past_keys, past_values), new = zip(keys, values, strict=True)
 
     def attend(joined_keys: Tensor, joined_values: Tensor) -> Tensor:
-        parts = [*others, (joined_keys, joined_values)]
-        return _attend_to_parts(query, *zip(*parts, strict=True), attn_mask, dropout_p)
+        all_keys, all_values = zip(*others, (joined_keys, joined_values), strict=True)
+        return _attend_to_parts(query, all_keys, all_values, attn_mask, dropout_p)
 
     if (attended := lend(past_keys, past_values, new, attend)) is not None:
         return attended
