@@ -11,6 +11,7 @@ from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -485,7 +486,7 @@ class CMRA(nn.Module):
         mask = join_masks(attn_mask, paddings, lengths, batch, self.num_heads)
         dropout_p = self.dropout if self.training else 0.0
         attended = _attend_to_parts(queries, keys, values, mask, dropout_p)
-        output: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        output: Tensor = self.out_proj(rearrange(attended, "batch heads time width -> batch time (heads width)"))
         record_maps(self, lambda: {"": relation_weights(queries, _join(keys), attn_mask=mask)})
         # The weights are computed separately, only on request.
         return (output, relation_weights(queries, _join(keys), attn_mask=mask)) if need_weights else output
