@@ -130,7 +130,8 @@ def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
 def test_inductor_gives_the_eager_output(draw, assert_close, monkeypatch):
     """The default compiler gives the eager output."""
     # Otherwise Inductor first compiles a program for each kind of vector instructions, to see whether they work.
-    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
+    if torch.__version__ >= "2.7":
+        monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     case = CASES["cmra-1-context"]
     module = Padded(case, case.make())
     inputs = draw_batch(case, draw, SIZES[0])

@@ -63,7 +63,7 @@ class Blocks(NamedTuple):
         """Return the blocks with their tensors on a device."""
         order = None if self.order is None else self.order.to(device)
         starts, first, last = (table.to(device) for table in (self.starts, self.first, self.last))
-        return self._replace(starts=starts, first=first, last=last, order=order)
+        return Blocks(self.groups, self.band_widths, starts, first, last, order)
 
 
 def make_blocks(spans: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> Blocks:

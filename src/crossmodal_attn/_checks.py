@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossmodal_attn._eager import autocasts
+
 __all__ = [
     "check_contexts",
     "check_device",
@@ -84,10 +86,7 @@ def check_dtype(name: str, value: Tensor, owner: str, dtype: torch.dtype) -> Non
         raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
     if value.dtype == dtype:
         return
-    device = value.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    # Autocast does not convert float64.
-    if not autocast or torch.float64 in (value.dtype, dtype):
+    if not autocasts(value) or dtype == torch.float64:
         raise TypeError(
             f"{name} has dtype {value.dtype}, but {owner} {dtype}: "
             f"convert one of them (.to({dtype})) or, for half precision, run under torch.autocast"

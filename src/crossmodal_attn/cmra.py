@@ -29,7 +29,7 @@ from crossmodal_attn._checks import (
     check_widths,
     list_contexts,
 )
-from crossmodal_attn._eager import runs_eagerly
+from crossmodal_attn._eager import autocasts, runs_eagerly
 from crossmodal_attn._recorders import record_maps
 from crossmodal_attn._room import lend
 from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
@@ -120,7 +120,7 @@ def relation_weights(query: Tensor, key: Tensor, *, attn_mask: Tensor | Relation
         return band_weights(attn_mask, [relation_weights(*blocks[:2], attn_mask=blocks[3]) for blocks in groups])
     # As in the fused kernels, only inputs and outputs are in half precision.
     wide = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False) if _autocasts(query) else nullcontext():
+    with torch.autocast(query.device.type, enabled=False) if autocasts(query) else nullcontext():
         scores: Tensor = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
     return _normalize(scores, attn_mask, query).to(query.dtype)
 
@@ -181,7 +181,7 @@ def _attend_apart(
 
 def _saves_joining(query: Tensor, keys: Sequence[Tensor]) -> bool:
     """Return whether attention to several memories takes less time without joining them."""
-    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64) or _autocasts(query):
+    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64) or autocasts(query):
         return False
     if not runs_eagerly():
         # Another condition on a length would limit it in traced code, where it may be dynamic.
@@ -194,13 +194,6 @@ def _saves_joining(query: Tensor, keys: Sequence[Tensor]) -> bool:
 def _join(parts: Sequence[Tensor]) -> Tensor:
     """Join the keys or the values (B, H, S, D) of several memories along time. A single one is not copied."""
     return torch.cat(list(parts), 2) if len(parts) > 1 else parts[0]
-
-
-def _autocasts(query: Tensor) -> bool:
-    """Return whether autocast converts the inputs of attention. It converts all dtypes except float64."""
-    device = query.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return enabled and query.dtype != torch.float64
 
 
 def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +209,7 @@ def _unmask_empty_rows(attn_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor
     if attn_mask.dtype == torch.bool:
         empty = attn_mask.all(-1, keepdim=True)
         return ~attn_mask | empty, empty
-    dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query) else query.dtype
+    dtype = torch.get_autocast_dtype(query.device.type) if autocasts(query) else query.dtype
     attn_mask = attn_mask.to(dtype)  # before the test, since it may turn a finite number into -inf
     empty = (attn_mask == -torch.inf).all(-1, keepdim=True)
     return attn_mask.masked_fill(empty, 0), empty

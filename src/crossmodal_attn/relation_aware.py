@@ -526,7 +526,9 @@ class RelationAware(nn.Module):
             clocks.append(Clock(f"context_times{name}", times, features, padding))
         clocks.append(Clock("query_times", query_times, query, query_padding_mask))
         found = list_times(self, self.cross_relation.attention.rotary, clocks)
-        query_clock = found.pop() if found else None
-        present = iter(found)
-        context_clocks = [None if features is None else next(present, None) for features in contexts]
+        if not found:
+            return contexts, paddings, masks, None, [None] * len(contexts)
+        *present, query_clock = found
+        clocks_of_present = iter(present)
+        context_clocks = [None if features is None else next(clocks_of_present) for features in contexts]
         return contexts, paddings, masks, query_clock, context_clocks
