@@ -127,6 +127,7 @@ def test_compiled_gradients_are_the_eager_ones(draw, assert_close, name):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles:UserWarning")  # of torch 2.6
 def test_inductor_gives_the_eager_output(draw, assert_close, monkeypatch):
     """The default compiler gives the eager output."""
     # Otherwise Inductor first compiles a program for each kind of vector instructions, to see whether they work.

@@ -287,6 +287,7 @@ def test_padding_mask_of_a_list_compiles(max_length):
     assert torch.equal(compiled(torch.ones(3, 3, dtype=torch.bool)), EXPECTED)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 fixes sizes in the graph that are to stay open")
 @pytest.mark.parametrize("strict", [False, True])
 def test_padding_mask_of_sizes_is_exported(strict):
     """A length may be a dynamic size of the exported graph."""
@@ -331,6 +332,7 @@ def test_zero_padding_at_every_width_of_a_vector(length):
     assert zero_padding(features, padding_mask([3, 2], 3)).isnan().sum() == 5 * length
 
 
+@pytest.mark.filterwarnings("ignore:Please use .torch.vmap.:FutureWarning")  # of torch 2.6, in its own code
 def test_zero_padding_has_derivatives(draw):
     """First and second derivatives are right, forward and backward, and under vmap."""
     padding = padding_mask([3, 1])

@@ -240,7 +240,7 @@ def test_growing_memories_compile_few_times(draw):
             frames.append(counter.frame_count)
     assert isinstance(past, Memory)
     assert past.length == 6
-    assert frames[-1] <= 3  # the first length, all lengths, and the largest
+    assert frames[-1] <= 3 + (torch.__version__ < "2.7")  # the first length, all lengths, and the largest
 
 
 @pytest.mark.parametrize("padded", [False, True])

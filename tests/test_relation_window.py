@@ -196,6 +196,7 @@ def test_block_mask_is_that_of_the_dense_mask(drawn, padded):
     assert torch.equal(create_mask(found.mask_mod, *mask.shape, device="cpu"), ~mask)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="FlexAttention of torch 2.6 takes heads of 2^n numbers only")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_with_a_block_mask(draw):
     window, padding = relation_window(150, [300], window=3, causal=True), padding_mask([450, 360], 450)
@@ -310,6 +311,7 @@ def test_compiles_for_all_batch_sizes(draw, assert_close):
     assert counter.frame_count == 1  # torch takes sizes as equal that are in the first call: 5 is no other size
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 fixes sizes in the graph that are to stay open")
 def test_exports_with_a_dynamic_batch(draw, assert_close):
     module, batch = make_uneven(), torch.export.Dim("batch")
     program = torch.export.export(module, inputs(draw, 3), dynamic_shapes=({0: batch},) * 3)
@@ -317,6 +319,7 @@ def test_exports_with_a_dynamic_batch(draw, assert_close):
     assert_close(program.module()(*other), module(*other))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 fixes sizes in the graph that are to stay open")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 def test_exports_to_onnx(draw, assert_close, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -203,17 +203,6 @@ def gather_blocks(
     samples = key.shape[2] * torch.arange(batch, device=device).unsqueeze(1)
     rows = [torch.cat(each, 1).unsqueeze(1) + samples for each in columns]
 
-    def gather(features: Tensor) -> Sequence[Tensor]:
-        """Return the steps (c, B, H, K, D) of the blocks of each group."""
-        if count == 1 and rows[0].shape[2] == features.shape[2]:
-            return [features.unsqueeze(0)]  # all steps
-        flat = features.transpose(1, 2).flatten(0, 1)
-        gathered = flat.index_select(0, torch.cat([row.flatten() for row in rows]))
-        parts = gathered.split([row.shape[0] * batch * row.shape[2] for row in rows])
-        return [
-            part.reshape(*row.shape, *flat.shape[1:]).transpose(2, 3) for part, row in zip(parts, rows, strict=True)
-        ]
-
     masks = []
     for spans, steps, row in zip(groups, columns, rows, strict=True):
         alike = spans.group.alike and padding is None
@@ -229,12 +218,21 @@ def gather_blocks(
     if blocks.order is not None:
         queries = queries.index_select(0, blocks.order.to(device))
     divided = queries.split(counts) if len(counts) > 1 else [queries]
-    keys = gather(key)
-    values = keys if value is None else gather(value)
+    keys = _gather_steps(key, rows)
+    values = keys if value is None else _gather_steps(value, rows)
     return [
         (own.flatten(0, 1), their.flatten(0, 1), carried.flatten(0, 1), mask)
         for own, their, carried, mask in zip(divided, keys, values, masks, strict=True)
     ]
+
+
+def _gather_steps(features: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return the steps (c, B, H, K, D) of the blocks of each group, by their rows (c, B, K) in the features."""
+    if len(rows) == len(rows[0]) == 1 and rows[0].shape[2] == features.shape[2]:
+        return [features.unsqueeze(0)]  # all steps
+    flat = features.transpose(1, 2).flatten(0, 1)
+    parts = flat.index_select(0, torch.cat([row.flatten() for row in rows])).split([row.numel() for row in rows])
+    return [part.reshape(*row.shape, *flat.shape[1:]).transpose(2, 3) for part, row in zip(parts, rows, strict=True)]
 
 
 def _exclude(spans: _Spans, columns: Sequence[Tensor], part: slice) -> Tensor:

@@ -84,10 +84,11 @@ class Memory(NamedTuple):
         dims = {0: "batch size", 1: "number of heads", 3: "width of heads"}
         check_match("more.keys", more.keys, dims, "the keys of this memory", self.keys)
         check_dtype("more.keys", more.keys, "the keys of this memory have", self.keys.dtype)
-        first = 0 if max_length is None else max(self.length + more.length - max_length, 0)
-        parts = (self, more) if max_length is None else (self._drop(first), more._drop(max(first - self.length, 0)))
+        length = self.keys.shape[2]  # torch 2.6 cannot compile the property
+        first = 0 if max_length is None else max(length + more.keys.shape[2] - max_length, 0)
+        parts = (self, more) if max_length is None else (self._drop(first), more._drop(max(first - length, 0)))
         grown = None
-        if (detach or not torch.is_grad_enabled()) and runs_eagerly() and first <= self.length:
+        if (detach or not torch.is_grad_enabled()) and runs_eagerly() and first <= length:
             grown = grow(self.keys, self.values, (more.keys, more.values), first)
         if grown is None:
             keys, values = torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2)
