@@ -448,6 +448,16 @@ ERRORS = {
         V,
         "more.keys must have the number of heads of the keys of this memory, 2, got 4",
     ),
+    "append narrow values": (
+        torch.no_grad()(lambda: MEMORY.append(MEMORY._replace(values=MEMORY.values[..., :1]))),
+        V,
+        "more.values must have the width of heads of the values of this memory, 4, got 1",
+    ),
+    "append short values": (
+        torch.no_grad()(lambda: MEMORY.append(MEMORY._replace(values=MEMORY.values[:, :, :1]))),
+        V,
+        "more.values must have the length of more.keys, 3, got 1",
+    ),
     "append another dtype": (lambda: MEMORY.append(MEMORY.to(torch.float64)), T, "more.keys has dtype torch.float64"),
     "negative length": (lambda: MEMORY.append(MEMORY, max_length=-1), V, "max_length must be at least 0, got -1"),
     "fractional length": (lambda: MEMORY.append(MEMORY, max_length=2.0), T, "max_length must be an int, got float"),

@@ -82,8 +82,10 @@ class Memory(NamedTuple):
         if max_length is not None:
             check_size("max_length", max_length, minimum=0)
         dims = {0: "batch size", 1: "number of heads", 3: "width of heads"}
-        check_match("more.keys", more.keys, dims, "the keys of this memory", self.keys)
-        check_dtype("more.keys", more.keys, "the keys of this memory have", self.keys.dtype)
+        for field, own, new in (("keys", self.keys, more.keys), ("values", self.values, more.values)):
+            check_match(f"more.{field}", new, dims, f"the {field} of this memory", own)
+            check_dtype(f"more.{field}", new, f"the {field} of this memory have", own.dtype)
+        check_match("more.values", more.values, {2: "length"}, "more.keys", more.keys)
         length = self.keys.shape[2]  # torch 2.6 cannot compile the property
         first = 0 if max_length is None else max(length + more.keys.shape[2] - max_length, 0)
         parts = (self, more) if max_length is None else (self._drop(first), more._drop(max(first - length, 0)))
