@@ -49,7 +49,7 @@ root_doc = "index"
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|collections|typing|typing_extensions|matplotlib|numpy|np)\..*"),
     (r"py:(class|exc|obj)", r"(bool|int|float|str|object|tuple|list|dict|type|None|[A-Za-z]+Error)(\[.*)?"),
-    (r"py:class", r"Tensor.*|Module|Sequence.*|Callable.*|Iterator.*|Mapping.*|Self|Axes.*|ndarray|optional"),
+    (r"py:class", r"Tensor.*|Module|Sequence.*|Callable.*|Iterator.*|Mapping.*|Self|Axes.*|ndarray|BlockMask|optional"),
 ]
 
 html_theme = "furo"
