@@ -5,9 +5,8 @@ storage: no step that a memory holds is ever written again. This is done on a CP
 runs eagerly and without gradients.
 """
 
-from collections.abc import Callable
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +15,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from crossmodal_attn._eager import runs_eagerly
 
-__all__ = ["grow", "lend"]
+__all__ = ["grow"]
 
 LEAST = 64
 """The smallest number of steps that a new storage has room for."""
 SHARE = 4
 """A new storage has room for the steps that it holds, divided by this number."""
-
-T = TypeVar("T")
 
 
 class _Room:
@@ -121,30 +118,3 @@ def grow(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], drop: int) ->
     longer = room.view(first, first + length)
     _places[longer[0]] = _Place(room, first, first + length, longer[1])
     return longer
-
-
-def lend(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], call: Callable[[Tensor, Tensor], T]) -> T | None:
-    """Call a function with the keys and values of a memory and of new steps, which are joined only for this call.
-
-    Args:
-        keys: the keys (B, H, S, D) of the memory.
-        values: the values (B, H, S, D) of the memory.
-        new: the keys and the values of new steps.
-        call: a function of all keys and all values. It must not keep them.
-
-    Returns:
-        T | None: what the function returns; or None if there is no room, and the function was not called.
-    """
-    if torch.is_grad_enabled() or not _are_plain((keys, *new)):
-        return None
-    place: _Place | None = _places.get(keys)
-    if place is None or not _open(place, values):
-        return None
-    count = new[0].shape[2]
-    try:
-        if not place.room.fits(count):
-            return None
-        place.room.write(*new)
-        return call(*place.room.view(place.first, place.last + count))
-    finally:
-        place.room.lock.release()

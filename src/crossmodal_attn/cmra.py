@@ -31,7 +31,6 @@ from crossmodal_attn._checks import (
 )
 from crossmodal_attn._eager import autocasts, runs_eagerly
 from crossmodal_attn._recorders import record_maps
-from crossmodal_attn._room import lend
 from crossmodal_attn.masks import check_attention_mask, join_masks, zero_steps, zero_where
 from crossmodal_attn.memory import Memory, check_memory
 from crossmodal_attn.rotary import Clock, RotaryTime, check_rotary, join_times, list_times
@@ -143,18 +142,7 @@ def _attend_to_parts(
     dropout_p: float,
 ) -> Tensor:
     """Compute :func:`relation_attention` over one or more memories, without checks."""
-    if len(keys) == 1:
-        return _attend(query, keys[0], values[0], attn_mask, dropout_p)
-    # A new segment joins its past in the room after it.
-    *others, (past_keys, past_values), new = zip(keys, values, strict=True)
-
-    def attend(joined_keys: Tensor, joined_values: Tensor) -> Tensor:
-        all_keys, all_values = zip(*others, (joined_keys, joined_values), strict=True)
-        return _attend_to_parts(query, all_keys, all_values, attn_mask, dropout_p)
-
-    if (attended := lend(past_keys, past_values, new, attend)) is not None:
-        return attended
-    if not isinstance(attn_mask, RelationWindow) and _saves_joining(query, keys):
+    if len(keys) > 1 and not isinstance(attn_mask, RelationWindow) and _saves_joining(query, keys):
         return _attend_apart(query, keys, values, attn_mask, dropout_p)
     return _attend(query, _join(keys), _join(values), attn_mask, dropout_p)
 
@@ -181,14 +169,13 @@ def _attend_apart(
 
 def _saves_joining(query: Tensor, keys: Sequence[Tensor]) -> bool:
     """Return whether attention to several memories takes less time without joining them."""
-    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64) or autocasts(query):
+    # In traced code, a condition on a length would limit it.
+    if not runs_eagerly() or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64):
         return False
-    if not runs_eagerly():
-        # Another condition on a length would limit it in traced code, where it may be dynamic.
-        return query.shape[2] == 1
     # Autograd would save the keys, which torch refuses for those made in inference mode. It does not save joined parts.
     saved = torch.is_grad_enabled() and any(own.is_inference() for own in keys)
-    return query.shape[2] <= SHORT and sum(own.numel() for own in keys) >= LARGE and not saved
+    large = sum(own.numel() for own in keys) >= LARGE
+    return query.shape[2] <= SHORT and large and not saved and not autocasts(query)
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

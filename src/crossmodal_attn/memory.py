@@ -54,7 +54,9 @@ class Memory(NamedTuple):
 
         No memory ever changes. On a CPU and without gradients, the steps of this memory are copied only now and then: a
         memory that has grown is a view of storage with room for a quarter more, and ``more`` is copied into this room.
-        A second ``append`` to the same memory, and each with gradients or on a GPU, copies both.
+        A second ``append`` to the same memory, and each with gradients or on a GPU, copies both. :func:`torch.save`
+        writes the whole storage of a memory that has grown. As the example of :func:`torch.export.export`, take a
+        memory that ``remember`` returned: the steps of one that has grown are not contiguous.
 
         Args:
             more: a memory of the same layer and batch.
