@@ -126,9 +126,9 @@ assert difference.abs().max() < 1e-5
 
 # %%
 # A window is made for fixed lengths, and serves any batch size. Make it once, outside compiled code, and move it to the
-# device of the layer, ``window.to("cuda")``; to export a layer with a window, keep both in a module. If the window
+# device of the layer, ``window.to("cuda")``. To export a layer with a window, keep both in a module. If the window
 # covers most of the memory, the layer computes all scores, as with a mask. Give padding masks to the layer as well. For
-# code of your own with FlexAttention, ``window.block_mask()`` makes the block mask, also without a mask of all steps.
+# code of your own with FlexAttention, ``window.block_mask()`` makes the block mask, without a dense mask.
 #
 # The attention weights are banded: each query has only the weights of the steps in its window. ``columns`` says which
 # steps these are, and ``to_dense`` converts the weights to the shape (..., T, M) that a mask gives.
@@ -146,8 +146,8 @@ plot_relations(torch.cat([dense[:20, :50], dense[:20, S : S + 20]], 1), [50, 20]
 # Words, and frames at a variable rate, have time stamps. ``query_times`` and ``context_times`` take the start of each
 # segment, or its start and its end. Windows then count in the unit of the stamps, here in seconds: each frame attends
 # to the words that are spoken within half a second of it. ``context_offsets`` shifts the clock of a context, for audio
-# that starts after the video. ``relation_window`` takes them too. A part of a context with many steps in a short time
-# costs more, but does not make the rest cost more.
+# that starts after the video. ``relation_window`` takes the same arguments. If many steps of a context are close
+# together in time, only the queries near them need more time and memory.
 
 frames = torch.tensor([0.0, 0.5, 1.0, 2.0, 2.5, 3.0])
 words = torch.tensor([[0.3, 0.6], [0.6, 1.2], [1.9, 2.4], [2.4, 2.7]])
@@ -189,5 +189,5 @@ assert torch.allclose(whole, chunked, atol=1e-5)
 # Without ``context_rates``, all modalities are assumed to cover the same time. In a padded batch, the longest video and
 # the longest audio may differ, so give the rates. Give the padding masks to the layer as well.
 
-mask = relation_mask(20, [60], window=4, context_rates=[AUDIO_RATE / VIDEO_RATE])  # of 10 s and 12 s
+mask = relation_mask(20, [60], window=4, context_rates=[AUDIO_RATE / VIDEO_RATE])  # 10 s and 12 s
 print(tuple(mask.shape))
