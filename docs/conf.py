@@ -1,5 +1,6 @@
 """Configure Sphinx. ``make docs`` builds the site, with warnings as errors. The build needs no network."""
 
+import os
 import re
 import shutil
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 
 from docutils import nodes
 
+# The guides compute little: a second thread mostly waits, which takes CPU time.
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 # For the extensions of this site, the examples that the guides run, and the report of `benchmarks`.
 sys.path[:0] = [str(ROOT / "docs" / "_extensions"), str(ROOT / "examples"), str(ROOT)]
