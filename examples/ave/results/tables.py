@@ -22,7 +22,7 @@ MOST_COLUMNS = 4
 LONGEST_NAME, LONGEST_CELL = 40, 300
 """Maximum length in characters. The middle of longer text is left out."""
 LONGEST_RULE = 80
-"""A rule is as long as the table or its title, but a title makes it no longer than this: it would wrap in a terminal."""
+"""A rule is as long as the table, or as its title up to this length: a longer one would wrap in a terminal."""
 
 
 def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
