@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ sys.path[:0] = [str(ROOT / "docs" / "_extensions"), str(ROOT / "examples"), str(
 
 from repository import first_cell  # noqa: E402
 
-from crossmodal_attn import __version__, plots  # noqa: E402
+from crossmodal_attn import CrossModalRelation, __version__, plots  # noqa: E402
 
 project = "crossmodal-attn"
 author = "The crossmodal-attn developers"
@@ -96,6 +97,8 @@ napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 # The API pages show this name, and not the long union of types that it stands for.
 plots.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
+# Sphinx shows the callable in a union with a Literal with its markup, "~".
+CrossModalRelation.__init__.__annotations__["activation"] = Callable | str
 
 
 def reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:

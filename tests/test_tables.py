@@ -63,6 +63,11 @@ def test_table_of_any_columns():
     ]
 
 
+def test_long_title_makes_no_long_rules():
+    table = format_table("path/" * 30, [("name", "1")]).splitlines()
+    assert table == ["-" * 80, "path/" * 30, "-" * 80, "name  1", "-" * 80]
+
+
 def test_table_of_nothing():
     assert format_table("Title", []).splitlines() == ["-----", "Title", "-----", "-----"]
     assert format_table("T", [], ("a", "b")).splitlines() == ["----", "T", "----", "a  b", "----", "----"]

@@ -75,7 +75,7 @@ axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 
 masked = relation(video, [audio, text], context_padding_mask=[None, padding_mask([0, 0], max_length=7)])
 left_out, weights = relation(video, [audio, None], need_weights=True)
-print(tuple(weights.shape), "largest difference:", (masked - left_out).abs().max().item())
+print(f"{tuple(weights.shape)}, largest difference {(masked - left_out).abs().max():.1e}")
 assert torch.allclose(masked, left_out, atol=1e-5)
 
 # %%

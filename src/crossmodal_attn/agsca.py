@@ -40,8 +40,7 @@ def channel_attention(
         excite: W_1, which maps (*, D) to (*, C').
 
     Returns:
-        Tensor: the channel map (*, C'), in (0, 1). The paper then adds one (a residual connection), which
-            this function leaves to the caller.
+        Tensor: the channel map (*, C'), in (0, 1). The paper then adds one, a residual connection; this does not.
 
     Examples:
         >>> squeeze, excite = torch.nn.Linear(512, 256), torch.nn.Linear(256, 512)

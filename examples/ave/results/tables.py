@@ -21,6 +21,8 @@ MOST_COLUMNS = 4
 """Up to this many runs have a column each. For more runs, the table shows minimum and maximum."""
 LONGEST_NAME, LONGEST_CELL = 40, 300
 """Maximum length in characters. The middle of longer text is left out."""
+LONGEST_RULE = 80
+"""A rule is as long as the table, or as its title up to this length: a longer one would wrap in a terminal."""
 
 
 def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
@@ -40,7 +42,7 @@ def format_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str
     """
     title = printable(title, LONGEST_CELL)
     lines = _align(rows if header is None else [header, *rows])
-    rule = "-" * max(map(len, [title, *lines]))
+    rule = "-" * max([min(len(title), LONGEST_RULE), *map(len, lines)])
     if header is not None:
         lines.insert(1, rule)
     return "\n".join([rule, title, rule, *(line.rstrip() for line in lines), rule])
