@@ -54,7 +54,8 @@ class Extraction:
         names = ((self.visual, self.visual_sha256), (self.audio, self.audio_sha256))
         networks = " and ".join(name if digest is None else f"{name} ({digest[:8]})" for name, digest in names)
         rule = ", by the rule of the release" if self.as_release else ""
-        return f"{networks}, {self.frames_per_second} frames a second{rule}"
+        rate = self.frames_per_second
+        return f"{networks}, {rate} frame{'s' * (rate != 1)} a second{rule}"
 
     def find_difference(self, other: Extraction) -> str | None:
         """Return in words the first difference in networks or weights, or None. Sampling may differ.
