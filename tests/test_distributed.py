@@ -69,6 +69,7 @@ def work(rank, folder):
             gradients = {name: parameter.grad for name, parameter in layer.module.named_parameters()}
             torch.save(gradients, Path(folder) / f"lacking-{kind}-{rank}.pt")
     finally:
+        model = layer = None  # torch may hang if the group ends before what DistributedDataParallel wraps
         distributed.destroy_process_group()
 
 

@@ -456,7 +456,8 @@ def main(
             histories[seed] = history
             for tracker in accelerator.trackers:
                 tracker.finish()
-            accelerator.free_memory()
+            # Torch may hang if the group of processes ends before the wrapped model.
+            wrapped, optimizer = accelerator.free_memory(wrapped, optimizer)
 
         # ---- Report ----
         if accelerator.is_main_process and first_outcomes is not None:
