@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from contextlib import contextmanager
 from unittest.mock import Mock
 
 import pytest
@@ -11,9 +12,9 @@ import torch
 from ave import extract
 from ave.data.opening import read_features
 from ave.data.prepared import read_manifest
-from ave.videos import isolation
+from ave.videos import assembly, isolation
 from ave.videos.assembly import Assembly
-from ave.videos.decoding import read_seconds
+from ave.videos.decoding import read_duration, read_seconds
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
 from ave.videos.files import find_videos
 from ave.videos.sampling import Sampling
@@ -58,6 +59,7 @@ def counted(monkeypatch):
         return extract_seconds(path, *arguments, **options, read=read_seconds)
 
     monkeypatch.setattr(extract, "extract_seconds", extract_here)
+    monkeypatch.setattr(extract, "read_duration_isolated", read_duration)
     return extracted
 
 
@@ -71,7 +73,7 @@ def fail(*arguments, code, capsys):
 
 def test_a_set_of_videos(videos, tmp_path, capsys, assert_close, monkeypatch):
     """The features are right and padded, and the dataset works in all other subcommands."""
-    monkeypatch.setattr(extract, "ROOM", 1)  # for one second of a video, so it is doubled
+    monkeypatch.setattr(assembly, "BLOCK", 2)
     output = tmp_path / "set"
     call_main("extract", "--videos", videos, *OPTIONS, "--output", output)
     printed = capsys.readouterr().out
@@ -130,30 +132,32 @@ def test_a_stopped_run_continues(videos, tmp_path, counted, monkeypatch, capsys)
     """A run continues after the last finished video; damaged or changed videos are extracted again."""
     call_main("extract", "--videos", videos, *OPTIONS, "--output", tmp_path / "whole")
     output, arguments = tmp_path / "set", ("--videos", videos, "--output", tmp_path / "set")
-    stopping = Assembly.save
+    saving = Assembly.adding
 
-    def interrupt(self, name, *features):
-        if name == "e":
-            raise KeyboardInterrupt
-        stopping(self, name, *features)
+    @contextmanager
+    def interrupt(self, name, source):
+        with saving(self, name, source) as add:
+            yield add
+            if name == "e":
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(Assembly, "save", interrupt)
+    monkeypatch.setattr(Assembly, "adding", interrupt)
     assert fail(*arguments, code=130, capsys=capsys).endswith(
         "stopped; finished videos are kept: run extract again to continue"
     )
-    monkeypatch.setattr(Assembly, "save", stopping)
+    monkeypatch.setattr(Assembly, "adding", saving)
     with pytest.raises(SystemExit):
         call_main("predict", "--data", output, "--checkpoint", tmp_path)
     capsys.readouterr()
     with pytest.raises(ValueError, match=r"extract has not finished here; run it again"):
         read_features(output)
     finished = sorted((output / "finished").iterdir())
-    assert len(finished) == 3
+    assert [path.suffix for path in finished] == 3 * [".features", ".json"]
     finished[0].write_bytes(finished[0].read_bytes()[:-1] + b"x")
     counted.clear()
     call_main("extract", *OPTIONS, *arguments)
     printed = capsys.readouterr().out
-    assert "is damaged or of other features, so" in printed
+    assert "must have the digest" in printed
     assert "continuing in" in printed
     assert len(counted) == 4
     assert {"e", "f", "g"} <= set(counted)
@@ -193,11 +197,11 @@ def test_full_disk_keeps_finished_videos(videos, tmp_path, monkeypatch, capsys):
     def refuse(self, name, *_):
         raise OSError(errno.ENOSPC, "No space left on device", "/disk")
 
-    saving = Assembly.save
-    monkeypatch.setattr(Assembly, "save", refuse)
+    saving = Assembly.adding
+    monkeypatch.setattr(Assembly, "adding", refuse)
     message = fail("--videos", videos, "--output", tmp_path / "set", code=1, capsys=capsys)
     assert "No space left on device; finished videos are kept: run extract again to continue" in message
-    monkeypatch.setattr(Assembly, "save", saving)
+    monkeypatch.setattr(Assembly, "adding", saving)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9))
     message = fail("--videos", videos, "--output", tmp_path / "set", code=1, capsys=capsys)
@@ -239,7 +243,7 @@ def test_wrong_input_is_refused(videos, tmp_path, capsys):
 
 
 def test_too_long_videos_are_refused(videos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ave.videos.assembly.MOST_OF_VIDEO", 3 * 2 * 2 * 3)
+    monkeypatch.setattr("ave.videos.assembly.MOST_NUMBERS", 3 * 2 * 2 * 3)
     message = fail("--videos", videos, "--output", tmp_path / "set", code=1, capsys=capsys)
     assert "1 of 6 videos could not be extracted" in message
     assert "it is longer than 3 s, the limit for these features: cut it" in message

@@ -12,8 +12,8 @@ import torch
 
 from ave.stopping import Terminated, raising_signals
 from ave.videos import isolation
-from ave.videos.decoding import Sampling, describe, read_seconds
-from ave.videos.isolation import describe_isolated, read_seconds_isolated, stop_children
+from ave.videos.decoding import Sampling, read_duration, read_seconds
+from ave.videos.isolation import read_duration_isolated, read_seconds_isolated, stop_children
 from made_videos import write_video
 
 SMALL = Sampling(frames_per_second=2, size=11, rate=100)
@@ -58,7 +58,7 @@ def test_a_child_decodes_as_this_process(video, tmp_path):
         assert torch.equal(ours.waveform, theirs.waveform)
     assert lines == 2 * remarks
     assert len(remarks) == 1
-    assert describe_isolated(video) == describe(video)
+    assert read_duration_isolated(video) == read_duration(video)
     with pytest.raises(ValueError, match=r"text\.mp4 is not a video that FFmpeg can read"):
         next(read_seconds_isolated(tmp_path / "text.mp4", SMALL, lines.append))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):

@@ -353,7 +353,7 @@ DAMAGES = {
     "large videos": (
         declare("visual_feature", (23, 5, 10**4, 10**4, 11)),
         "visual_feature",
-        r"must have at most 33554432 numbers per video, got 5500000000, in the shape",
+        r"must have at most 134217728 numbers per video, got 5500000000, in the shape",
     ),
     "long order": (
         declare("train_order", (10**6,), "order"),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from ave.videos.backbones import MissingWeightsError, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import BATCH, Extraction, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
-from ave.videos.isolation import ending_children
+from ave.videos.isolation import ending_children, read_duration_isolated
 from ave.videos.progress import Progress
 
 __all__ = ["ExtractConfig", "main"]
@@ -32,8 +31,6 @@ PACKAGED = "--visual efficientnet-lite0 --audio aisfx take weights from packages
 GPU_BATCH = 64
 """Batch size in frames on a GPU."""
 MOST_LISTED = 3
-ROOM = 64
-"""Number of seconds for whose features there is room at first. It is doubled when it is used up."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,11 @@ def main(config: ExtractConfig) -> Manifest:
             advice = f"{config.output} is not complete: repair or remove them, and run extract again"
             raise OSError(f"{len(failed)} of {len(videos)} videos could not be extracted, so {advice}: {listed}{more}")
         manifest = work.complete(videos)
-    seconds = [shape[0] for shape in work.finished.values()]
+    seconds = [entry.shape[0] for entry in work.finished.values()]
     size = tqdm.format_sizeof(sum(entry.bytes for entry in manifest.files.values()), "B")
     print(f"written to {config.output}: {len(videos)} videos, {sum(seconds)} s, {size}; they have no labels yet")
     if max(seconds) * len(seconds) > 4 * sum(seconds):
-        longest = max(videos, key=lambda name: work.finished[name][0])
+        longest = max(videos, key=lambda name: work.finished[name].shape[0])
         print(printable(f"note: most of the set is padding up to the {max(seconds)} s of {longest}: cut long videos"))
     return manifest
 
@@ -136,49 +133,42 @@ def _extract_all(
     with ending_children(), progress.bar:
         for name, path in waiting.items():
             progress.start(name)
-            visual, audio = _Rows(), _Rows()
             try:
-                source = Source.of(path)
-                for seen, heard in extract(path, partial(progress.say, f"note: {name}: ")):
-                    visual.append(seen)
-                    audio.append(heard)
-                    if audio.count > work.longest:
-                        raise ValueError(f"it is longer than {work.longest} s, the limit for these features: cut it")
-                    if not (seen.isfinite().all() and heard.isfinite().all()):
-                        raise ValueError(f"its features have NaN or infinite values in second {audio.count - 1}")
-            except (ValueError, OSError) as error:
-                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-                failed[path] = printable(reason, 300)
+                with _reading(path):
+                    source, duration = Source.of(path), read_duration_isolated(path)
+                with work.adding(name, source) as add:
+                    seconds = extract(path, partial(progress.say, f"note: {name}: "))
+                    for features in progress.follow(_check(path, seconds, work.longest), duration):
+                        add(*features)
+            except UnreadableError as error:
+                failed[path] = str(error)
                 progress.say("failed: ", failed[path])
-            else:
-                work.save(name, source, visual.join(), audio.join())
-            progress.finish(name, audio.count)
+            progress.finish()
     return failed
 
 
-class _Rows:
-    """The features of successive seconds, in one tensor.
+class UnreadableError(Exception):
+    """A video cannot be read, or its features are wrong. The other videos can still be extracted."""
 
-    Thousands of small tensors, kept between the large ones that come and go, would fragment the memory: an hour of
-    video would take gigabytes.
-    """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._room = torch.empty(0)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the video in the errors of the code inside."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UnreadableError(printable(error if str(path) in str(error) else f"{path}: {error}", 300)) from error
 
-    def append(self, row: Tensor) -> None:
-        """Copy the features of the next second."""
-        if self.count == len(self._room):
-            room = row.new_empty(max(ROOM, 2 * self.count), *row.shape)
-            room[: self.count] = self._room.view(self.count, *row.shape)
-            self._room = room
-        self._room[self.count] = row
-        self.count += 1
 
-    def join(self) -> Tensor:
-        """Return the features of all seconds, without a copy."""
-        return self._room[: self.count]
+def _check(path: Path, seconds: Iterator[tuple[Tensor, Tensor]], longest: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the features of the seconds of a video, at most ``longest``. They must be finite."""
+    with _reading(path):
+        for second, features in enumerate(seconds):
+            if second == longest:
+                raise ValueError(f"it is longer than {longest} s, the limit for these features: cut it")
+            if not all(feature.isfinite().all() for feature in features):
+                raise ValueError(f"its features have NaN or infinite values in second {second}")
+            yield features
 
 
 @contextmanager

@@ -40,8 +40,8 @@ AXES = {
 }
 MOST = {"N": 10**7, "M": 10**7, "R": 10**7, "C": 2**14, "A": 2**14}
 """Size limits of axes. The network has matrices of channels x channels."""
-MOST_NUMBERS, MOST_OF_VIDEO = 2**27, 2**25
-"""Limits for the number of values in a file that is read as a whole, and in the features of one video."""
+MOST_NUMBERS = 2**27
+"""Limit for the number of values in a file that is read as a whole, and in the features of one video."""
 Verdict = Literal["wrong", "missing", "not opened"]
 
 
@@ -312,11 +312,11 @@ def _check_shape(found: Found, file: ReleaseFile, array: StoredArray) -> None:
     for axis, size in own.items():
         if size > (most := MOST.get(axis, MOST_NUMBERS)):
             raise ValueError(f"{must} have at most {most} {AXES[axis]}, got {size}")
-    numbers, most, what = prod(array.shape), MOST_NUMBERS, "numbers"
+    numbers, what = prod(array.shape), "numbers"
     if file.is_features:
-        numbers, most, what = prod(array.shape[1:]), MOST_OF_VIDEO, "numbers per video"
-    if numbers > most:
-        raise ValueError(f"{must} have at most {most} {what}, got {numbers}, in the shape {array.shape}")
+        numbers, what = prod(array.shape[1:]), "numbers per video"
+    if numbers > MOST_NUMBERS:
+        raise ValueError(f"{must} have at most {MOST_NUMBERS} {what}, got {numbers}, in the shape {array.shape}")
     videos, owner = sizes.get("N", (MOST["R"], array.path))
     if own.get("R", 0) > videos:
         raise ValueError(f"{must} hold at most the {videos} rows of {owner.name}, got {own['R']} rows")

@@ -1,5 +1,8 @@
 """Gather the features of videos in a directory: a file for each finished video, then the arrays of a dataset.
 
+Features are written second by second, so that memory does not grow with the length of a video. The file of a video has
+no header: for each second, the visual features and then the audio features.
+
 Axes: N videos, T seconds, H x W positions, C visual channels, A audio channels.
 """
 
@@ -7,32 +10,45 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from ave.data.layout import FILES
 from ave.data.prepared import FORM, MANIFEST, UNFINISHED, Entry, Manifest, Source, find_damage, parse_manifest
-from ave.data.release import MOST_OF_VIDEO
+from ave.data.release import MOST_NUMBERS
 from ave.printing import printable
+from ave.reading import convert, load_json
 from ave.results.files import is_leftover, make_directory, write_array, write_json, writing
 from ave.videos.extraction import Extraction
 
 __all__ = ["Assembly"]
 
 FINISHED = "finished"
-"""The directory with a file for each finished video, until the dataset is complete."""
+"""The directory with the features of each finished video, until the dataset is complete."""
+BLOCK = 64
+"""The number of seconds that are in memory at once."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What is written beside the features of a finished video."""
+
+    video: str
+    extraction: Extraction
+    visual_shape: tuple[int, ...]
+    audio_dim: int
+    entry: Entry
 
 
 class Assembly:
@@ -46,13 +62,14 @@ class Assembly:
 
     Attributes:
         longest: the largest number of seconds that a video may have.
-        finished: the number of seconds and the file of each finished video.
+        finished: the entries of the finished videos, whose shape is (seconds, width of the features of a second).
     """
 
     def __init__(self, output: Path, extraction: Extraction, visual_shape: tuple[int, ...], audio_dim: int) -> None:
         self.output, self.extraction, self.visual_shape, self.audio_dim = output, extraction, visual_shape, audio_dim
-        self.longest = MOST_OF_VIDEO // max(prod(visual_shape), audio_dim)
-        self.finished: dict[str, tuple[int, Source]] = {}
+        self.finished: dict[str, Entry] = {}
+        self._widths = prod(visual_shape), audio_dim
+        self.longest = MOST_NUMBERS // max(self._widths)
 
     def open(self, videos: Mapping[str, Path]) -> Manifest | None:
         """Check what is in the directory, and find the finished videos. Return the manifest if all is complete.
@@ -96,50 +113,61 @@ class Assembly:
         write_json(self.output / UNFINISHED, asdict(self._manifest(names)))
         make_directory(self.output / FINISHED)
         for name, path in videos.items():
-            if (features := self.load(name)) is not None and self.finished[name][1] != Source.of(path):
-                del self.finished[name]
-            del features
+            if (entry := self._find(name)) is not None and entry.source == Source.of(path):
+                self.finished[name] = entry
         return None
 
-    def save(self, name: str, source: Source, visual: Tensor, audio: Tensor) -> None:
-        """Save the features of a video."""
-        tensors = {"visual": visual.contiguous(), "audio": audio.contiguous()}
-        facts = {"video": name, "source": asdict(source), "extraction": asdict(self.extraction)}
-        metadata = {"facts": json.dumps(facts), "sha256": _digest(tensors)}
-        with writing(self._path(name)) as temporary:
-            temporary.write_bytes(save(tensors, metadata))
-        self.finished[name] = len(audio), source
+    @contextmanager
+    def adding(self, name: str, source: Source) -> Iterator[Callable[[Tensor, Tensor], None]]:
+        """Save a video second by second. If the code inside raises an error, nothing is saved.
 
-    def load(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Load the features of a video, or return None if they are not there, damaged, or made in another way."""
-        self.finished.pop(name, None)
+        Args:
+            name: the name of the video.
+            source: its file.
+
+        Yields:
+            A function that takes the visual and the audio features of the next second.
+        """
+        path, width, digest, count = self._path(name), sum(self._widths), hashlib.sha256(), 0
+        with writing(path) as temporary, temporary.open("wb") as stream:
+
+            def add(visual: Tensor, audio: Tensor) -> None:
+                nonlocal count
+                second = torch.cat([visual.flatten(), audio]).numpy().data
+                digest.update(second)
+                stream.write(second)
+                count += 1
+
+            yield add
+        entry = Entry(source, 0.0, 0.0, (count, width), "float32", path.stat().st_size, digest.hexdigest())
+        write_json(path.with_suffix(".json"), asdict(self._describe(name, entry)))
+        self.finished[name] = entry
+
+    def _find(self, name: str) -> Entry | None:
+        """Return the entry of a finished video, or None if it is not there, damaged, or made in another way."""
         path = self._path(name)
-        if not path.is_file():
+        facts = path.with_suffix(".json")
+        if not facts.is_file():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in ("visual", "audio")}
-                metadata = file.metadata()
-            facts = json.loads(metadata["facts"])
-            source = Source(**facts["source"])
-            right = metadata["sha256"] == _digest(tensors) and facts["video"] == name
-            right = right and facts["extraction"] == asdict(self.extraction)
-            visual, audio = tensors["visual"], tensors["audio"]
-            right = right and visual.shape[1:] == self.visual_shape and audio.shape == (len(visual), self.audio_dim)
-        except Exception as error:  # safetensors and json raise many types of error at damaged bytes
-            print(f"{path} is damaged, so {printable(name)} is extracted again: {printable(error, 200)}")
-            return None
-        if not right:
-            print(f"{path} is damaged or of other features, so {printable(name)} is extracted again")
-            return None
-        self.finished[name] = len(audio), source
-        return visual, audio
+            finished = convert(_Finished, load_json(facts))
+        except (OSError, ValueError) as error:
+            damage = f"{facts} is damaged: {printable(error, 200)}"
+        else:
+            if finished != self._describe(name, finished.entry):
+                damage = f"{facts} is of other features"
+            elif (found := find_damage(path, finished.entry)) is None:
+                return finished.entry
+            else:
+                damage = found
+        print(f"{damage}, so {printable(name)} is extracted again")
+        return None
 
     def complete(self, videos: Mapping[str, Path]) -> Manifest:
         """Join the features of all videos, which makes the dataset complete, and remove those of single videos."""
         names = tuple(videos)
-        lengths = [self.finished[name][0] for name in names]
-        most, sources = max(lengths), [source for _, source in self.finished.values()]
+        lengths = [self.finished[name].shape[0] for name in names]
+        most, sources = max(lengths), [entry.source for entry in self.finished.values()]
         source = Source(sum(one.bytes for one in sources), max(one.modified_ns for one in sources))
         shapes = {
             "visual_feature": (len(names), most, *self.visual_shape),
@@ -169,32 +197,31 @@ class Assembly:
         return Entry(source, 0.0, 0.0, shape, kind.name, size, digest)
 
     def _padded(self, names: Sequence[str], most: int, part: int) -> Iterator[NDArray[Any]]:
-        """Yield the features of each video, with zeros up to the longest one."""
+        """Yield the visual features (part 0) or the audio features (1) of each video, with zeros up to the longest."""
+        columns = (slice(self._widths[0]), slice(self._widths[0], None))[part]
         for name in names:
-            features = self.load(name)
-            if features is None:
+            entry, path = self.finished[name], self._path(name)
+            if find_damage(path, entry) is not None:
                 raise OSError(f"the features of {printable(name)} in {self.output} have changed while this ran")
-            own = features[part].numpy()
-            padded = np.zeros((1, most, *own.shape[1:]), np.float32)
-            padded[0, : len(own)] = own
-            yield padded
+            seconds, width = entry.shape
+            with path.open("rb") as file:
+                for first in range(0, seconds, BLOCK):
+                    block = np.fromfile(file, np.float32, min(BLOCK, seconds - first) * width).reshape(-1, width)
+                    yield np.ascontiguousarray(block[:, columns])
+            for first in range(seconds, most, BLOCK):
+                yield np.zeros((min(BLOCK, most - first), self._widths[part]), np.float32)
 
     def _manifest(self, names: tuple[str, ...]) -> Manifest:
         return Manifest(FORM, "float32", {}, names, extraction=self.extraction)
 
+    def _describe(self, name: str, entry: Entry) -> _Finished:
+        return _Finished(name, self.extraction, self.visual_shape, self.audio_dim, entry)
+
     def _path(self, name: str) -> Path:
         # A digest, because the name with another suffix may be too long for a file.
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-        return self.output / FINISHED / f"{digest[:32]}.safetensors"
+        return self.output / FINISHED / f"{digest[:32]}.features"
 
     def _clean(self) -> None:
         (self.output / UNFINISHED).unlink(missing_ok=True)
         shutil.rmtree(self.output / FINISHED, ignore_errors=True)
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in ("visual", "audio"):
-        digest.update(repr((tensors[name].dtype, tuple(tensors[name].shape))).encode())
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from math import ceil, floor
@@ -26,7 +25,6 @@ from ave.videos.containers import (
     RGB,
     Damage,
     display_matrix,
-    find_audio,
     find_video,
     open_video,
     orient,
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
 
-__all__ = ["Sampling", "Second", "VideoInfo", "describe", "read_frames", "read_seconds"]
+__all__ = ["Sampling", "Second", "read_duration", "read_frames", "read_seconds"]
 
 RELEASE_SECONDS = 10
 """Seconds into which the rule of the release divides every clip."""
@@ -59,31 +57,6 @@ class Second(NamedTuple):
 
     frames: Tensor
     waveform: Tensor
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What the headers and the first frame of a video say.
-
-    Attributes:
-        duration: length of the video stream in seconds, or of the file, or None if the file does not say it.
-        fps: average frames per second, or None.
-        width: width of the frames in pixels, after rotation.
-        height: their height.
-        rotation: degrees by which the frames are rotated clockwise to be shown: 0, 90, 180 or 270.
-        rate: samples of sound in a second, or None without sound.
-        channels: channels of sound, or None.
-        start: time of the first frame in the file, in seconds after the start of the file.
-    """
-
-    duration: float | None
-    fps: float | None
-    width: int
-    height: int
-    rotation: int
-    rate: int | None
-    channels: int | None
-    start: float
 
 
 def read_seconds(
@@ -145,30 +118,15 @@ def read_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
             yield float(time), np.ascontiguousarray(orient(frame, rgb(frame)))
 
 
-def describe(path: Path) -> VideoInfo:
-    """Read the headers of a video, and decode its first frame.
+def read_duration(path: Path) -> float | None:
+    """Return the seconds that a video lasts, as its headers say, or None if they do not say it.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is not a video that can be decoded.
+        ValueError: if it is not a video.
     """
     with open_video(path) as container:
-        stream, audio = find_video(container, path), find_audio(container)
-        first = next(timed_frames(container, stream, path, Damage()), None)
-        if first is None:
-            raise ValueError(f"no frame of {printable(path)} can be decoded")
-        time, frame = first
-        height, width, _ = orient(frame, np.broadcast_to(np.uint8(0), (frame.height, frame.width, 3))).shape
-        return VideoInfo(
-            duration=_header_duration(container, stream),
-            fps=None if stream.average_rate is None else float(stream.average_rate),
-            width=width,
-            height=height,
-            rotation=round(-frame.rotation / 90) % 4 * 90,
-            rate=None if audio is None else audio.codec_context.sample_rate,
-            channels=None if audio is None else audio.codec_context.channels,
-            start=float(time - Fraction(container.start_time or 0, 1_000_000)),
-        )
+        return _header_duration(container, find_video(container, path))
 
 
 class _Track:

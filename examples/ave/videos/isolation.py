@@ -29,10 +29,10 @@ import torch
 
 from ave.printing import printable
 from ave.stopping import lacks_memory
-from ave.videos.decoding import Second, VideoInfo, describe, read_seconds
+from ave.videos.decoding import Second, read_duration, read_seconds
 from ave.videos.sampling import Sampling
 
-__all__ = ["MEMORY", "TIMEOUT", "describe_isolated", "ending_children", "read_seconds_isolated", "serve"]
+__all__ = ["MEMORY", "TIMEOUT", "ending_children", "read_duration_isolated", "read_seconds_isolated", "serve"]
 __all__ += ["stop_children"]
 
 TIMEOUT = 120.0
@@ -88,8 +88,8 @@ def read_seconds_isolated(
             )
 
 
-def describe_isolated(path: Path, *, timeout: float = TIMEOUT, memory: int | None = MEMORY) -> VideoInfo:
-    """Read the headers and the first frame of a video in a child process.
+def read_duration_isolated(path: Path, *, timeout: float = TIMEOUT, memory: int | None = MEMORY) -> float | None:
+    """Return the seconds that a video lasts, as its headers say, read in a child process.
 
     Args:
         path: the file.
@@ -98,10 +98,10 @@ def describe_isolated(path: Path, *, timeout: float = TIMEOUT, memory: int | Non
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is not a video that can be decoded, or the decoder crashes or exceeds a limit.
+        ValueError: if it is not a video, or the decoder crashes or exceeds a limit.
     """
-    (content,) = [content for kind, content in _ask(path, timeout, memory, sampling=None) if kind == b"I"]
-    return VideoInfo(**json.loads(content))
+    (content,) = [content for kind, content in _ask(path, timeout, memory, sampling=None) if kind == b"L"]
+    return cast("float | None", json.loads(content))
 
 
 def stop_children() -> None:
@@ -297,9 +297,9 @@ class _Answer:
         writer.join()
 
     def _decode(self, path: Path) -> None:
-        """Decode a video, or only describe it."""
+        """Decode a video, or only read how long it is."""
         if self._sampling is None:
-            self._put(b"I", json.dumps(asdict(describe(path))).encode())
+            self._put(b"L", json.dumps(read_duration(path)).encode())
         else:
             for frames, waveform in read_seconds(path, self._sampling, self._remark, alive=self._be_alive):
                 self._put(b"S", frames.numpy().data.cast("B"), waveform.numpy().data.cast("B"))

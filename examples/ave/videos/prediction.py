@@ -29,7 +29,7 @@ from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
-from ave.videos.isolation import ending_children
+from ave.videos.isolation import ending_children, read_duration_isolated
 from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
@@ -145,7 +145,7 @@ class VideoFiles:
                     result = self._read(network, name, path, progress)
                 except (ValueError, OSError, FloatingPointError) as error:
                     self._fail(name, str(error), progress)
-                    progress.finish(name, 0)
+                    progress.finish()
                     continue
                 found[row] = result.prediction
                 events, seconds = result.prediction.events, len(result.prediction.labels)
@@ -157,7 +157,7 @@ class VideoFiles:
                         self._annotate(name, path, result, categories, output / "videos", progress)
                     except ValueError as error:
                         self._fail(name, f"the annotated video could not be written: {error}", progress)
-                progress.finish(name, seconds)
+                progress.finish()
         if not found:
             raise OSError(f"no video could be predicted; {self.failed[0]['video']}: {self.failed[0]['reason']}")
         return found
@@ -167,10 +167,11 @@ class VideoFiles:
         remark = partial(self._remark, name, progress)
         autocast = self.accelerator.autocast
         seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, autocast=autocast)
+        duration = read_duration_isolated(path)
         with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
             return predict_seconds(
                 network,
-                seconds,
+                progress.follow(seconds, duration),
                 window=self.window,
                 device=self.accelerator.device,
                 record=self.annotate,
