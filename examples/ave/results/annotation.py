@@ -351,7 +351,7 @@ class _Sound:
 
 
 def draw_contact_sheet(path: Path, annotation: Annotation, thumbnails: Mapping[int, Pixels]) -> None:
-    """Write a picture of small frames (h, w, 3) of a video, each below its second, its event and the score of the event.
+    """Write a picture of small frames (h, w, 3) of a video, each below its second, its event and the event's score.
 
     Three in a row leave the text large enough to read on a narrow screen. A bar marks the seconds with an event.
     """
@@ -409,10 +409,10 @@ class _Scaler:
         width = first.width * aspect
         longest = max(width, first.height)
         scale = min(max(longest, SMALLEST), LARGEST) / longest
-        self._size = [2 * max(round(side * scale / 2), 1) for side in (width, first.height)]
+        self._columns, self._rows = (2 * max(round(side * scale / 2), 1) for side in (width, first.height))
 
     def __call__(self, frame: VideoFrame) -> Pixels:
-        scaled = self._reformatter.reformat(frame, *self._size, "rgb24").to_ndarray()
+        scaled = self._reformatter.reformat(frame, self._columns, self._rows, "rgb24").to_ndarray()
         return orient(self._first, np.asarray(scaled, np.uint8))
 
 
