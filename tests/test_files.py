@@ -118,8 +118,9 @@ def test_disk_that_fills_up_late(tmp_path, monkeypatch, step):
     path = tmp_path / "file.txt"
     path.write_text("old")
     monkeypatch.setattr(files.os, step, failing(OSError(errno.ENOSPC, "no space")))
-    with pytest.raises(OSError, match="no space"), writing(path) as temporary:
+    with pytest.raises(OSError, match="no space") as raised, writing(path) as temporary:
         temporary.write_text("new")
+    assert raised.value.filename == str(path)  # so that the message tells which disk is full
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file.txt": "old"}
 
 

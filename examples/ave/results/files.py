@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -33,6 +34,8 @@ __all__ = [
     "writing_directory",
 ]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a write to a full disk, or above the limit of a user or of a file system."""
 LOCK = ".lock"
 """The lock file in a directory, which is locked while a process writes there."""
 
@@ -120,6 +123,8 @@ def writing(path: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: if the directory is gone.
+        OSError: if the disk is full, with ``path`` as its file name, or if the file cannot be written for another
+            reason.
     """
     # Some writers choose the format by the suffix, so keep it.
     temporary = path.with_name(f".{path.name}.partial{path.suffix}")
@@ -131,6 +136,10 @@ def writing(path: Path) -> Iterator[Path]:
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except OSError as error:
+            if error.errno not in FULL or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error  # which tells what disk is full
         finally:
             _remove(temporary)
 
