@@ -35,12 +35,14 @@ from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
 
 __all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "name_file", "open_videos"]
-__all__ += ["predict_seconds"]
+__all__ += ["predict_seconds", "summarize"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
 """How the features of the AVE release were extracted. The digests are None, since several files hold these weights."""
 AVE_SECONDS = 10
 """The length of the videos of AVE."""
+SUMMARIZED = 3
+"""How many events of each video are printed."""
 LONGEST_NAME = 220
 """The longest name of a result without its suffix, in bytes: most systems allow 255 with all suffixes."""
 
@@ -149,7 +151,7 @@ class VideoFiles:
                     continue
                 found[row] = result.prediction
                 events, seconds = result.prediction.events, len(result.prediction.labels)
-                progress.say(f"{name}: {len(events)} event{'s' * (len(events) != 1)} in {seconds} s")
+                progress.say(f"{name}: {summarize(events, categories, seconds)}")
                 make_directory(output / "videos")
                 write_subtitles(output / "videos", name_file(name), list_captions(events, categories))
                 if self.annotate:
@@ -217,6 +219,21 @@ def name_file(name: str) -> str:
         return name
     end = f"-{hashlib.sha256(encoded).hexdigest()[:8]}"
     return encoded[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
+
+
+def summarize(events: Sequence[Event], categories: Sequence[str], seconds: int) -> str:
+    """Return in one line how many events a video of some seconds has, and the first of them.
+
+    Examples:
+        >>> summarize([Event(2, 5, 0, 0.876), Event(7, 8, 0, 0.5)], ["Bark"], 10)
+        '2 events in 10 s: Bark (0.88) 2-5 s, Bark (0.50) 7-8 s'
+        >>> summarize([], ["Bark"], 10)
+        '0 events in 10 s'
+    """
+    shown = [f"{event.describe(categories)} {event.start}-{event.end} s" for event in events[:SUMMARIZED]]
+    more = ["..."] if len(events) > SUMMARIZED else []
+    listed = f": {', '.join(shown + more)}" if shown else ""
+    return f"{len(events)} event{'s' * (len(events) != 1)} in {seconds} s{listed}"
 
 
 def list_captions(events: Iterable[Event], categories: Sequence[str]) -> list[Caption]:
