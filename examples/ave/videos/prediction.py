@@ -22,14 +22,14 @@ from torch import Tensor
 from ave.data.dataset import AVE_CATEGORIES
 from ave.events import Event, Prediction, cut_windows, find_events, join_windows
 from ave.networks.localizer import Decision, Localizer
-from ave.results.annotation import WEAKEST_PEAK, Annotation, annotate_video
+from ave.results.annotation import WEAKEST_PEAK, Annotation
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
-from ave.videos.isolation import ending_children, read_duration_isolated
+from ave.videos.isolation import annotate_video_isolated, ending_children, read_duration_isolated
 from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
 from crossmodal_attn import AGSCA, record_attention
@@ -194,7 +194,7 @@ class VideoFiles:
             remark(f"the heat map is faint, as the attention is at most {peak:.1f} times that of uniform attention")
         annotation = Annotation(result.prediction, categories, result.attention, self.sampling.frames_per_second)
         own = name_file(name)
-        annotate_video(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
+        annotate_video_isolated(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
 
     def _remark(self, name: str, progress: Progress, text: str) -> None:
         self.remarks.append({"video": name, "remark": text})
