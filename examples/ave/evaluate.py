@@ -18,6 +18,7 @@ from ave.networks.registry import describe_network
 from ave.results.files import check_output, clearing, new_output
 from ave.results.metrics import measure, observe, summarize
 from ave.results.report import report, write_predictions
+from ave.videos.prediction import compare_features
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -106,7 +107,7 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
     ):
         if came != expected:
             raise ValueError(f"{needed} {expected} {what}, like the network's training set, got {came}")
-    if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
+    if data.extraction and (difference := compare_features(model, data.extraction)):
         raise ValueError(f"{needed} features like those of the training, got {difference}")
     if model.categories is not None and model.categories != data.categories:
         pairs = enumerate(zip(model.categories, data.categories, strict=True))
