@@ -123,6 +123,9 @@ def test_train_check_and_evaluate(features, write, tmp_path, setting, capsys):
     (trained,) = json.loads((output / "metrics.json").read_text())["runs"]
     assert [*trained["category_accuracy"]] == ["a kettle", "drill", "saw", "background"]
     given = ("--checkpoint", output, "--data", features)
+    with pytest.raises(SystemExit):
+        call_main("evaluate", *given, "--labels", path, "--output", tmp_path / "refused")
+    assert "give the labels.csv in the output of train, or add the column\n" in capsys.readouterr().err
     call_main("evaluate", *given, "--labels", output / "labels.csv", "--output", tmp_path / "evaluated")
     (evaluated,) = json.loads((tmp_path / "evaluated/metrics.json").read_text())["runs"]
     assert evaluated["confusion"] == trained["confusion"]
