@@ -277,7 +277,7 @@ def test_seconds_are_a_stream(assert_close):
 
 
 class Visual2(Visual):
-    name, signed, sha256 = "two", True, None
+    name, sha256 = "two", None
 
 
 class Audio2(Audio):
