@@ -113,6 +113,7 @@ def test_a_set_of_videos(videos, tmp_path, capsys, assert_close, monkeypatch):
     call_main("train", *given, "--epochs", 2, "--output", tmp_path / "run")
     printed = capsys.readouterr().out
     assert "video features may be negative, so the network standardizes them" in printed
+    given = ("--data", output, "--labels", tmp_path / "run/labels.csv")
     call_main("evaluate", *given, "--checkpoint", tmp_path / "run", "--output", tmp_path / "evaluated")
     call_main("predict", "--data", output, "--checkpoint", tmp_path / "run", "--output", tmp_path / "predicted")
     config = json.loads((tmp_path / "run/seed-0/model/config.json").read_text())
@@ -276,7 +277,7 @@ def test_seconds_are_a_stream(assert_close):
 
 
 class Visual2(Visual):
-    name, signed, sha256 = "two", True, None
+    name, sha256 = "two", None
 
 
 class Audio2(Audio):
