@@ -140,13 +140,26 @@ def test_the_heat_map_lies_upright_on_a_rotated_video(tmp_path):
     assert np.abs(change[:480, 200:]).max() < 12
 
 
-def test_sound_that_browsers_do_not_play_is_encoded(tmp_path):
-    source = write_video(tmp_path / "in.mkv", 2, fps=5, audio_codec="pcm_s16le", rate=22_050)
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [("in.mkv", "pcm_s16le", 22_050), ("in.avi", "ac3", 44_100), ("in.avi", "libmp3lame", 8_000)],
+)
+def test_sound_that_browsers_do_not_play_is_encoded(name, codec, rate, tmp_path):
+    """In AVI, the times of the sound have the unit of a frame. An mp4 holds no mp3 of a low rate."""
+    source = write_video(tmp_path / name, 2, fps=5, audio_codec=codec, rate=rate)
     output, _, remarks = annotate(tmp_path, source, 2)
-    assert remarks == ["the annotated video has its sound encoded as AAC, as browsers do not play pcm_s16le in an mp4"]
+    played = codec.removeprefix("lib").removesuffix("lame")
+    assert remarks == [f"the annotated video has its sound encoded as AAC, as browsers do not play {played} in an mp4"]
     with av.open(str(output)) as container:
         assert container.streams.audio[0].codec_context.name == "aac"
-        assert container.streams.audio[0].duration * container.streams.audio[0].time_base == pytest.approx(2, abs=0.1)
+        assert container.streams.audio[0].duration * container.streams.audio[0].time_base == pytest.approx(2, abs=0.2)
+
+
+def test_mp3_is_copied(tmp_path):
+    source = write_video(tmp_path / "in.avi", 2, fps=5, audio_codec="libmp3lame", rate=22_050)
+    output, _, remarks = annotate(tmp_path, source, 2)
+    assert remarks == []
+    assert [content for _, content in read_packets(output)] == [content for _, content in read_packets(source)]
 
 
 @pytest.mark.parametrize("options", [{"sound": False}, {"size": (17, 11)}, {"late": 0.5, "early": 0.5}])

@@ -69,6 +69,8 @@ WEAKEST_PEAK = 2.0
 CURSOR_COLOR = (213, 94, 0)
 COPIED_SOUND = ("aac", "mp3", "opus", "flac")
 """Sound that browsers play in an mp4. All other sound is encoded as AAC."""
+LOWEST_COPIED = 16_000
+"""An mp4 holds no mp3 of a lower rate."""
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 SHEET_COLUMNS, SHEET_FRAMES, SHEET_PIXELS, SHEET_INCHES = 6, 60, 320, 2.0
 """A contact sheet has at most 60 frames, of at most 320 pixels in the longer side."""
@@ -329,8 +331,8 @@ class _Sound:
         self.packets: Iterator[Any] = iter(())
         if (stream := find_audio(source)) is None:
             return
-        codec = stream.codec_context.name
-        self.copied = codec in COPIED_SOUND
+        codec = stream.codec_context.codec.canonical_name  # the decoder of mp3 has the name mp3float
+        self.copied = codec in COPIED_SOUND and (codec != "mp3" or stream.codec_context.sample_rate >= LOWEST_COPIED)
         if self.copied:
             self.stream: Any = result.add_stream_from_template(stream)
         else:
@@ -358,7 +360,9 @@ class _Sound:
             for frame in chain(decode(source, stream, Damage()), [None]):  # None: what the encoder still holds
                 if frame is not None:
                     time = frame.pts * Fraction(frame.time_base)
-                    frame.pts -= round(self.origin / Fraction(frame.time_base))
+                    # In samples: in the coarser unit of AVI, the encoder would give two packets the same time.
+                    frame.time_base = Fraction(1, frame.sample_rate)
+                    frame.pts = round((time - self.origin) * frame.sample_rate)
                 for packet in self.stream.encode(frame):
                     yield packet, time
             return
