@@ -27,7 +27,7 @@ from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
-from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
+from ave.videos.extraction import Extraction, choose_batch, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
 from ave.videos.isolation import annotate_video_isolated, ending_children, read_duration_isolated
 from ave.videos.progress import Progress
@@ -188,8 +188,8 @@ class VideoFiles:
     def _read(self, network: Localizer, name: str, path: Path, progress: Progress) -> VideoPrediction:
         """Extract and predict one video."""
         remark = partial(self._remark, name, progress)
-        autocast = self.accelerator.autocast
-        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, autocast=autocast)
+        batch, autocast = choose_batch(self.accelerator.device), self.accelerator.autocast
+        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, batch=batch, autocast=autocast)
         duration = read_duration_isolated(path)
         with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
             return predict_seconds(
