@@ -207,9 +207,6 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
     # Importing it takes a second, for which no other command should wait.
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    if prediction.shape != truth.shape:
-        expected, came = tuple(truth.shape), tuple(prediction.shape)
-        raise ValueError(f"prediction must have the same shape as truth, {expected}, got {came}")
     names = [*categories, "background"]
     counts = multiclass_confusion_matrix(prediction, truth, len(names), ignore_index=-1)
     totals = counts.sum(1)
