@@ -3,6 +3,7 @@
 import errno
 
 import av
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -178,6 +179,33 @@ def test_seconds_of_a_contact_sheet():
         chosen = choose_seconds(seconds)
         assert len(set(chosen)) == 60
         assert max(chosen) < seconds
+
+
+def test_a_contact_sheet_reads_on_a_narrow_screen(tmp_path):
+    """Frames are three in a row and not scaled, below text that stays in their columns. Bars mark the events."""
+    generator = np.random.default_rng(0)
+    frames = {second: generator.integers(0, 256, (45, 160, 3), dtype=np.uint8) for second in range(5)}
+    events = [Event(1, 2, 0, 0.75), Event(4, 5, 1, 0.5)]
+    prediction = Prediction(torch.tensor([2, 0, 2, 2, 1]), torch.zeros(5), events)
+    annotating.draw_contact_sheet(tmp_path / "a.png", Annotation(prediction, ["Bark", "W" * 30]), frames)
+    sheet = np.round(255 * plt.imread(tmp_path / "a.png")[..., :3]).astype(np.uint8)
+    assert sheet.shape[1] == 3 * (160 + 5) + 5
+    tops = []
+    for second, frame in frames.items():
+        column = sheet[:, 5 + second % 3 * 165 :][:, :160]
+        (top,) = [row for row in range(len(sheet) - 44) if np.array_equal(column[row : row + 45], frame)]
+        bar = (column[top - 5 : top] == annotating.EVENT_COLOR).all()
+        assert bar == (second in (1, 4))
+        tops.append(top)
+    assert tops[0] == tops[1] == tops[2] < tops[3] == tops[4]
+    written = np.flatnonzero((sheet[tops[0] + 45 : tops[3] - 5] < 128).all(2).any(0))
+    assert 250 < written.max() < 330  # the long name of second 4, in the second column
+
+
+def test_all_frames_get_the_size_of_the_first_one():
+    frames = [av.VideoFrame(width, height, "yuv420p") for width, height in ((640, 360), (320, 180), (36, 64))]
+    scale = annotating._Scaler(1, frames[0])
+    assert [scale(frame).shape for frame in frames] == 3 * [(360, 640, 3)]
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, OSError), (errno.EAGAIN, MemoryError)])

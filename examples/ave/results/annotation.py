@@ -9,6 +9,7 @@ Axes: T seconds, H x W cells of the attention, h x w pixels.
 from __future__ import annotations
 
 import errno
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,8 +74,14 @@ COPIED_SOUND = ("aac", "mp3", "opus", "flac")
 LOWEST_COPIED = 16_000
 """An mp4 holds no mp3 of a lower rate."""
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-SHEET_COLUMNS, SHEET_FRAMES, SHEET_PIXELS, SHEET_INCHES = 6, 60, 320, 2.0
+EVENT_COLOR = (122, 104, 166)
+"""The color of events on the timeline."""
+SHEET_COLUMNS, SHEET_FRAMES, SHEET_PIXELS = 3, 60, 320
 """A contact sheet has at most 60 frames, of at most 320 pixels in the longer side."""
+SHEET_TEXT, SHEET_LINE = 0.075, 25
+"""The size of its text, relative to the width of a frame, and how many characters fit into a line."""
+SHEET_DPI = 120
+"""The resolution of :func:`save_figures`."""
 LONGEST_NAME = 40
 
 
@@ -188,7 +196,7 @@ class Timeline:
             axes.tick_params(labelsize=size, pad=1, length=0)
         for text in self._axes.texts:
             text.set(fontsize=size, parse_math=False)
-        self._text = figure.text(0.11, 0.98, "", fontsize=size, va="top", parse_math=False, animated=True)
+        self._text = figure.text(0.11, 0.98, "", fontsize=1.5 * size, va="top", parse_math=False, animated=True)
         self._canvas.draw()
         self._empty = self._canvas.copy_from_bbox(figure.bbox)
         self._drawn: int | None = None
@@ -377,21 +385,32 @@ class _Sound:
 
 
 def draw_contact_sheet(path: Path, annotation: Annotation, thumbnails: Mapping[int, Pixels]) -> None:
-    """Write a picture of frames (h, w, 3) of a video, each with its second, its event and the score of the event."""
-    columns = min(SHEET_COLUMNS, len(thumbnails))
-    rows = -(-len(thumbnails) // columns)
+    """Write a picture of small frames (h, w, 3) of a video, each below its second, its event and the event's score.
+
+    Three in a row leave the text large enough to read on a narrow screen. A bar marks the seconds with an event.
+    """
     height, width, _ = next(iter(thumbnails.values())).shape
-    figure = Figure(
-        figsize=(columns * SHEET_INCHES, rows * (SHEET_INCHES * height / width + 0.25)), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.set_axis_off()
-    background = len(annotation.categories)
-    for axes, (second, pixels) in zip(grid, sorted(thumbnails.items()), strict=False):
-        axes.imshow(pixels)
-        color = "#666666" if annotation.prediction.labels[second] == background else "black"
-        axes.set_title(f"{second} s: {annotation.name(second)}", fontsize=7, color=color, pad=2)
+    size, gap = SHEET_TEXT * width, width // 32
+    columns, seconds = min(SHEET_COLUMNS, len(thumbnails)), sorted(thumbnails)
+    names = [textwrap.fill(f"{second} s: {annotation.name(second)}", SHEET_LINE) for second in seconds]
+    tops, bottom = [], 0  # of the frames in each row
+    for row in range(0, len(names), columns):
+        lines = 1 + max(name.count("\n") for name in names[row : row + columns])
+        tops.append(bottom + round(1.3 * lines * size) + 2 * gap)
+        bottom = tops[-1] + height
+    rows, wide = bottom + gap, columns * (width + gap) + gap
+    sheet = np.full((rows, wide, 3), 255, np.uint8)
+    figure = Figure(figsize=(wide / SHEET_DPI, rows / SHEET_DPI), dpi=SHEET_DPI)
+    for place, (second, name) in enumerate(zip(seconds, names, strict=True)):
+        top, left = tops[place // columns], place % columns * (width + gap) + gap
+        sheet[top : top + height, left : left + width] = thumbnails[second]
+        event = int(annotation.prediction.labels[second]) < len(annotation.categories)
+        if event:
+            sheet[top - gap : top, left : left + width] = EVENT_COLOR
+        style = {"fontsize": 72 / SHEET_DPI * size, "color": "black" if event else "#666666", "linespacing": 1.1}
+        cell = Bbox.from_bounds(left, 0, width, rows)  # wide letters are cut, and do not cover the next frame's text
+        figure.text(left / wide, 1 - (top - gap) / rows, name, va="bottom", clip_on=True, clip_box=cell, **style)
+    figure.figimage(sheet)
     save_figures(path.parent, {path.name: figure})
 
 
@@ -411,22 +430,23 @@ class _Scaler:
 
     Args:
         aspect: the width of a pixel of the source, divided by its height.
-        first: a frame of the source. Its display matrix is used for all frames, since PyAV makes a reference cycle when
-            a matrix is read, and only the garbage collector then frees the frame.
+        first: a frame of the source. All frames get its size, since the size may change in the middle of a video. Its
+            display matrix is used for all frames, since PyAV makes a reference cycle when a matrix is read, and only
+            the garbage collector then frees the frame.
     """
 
     def __init__(self, aspect: float, first: VideoFrame) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._first = first
-        self._aspect, self._reformatter = aspect, VideoReformatter()  # keeps its tables from frame to frame
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+        width = first.width * aspect
+        longest = max(width, first.height)
+        scale = min(max(longest, SMALLEST), LARGEST) / longest
+        self._columns, self._rows = (2 * max(round(side * scale / 2), 1) for side in (width, first.height))
 
     def __call__(self, frame: VideoFrame) -> Pixels:
-        width = frame.width * self._aspect
-        longest = max(width, frame.height)
-        scale = min(max(longest, SMALLEST), LARGEST) / longest
-        columns, rows = (2 * max(round(side * scale / 2), 1) for side in (width, frame.height))
-        scaled = self._reformatter.reformat(frame, columns, rows, "rgb24").to_ndarray()
+        scaled = self._reformatter.reformat(frame, self._columns, self._rows, "rgb24").to_ndarray()
         return orient(self._first, np.asarray(scaled, np.uint8))
 
 
