@@ -32,8 +32,8 @@ try:
     from ave.predict import PredictConfig
     from ave.predict import main as predict
     from ave.prepare import CheckConfig, PrepareConfig, check, prepare
+    from ave.train import SavedRun, TrainConfig
     from ave.train import main as train
-    from ave.train_config import SavedRun, TrainConfig
 except ImportError as _error:
     if (getattr(_error, "name", None) or "").partition(".")[0] == "ave":
         raise
