@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmodal_attn import CMRA, RotaryTime, _room, attention, relation_mask
+from crossmodal_attn import CMRA, RotaryTime, _room, cmra, relation_mask
 from oracles import fill_parameters
 from test_memory import check_equal
 
@@ -41,7 +41,7 @@ def test_any_pieces_of_a_stream_equal_the_whole(sizes, batch, window, least, lar
     heard, past, outputs, start = None, None, [], 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_room, "LEAST", least)
-        patch.setattr(attention, "LARGE", large)
+        patch.setattr(cmra, "LARGE", large)
         for size, mode in zip(sizes, modes, strict=False):
             cut, start = slice(start, start + size), start + size
             clock = {"context_times": times[cut]} if rotary else {}
@@ -136,11 +136,11 @@ def test_attention_apart_is_attention_joined(kind, draw):
     mask = {"none": None, "bool": draw(2, 1, 5, 13) > 0, "float": draw(5, 13), "of heads": draw(3, 1, 13) > 0}[kind]
     if kind == "bool":
         mask[1, :, 3] = True
-    joined = attention.relation_attention(query, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=mask)
-    apart = attention._attend_apart(query, keys, values, mask, 0.0)
+    joined = cmra.relation_attention(query, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=mask)
+    apart = cmra._attend_apart(query, keys, values, mask, 0.0)
     gradients = [torch.autograd.grad(output.sin().sum(), inputs) for output in (apart, joined)]
     check_equal([apart, *gradients[0]], [joined, *gradients[1]])
-    function = lambda query, first: attention._attend_apart(query, [first, *keys[1:]], values, mask, 0.0)  # noqa: E731
+    function = lambda query, first: cmra._attend_apart(query, [first, *keys[1:]], values, mask, 0.0)  # noqa: E731
     assert torch.autograd.gradcheck(function, (query, keys[0]), fast_mode=True)
 
 
@@ -148,7 +148,7 @@ def test_dropout_apart():
     """Each weight is zero, or divided by the probability that it is kept."""
     keys, eye = torch.zeros(1, 1, 400, 1), torch.eye(400).view(1, 1, 400, 400)
     torch.manual_seed(0)
-    weights = 400 * attention._attend_apart(
+    weights = 400 * cmra._attend_apart(
         torch.ones(1, 1, 8, 1), [keys[:, :, :300], keys[:, :, 300:]], [eye[:, :, :300], eye[:, :, 300:]], None, 0.2
     )
     kept = weights > 0

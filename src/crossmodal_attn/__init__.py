@@ -1,9 +1,8 @@
 """Cross-modal attention layers for PyTorch: CMRA, AGSCA and audio-video interaction (CMRAN, ACM MM 2020)."""
 
 from crossmodal_attn.agsca import AGSCA, channel_attention, spatial_attention
-from crossmodal_attn.attention import relation_attention, relation_weights
 from crossmodal_attn.av_interaction import AVInteraction
-from crossmodal_attn.cmra import CMRA
+from crossmodal_attn.cmra import CMRA, relation_attention, relation_weights
 from crossmodal_attn.drop_in import replace_multihead_attention
 from crossmodal_attn.masks import padding_mask, zero_padding
 from crossmodal_attn.memory import Memory
