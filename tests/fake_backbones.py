@@ -15,7 +15,7 @@ class Visual:
 class Audio:
     """Loudness and smoothness of a second, not negative."""
 
-    rate, context, signed = 8000, 0.25, False
+    rate, context = 8000, 0.25
 
     def __call__(self, waveform):
         return torch.stack([waveform.square().mean(1), waveform.diff(dim=1).abs().mean(1)], 1)

@@ -8,7 +8,6 @@ class Colors:
     """The mean color of each cell of a 4 x 3 grid."""
 
     input_size = 32
-    signed = False
 
     def __call__(self, frames):
         return F.adaptive_avg_pool2d(frames.float() / 255, (4, 3)).movedim(1, -1)
@@ -18,7 +17,6 @@ class Loudness:
     """The mean magnitude of each eighth of a second."""
 
     rate = 800
-    signed = False
 
     def __call__(self, waveform):
         return waveform.abs().unflatten(1, (8, -1)).mean(-1)

@@ -18,7 +18,7 @@ MODULE = """
 import torch
 
 class Visual(torch.nn.Module):
-    input_size, signed = 12, False
+    input_size = 12
 
     def __init__(self, device, weights=None):
         super().__init__()
@@ -64,14 +64,14 @@ def own(tmp_path, monkeypatch):
 
 def test_own_networks(own):
     visual = find_visual("my_networks:Visual")
-    assert (visual.name, visual.input_size, visual.signed, visual.sha256) == ("my_networks:Visual", 12, False, None)
+    assert (visual.name, visual.input_size, visual.sha256) == ("my_networks:Visual", 12, None)
     features = visual(torch.zeros(2, 3, 12, 12, dtype=torch.uint8))
     assert (features.shape, features.dtype, features.requires_grad) == ((2, 3, 3, 5), torch.float32, False)
     assert not visual.extractor.training
     with pytest.raises(ValueError, match=r"frames must be torch.uint8 of shape \(N, 3, 12, 12\)"):
         visual(torch.zeros(2, 3, 13, 13, dtype=torch.uint8))
     audio = find_audio("my_networks:make_audio")
-    assert (audio.rate, audio.context, audio.normalize_peak, audio.signed) == (8_000, 0.25, True, True)
+    assert (audio.rate, audio.context, audio.normalize_peak) == (8_000, 0.25, True)
     assert audio(torch.zeros(2, 12_000)).shape == (2, 6)
     with pytest.raises(ValueError, match=r"waveform must be torch.float32 of shape \(N, 12000\)"):
         audio(torch.zeros(2, 8_000))
@@ -108,7 +108,7 @@ def test_own_functions_that_do_not_work(name, message, own):
         ({"rate": 0}, "an extractor with rate from 1 to 192000, got 0"),
         ({"context": "much"}, "an extractor with the attribute context, of type float, got 'much'"),
         ({"context": float("nan")}, "an extractor with context from 0 to 60, got nan"),
-        ({"signed": 1}, "an extractor with the attribute signed, of type bool, got 1"),
+        ({"normalize_peak": 1}, "an extractor with the attribute normalize_peak, of type bool, got 1"),
         (
             {"__call__": lambda _, x: x.tolist()},
             "features of shape (N, A) with N = 2, finite, as a float tensor, got list",

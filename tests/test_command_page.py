@@ -36,7 +36,7 @@ def test_what_options_take_is_simple():
 def test_code_in_a_text_stays_code():
     """Options inside code are not marked again, which would end the code."""
     page = command_line.describe_commands()
-    assert "; after `train --split`, give" in page
+    assert "in the output of `train --labels`." in page
     assert "Labels of `--data` as text" in page
     assert "runs/\\<date and time>" in page
 

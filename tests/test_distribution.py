@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -126,11 +125,12 @@ def metadata(wheel):
 def installed(wheel, tmp_path):
     """Return a Python with the wheel installed, which uses the requirements of the tests' environment."""
     venv.create(tmp_path / "venv", symlinks=os.name != "nt")
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": tmp_path / "venv"}))
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     wheel.extractall(site)  # noqa: S202
     borrowed = {str(distribution(name).locate_file("")) for name in ("einops", "torch", "typing-extensions")}
     (site / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")  # .pth files in there stay unread
-    return Path(sysconfig.get_path("scripts", "venv", {"base": tmp_path / "venv"}), "python"), site
+    return python, site
 
 
 def test_wheel_holds_the_package_only(wheel):

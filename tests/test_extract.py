@@ -113,6 +113,7 @@ def test_a_set_of_videos(videos, tmp_path, capsys, assert_close, monkeypatch):
     call_main("train", *given, "--epochs", 2, "--output", tmp_path / "run")
     printed = capsys.readouterr().out
     assert "video features may be negative, so the network standardizes them" in printed
+    given = ("--data", output, "--labels", tmp_path / "run/labels.csv")
     call_main("evaluate", *given, "--checkpoint", tmp_path / "run", "--output", tmp_path / "evaluated")
     call_main("predict", "--data", output, "--checkpoint", tmp_path / "run", "--output", tmp_path / "predicted")
     config = json.loads((tmp_path / "run/seed-0/model/config.json").read_text())
@@ -242,11 +243,16 @@ def test_wrong_input_is_refused(videos, tmp_path, capsys):
         assert expected in fail("--output", output, "--videos", videos, *arguments, code=2, capsys=capsys)
 
 
-def test_too_long_videos_are_refused(videos, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("known", [True, False])
+def test_too_long_videos_are_refused(known, videos, tmp_path, counted, monkeypatch, capsys):
+    """They are refused before any work if their headers say how long they are."""
+    if not known:
+        monkeypatch.setattr(extract, "read_duration_isolated", lambda _: None)
     monkeypatch.setattr("ave.videos.assembly.MOST_NUMBERS", 3 * 2 * 2 * 3)
     message = fail("--videos", videos, "--output", tmp_path / "set", code=1, capsys=capsys)
     assert "1 of 6 videos could not be extracted" in message
     assert "it is longer than 3 s, the limit for these features: cut it" in message
+    assert ("c.d" in counted) != known
 
 
 def test_seconds_are_a_stream(assert_close):
@@ -276,7 +282,7 @@ def test_seconds_are_a_stream(assert_close):
 
 
 class Visual2(Visual):
-    name, signed, sha256 = "two", True, None
+    name, sha256 = "two", None
 
 
 class Audio2(Audio):

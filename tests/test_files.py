@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,8 +76,9 @@ def test_another_process_of_a_launcher_leaves_the_output_to_the_first(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_partial_files_are_removed_at_the_end(tmp_path):
-    with clearing(tmp_path / "run"):
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_partial_files_are_removed_at_the_end(error, tmp_path):
+    with pytest.raises(error) if error else nullcontext(), clearing(tmp_path / "run"):
         (tmp_path / "target").mkdir()
         (tmp_path / "target" / "file").touch()
         (tmp_path / "run" / ".model.partial" / "inner").mkdir(parents=True)
@@ -84,6 +86,8 @@ def test_partial_files_are_removed_at_the_end(tmp_path):
         (tmp_path / "run" / "seed" / ".b.csv.partial.csv").touch()
         (tmp_path / "run" / "seed" / ".model.partial").symlink_to(tmp_path / "target")
         (tmp_path / "run" / "seed" / "partial").touch()
+        if error:
+            raise error
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert names == {"run", "run/seed", "run/seed/partial", "target", "target/file"}
 

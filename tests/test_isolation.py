@@ -1,5 +1,6 @@
 """Videos are decoded in a child process, which neither a crash nor a signal leaves behind."""
 
+import json
 import os
 import signal
 import sys
@@ -10,10 +11,17 @@ import psutil
 import pytest
 import torch
 
+from ave.events import Event, Prediction
+from ave.results.annotation import Annotation, annotate_video
 from ave.stopping import Terminated, raising_signals
 from ave.videos import isolation
 from ave.videos.decoding import Sampling, read_duration, read_seconds
-from ave.videos.isolation import read_duration_isolated, read_seconds_isolated, stop_children
+from ave.videos.isolation import (
+    annotate_video_isolated,
+    read_duration_isolated,
+    read_seconds_isolated,
+    stop_children,
+)
 from made_videos import write_video
 
 SMALL = Sampling(frames_per_second=2, size=11, rate=100)
@@ -45,6 +53,24 @@ def children():
     return [child for child in psutil.Process().children() if isolation.START in child.cmdline()]
 
 
+def check_annotated(video, tmp_path):
+    """The child writes the same files as this process."""
+    prediction = Prediction(torch.tensor([0, 1, 0]), torch.tensor([0.1, 0.2, 0.7]), [Event(0, 1, 0, 0.3)])
+    annotation = Annotation(prediction, ["bell"], torch.full((3, 2, 2), 0.25), 4)
+    copied = Annotation.from_json(json.loads(json.dumps(annotation.to_json())))
+    assert str(copied) == str(annotation)
+    assert torch.equal(copied.prediction.event_score, prediction.event_score)
+    ours, theirs = ([], tmp_path / "a.mp4", tmp_path / "a.png"), ([], tmp_path / "b.mp4", tmp_path / "b.png")
+    annotate_video(video, *ours[1:], annotation, ours[0].append)
+    annotate_video_isolated(video, *theirs[1:], annotation, theirs[0].append)
+    assert ours[0] == theirs[0]
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.read_bytes() == other.read_bytes()
+    with pytest.raises(OSError, match="nowhere is gone"):
+        annotate_video_isolated(video, tmp_path / "nowhere/c.mp4", tmp_path / "c.png", annotation, print)
+    assert not (tmp_path / "c.png").exists()
+
+
 def test_a_child_decodes_as_this_process(video, tmp_path):
     """One child decodes several videos, also after errors, until it exceeds its memory limit."""
     (tmp_path / "text.mp4").write_text("text")
@@ -64,6 +90,7 @@ def test_a_child_decodes_as_this_process(video, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
         next(read_seconds_isolated(tmp_path / "nowhere.mp4", SMALL, lines.append))
     assert [child.pid for child in children()] == [isolation._idle[0]._process.pid]
+    check_annotated(video, tmp_path)
     if sys.platform == "linux":
         many = Sampling(frames_per_second=2, size=4001)
         with pytest.raises(ValueError, match=r"a\\n\.mkv takes more memory than the limit of 32 MiB"):

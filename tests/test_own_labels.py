@@ -51,6 +51,7 @@ def test_each_second_has_the_label_of_its_middle(features, write):
     path = write(
         *("clip.0.mp4,0.5,2.49,saw,train", "clip.0.mp4,3.2,3.3,saw,train"),
         *("clip.1,2.51,3.4,saw,test", "clip.2,0,1,saw,train", "clip.2,1.4,2.6,drill,train", "clip.3,1,2,?,val"),
+        "clip.2,2,3,?,train",
         header="\ufeffvideo, start,end, Category,split",
     )
     said = []
@@ -65,7 +66,7 @@ def test_each_second_has_the_label_of_its_middle(features, write):
     for row, expected in {
         0: (saw, saw, background, saw, background),
         1: (background, background, saw, none, none),  # of 3 seconds
-        2: (none, drill, drill, background, background),
+        2: (none, drill, none, background, background),
         3: (background, none, background, background, background),
         4: [none] * 5,
         VIDEOS: (saw, none, none, background, background),
@@ -80,8 +81,8 @@ def test_each_second_has_the_label_of_its_middle(features, write):
     assert data.names[VIDEOS:] == ("clip.2",)
     assert len(data.lengths) == len(data.audio) == VIDEOS + 1
     assert (data.eventless_category, data.is_ave) == (None, False)
-    assert "9 videos of the dataset are not in labels.csv, and are left out, for example clip.4" in " ".join(said)
-    assert "categories have no video in train" not in " ".join(said)
+    assert "videos left out, as they are not in labels.csv: 9, for example clip.4" in " ".join(said)
+    assert "cannot be learned" not in " ".join(said)
 
 
 def test_the_split_depends_on_names_only(features, write):
@@ -115,7 +116,7 @@ def test_train_check_and_evaluate(features, write, tmp_path, setting, capsys):
     call_main("check", "--data", features, "--labels", path, "--setting", setting)
     checked = capsys.readouterr().out
     assert "note: labels.csv: 11 videos, 1 of them without events, split by video: 8 train, 1 val, 2 test" in checked
-    assert "note: 1 videos have several categories, for example clip.2" in checked
+    assert "note: videos with several categories: 1, for example clip.2; each has a row" in checked
     output = tmp_path / "run"
     options = ("--data", features, "--labels", path, "--split", "60/20/20", "--setting", setting, "--batch-size", 5)
     call_main("train", *options, "--epochs", 1, "--output", output)
@@ -123,6 +124,9 @@ def test_train_check_and_evaluate(features, write, tmp_path, setting, capsys):
     (trained,) = json.loads((output / "metrics.json").read_text())["runs"]
     assert [*trained["category_accuracy"]] == ["a kettle", "drill", "saw", "background"]
     given = ("--checkpoint", output, "--data", features)
+    with pytest.raises(SystemExit):
+        call_main("evaluate", *given, "--labels", path, "--output", tmp_path / "refused")
+    assert "give the labels.csv in the output of train, or add the column\n" in capsys.readouterr().err
     call_main("evaluate", *given, "--labels", output / "labels.csv", "--output", tmp_path / "evaluated")
     (evaluated,) = json.loads((tmp_path / "evaluated/metrics.json").read_text())["runs"]
     assert evaluated["confusion"] == trained["confusion"]
@@ -198,8 +202,8 @@ def test_wrong_files_are_refused(features, write):
 def test_overlaps_are_said(features, write):
     said = []
     label_set(features, write(*GOOD, "clip.0,0.5,2,saw", "clip.1,0.5,2,drill"), say=said.append)
-    assert "note: 1 pairs of events of the same category are joined, for example lines 2 and 7" in said
-    assert "note: 1 pairs of events of different categories overlap, for example lines 3 and 8" in said
+    assert "note: pairs of events of one category that are joined: 1, for example lines 2 and 7" in said
+    assert "note: pairs of events of two categories that overlap: 1, for example lines 3 and 8" in said
 
 
 def test_options_that_need_each_other(features, write, capsys):

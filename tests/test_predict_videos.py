@@ -5,18 +5,23 @@ import json
 import shutil
 import sys
 import weakref
+from dataclasses import replace
 
 import av
 import pytest
 import torch
 
 import ave_cmran
-from ave.data.dataset import AVE_CATEGORIES
+from ave.data.dataset import AVE_CATEGORIES, AVEData
+from ave.evaluate import _check_fit
 from ave.events import cut_windows, find_events, join_windows
 from ave.networks.cmran import CMRAN
+from ave.predict import check_features
+from ave.videos import prediction
 from ave.videos.backbones import find_audio, find_visual
+from ave.videos.decoding import read_seconds
 from ave.videos.extraction import Extraction, extract_seconds, make_sampling
-from ave.videos.prediction import check_backbones, name_file, predict_seconds
+from ave.videos.prediction import check_backbones, compare_features, name_file, predict_seconds
 from made_videos import write_video
 from oracles import fill_parameters
 from running import call_main
@@ -64,9 +69,11 @@ def slow_events(model, path, window):
 
 @pytest.mark.parametrize("window", [None, 0])
 def test_files_and_failures(window, clips, tmp_path, capsys):
-    """Each video has the events of its features in every format; a video that fails is named, and the others go on."""
+    """Each video has the events of its features in every format; a video that fails is named, and the others go on.
+
+    Frames are chosen by time, even if those of the training were not."""
     model = make_model()
-    save(model, tmp_path / "model")
+    save(model, tmp_path / "model", replace(FEATURES, as_release=window is None))
     arguments = ["--videos", clips, "--checkpoint", tmp_path / "model", "--output", tmp_path / "out"]
     with pytest.raises(SystemExit, match="1"):
         call_main("predict", *arguments, *([] if window is None else ["--window", window]))
@@ -78,6 +85,7 @@ def test_files_and_failures(window, clips, tmp_path, capsys):
     written = json.loads((tmp_path / "out/events.json").read_text())
     assert written["window"] == (4 if window is None else window)
     assert written["features"]["visual"] == COLORS
+    assert written["features"]["as_release"] is False
     assert written["videos"] == 2
     assert [failure["video"] for failure in written["failed"]] == ["text"]
     assert {remark["video"] for remark in written["remarks"]} == {"short"}
@@ -187,15 +195,47 @@ def test_other_features_are_refused(clips, tmp_path, capsys):
 
 
 def test_torchvisions_vgg19_is_refused_for_a_network_of_the_release():
-    """Its channels mean something else. A network with other categories may have been trained on them."""
+    """Its channels mean something else, in videos and in sets. Another network may have been trained on them."""
+    ours, theirs = (Extraction("vgg19", digest + 56 * "0", "vggish", None, 16) for digest in ("d01eb7cb", "dcbb9e9d"))
+    release, own = make_model(categories=AVE_CATEGORIES), make_model()
+    assert compare_features(release, ours) is compare_features(own, theirs) is None
     visual, audio = find_visual(COLORS), find_audio(LOUDNESS)
-    visual.training_of_weights = "torchvision"
-    sampling = make_sampling(visual, audio, 2)
-    check_backbones(make_model(), visual, audio, sampling)
-    with pytest.raises(ValueError, match="--visual-weights must be those of the AVE release"):
-        check_backbones(make_model(categories=AVE_CATEGORIES), visual, audio, sampling)
-    visual.training_of_weights = "caffe"
-    check_backbones(make_model(categories=AVE_CATEGORIES), visual, audio, sampling)
+    visual.name, visual.sha256 = theirs.visual, theirs.visual_sha256
+    data = make_set(release, theirs)
+    for check in (
+        lambda: check_backbones(release, visual, audio, make_sampling(visual, audio, 2)),
+        lambda: check_features(data, torch.arange(2), release),
+        lambda: _check_fit(release, data, procedural=False),
+    ):
+        with pytest.raises(ValueError, match="got visual features by torchvision's VGG-19, which was trained separate"):
+            check()
+
+
+def make_set(model, extraction):
+    """Return a set of two videos that fits a network."""
+    visual, audio = torch.zeros(2, 3, 1, 1, model.video_dim), torch.zeros(2, 3, model.audio_dim)
+    labels = torch.zeros(2, 3, len(model.categories) + 1)
+    return AVEData(visual, audio, labels, {}, model.categories, extraction=extraction)
+
+
+@pytest.mark.parametrize(("last", "message"), [("long", "stopped"), ("short", "has the events of 1 of 2 videos")])
+def test_a_stopped_prediction_keeps_finished_videos(last, message, clips, tmp_path, monkeypatch, capsys):
+    def extract(path, *arguments, **options):
+        if path.stem == last:
+            raise KeyboardInterrupt
+        yield from extract_seconds(path, *arguments, **options, read=read_seconds)
+
+    save(make_model(), tmp_path / "model")
+    monkeypatch.setattr(prediction, "extract_seconds", extract)
+    videos, output = (clips / "long.mp4", clips / "short.mkv"), tmp_path / "out"
+    with pytest.raises(SystemExit, match="130"):
+        call_main("predict", "--videos", *videos, "--checkpoint", tmp_path / "model", "--output", output)
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+    assert output.exists() == (last == "short")
+    if output.exists():
+        events = json.loads((output / "events.json").read_text())["events"]
+        assert {event["video"] for event in events} == {"long"}
+        assert len(events) == len((output / "videos/long.labels.txt").read_text().splitlines())
 
 
 @pytest.mark.parametrize(

@@ -535,6 +535,8 @@ def test_real_labels_and_splits(real_release):
     assert audio.min() == 0
     assert 4.53 < audio.max() < 4.55
     assert 0.6 < (audio == 0).double().mean() < 0.7
+    assert audio.mean().item() == pytest.approx(0.122, abs=5e-4)  # as VGGish after its last ReLU, without PCA
+    assert audio.std().item() == pytest.approx(0.262, abs=5e-4)
 
 
 @pytest.mark.realdata

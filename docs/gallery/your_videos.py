@@ -115,9 +115,9 @@ print(*sorted(path.name for path in (found / "videos").iterdir()), sep="\n")
 # %%
 # With ``--annotate``, there is also an mp4 of each video: the frames with AGSCA's attention as a heat map, below them
 # the labels and the event score, which is the probability of an event in each second, with a moving cursor, and the
-# original sound. It plays in a browser. The contact sheet shows a frame of each second, with the score of its event, and
-# a bar above the seconds with an event.
-# Here the network saw one frame of each second, the first one, so the contact sheet shows these.
+# original sound. It plays in a browser. The contact sheet shows a frame of each second, with the score of its event,
+# and a bar above each second of an event. Here the network saw one frame of each second, the first one, so the contact
+# sheet shows these.
 
 sheet = plt.imread(found / "videos/clip-000.png")
 figure, axes = plt.subplots(figsize=(9, 9 * sheet.shape[0] / sheet.shape[1]), layout="constrained")

@@ -10,6 +10,7 @@ from ave import checking_input
 from ave.data.batches import evaluation_loader
 from ave.data.dataset import AVE_CATEGORIES, AVEData, Split
 from ave.data.opening import label_set, read_set
+from ave.data.own_labels import OwnLabels
 from ave.data.procedural import make_procedural_set
 from ave.devices import Precision, describe_device, make_accelerator
 from ave.networks import load_network
@@ -18,6 +19,7 @@ from ave.networks.registry import describe_network
 from ave.results.files import check_output, clearing, new_output
 from ave.results.metrics import measure, observe, summarize
 from ave.results.report import report, write_predictions
+from ave.videos.prediction import compare_features
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -37,7 +39,7 @@ class EvaluateConfig:
     data: Path | None = None
     """directory of AVE, of your own dataset, or written by `prepare`; if omitted: the procedural set"""
     labels: Path | None = None
-    """labels of --data as text, as for `train`; after `train --split`, give the labels.csv in the output of `train`"""
+    """labels of --data as text with the column split, such as the labels.csv in the output of `train --labels`"""
     split: Split = "test"
     """the split to evaluate on"""
     device: str = "auto"
@@ -91,6 +93,9 @@ def _read_data(directory: Path, config: EvaluateConfig, model: Localizer) -> AVE
     """Open a dataset. If its labels are text, the categories are those of the network."""
     if config.labels is None:
         return read_set(directory)
+    if not OwnLabels.read(config.labels).has_splits:  # another division would put videos of train into test
+        advice = "give the labels.csv in the output of train, or add the column"
+        raise ValueError(f"--labels must have a column split, got {config.labels} without it: {advice}")
     return label_set(directory, config.labels, categories=model.categories, needed=(config.split,))
 
 
@@ -106,7 +111,7 @@ def _check_fit(model: Localizer, data: AVEData, *, procedural: bool) -> None:
     ):
         if came != expected:
             raise ValueError(f"{needed} {expected} {what}, like the network's training set, got {came}")
-    if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
+    if data.extraction and (difference := compare_features(model, data.extraction)):
         raise ValueError(f"{needed} features like those of the training, got {difference}")
     if model.categories is not None and model.categories != data.categories:
         pairs = enumerate(zip(model.categories, data.categories, strict=True))

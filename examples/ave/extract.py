@@ -20,7 +20,7 @@ from ave.results.files import clearing
 from ave.videos.assembly import Assembly
 from ave.videos.backbones import MissingWeightsError, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
-from ave.videos.extraction import BATCH, Extraction, extract_seconds, make_sampling, probe
+from ave.videos.extraction import Extraction, choose_batch, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
 from ave.videos.isolation import ending_children, read_duration_isolated
 from ave.videos.progress import Progress
@@ -28,8 +28,6 @@ from ave.videos.progress import Progress
 __all__ = ["ExtractConfig", "main"]
 
 PACKAGED = "--visual efficientnet-lite0 --audio aisfx take weights from packages, without a download"
-GPU_BATCH = 64
-"""Batch size in frames on a GPU."""
 MOST_LISTED = 3
 
 
@@ -91,7 +89,7 @@ def main(config: ExtractConfig) -> Manifest:
             raise ValueError(f"{error}; {PACKAGED}") from error
         sampling = make_sampling(visual, audio, config.frames_per_second, as_release=config.as_release)
         work = Assembly(config.output, Extraction.of(visual, audio, sampling), *probe(visual, audio, sampling))
-    batch = BATCH if accelerator.device.type == "cpu" else GPU_BATCH
+    batch = choose_batch(accelerator.device)
 
     def extract(video: Path, remark: Callable[[str], None]) -> Iterator[tuple[Tensor, Tensor]]:
         return extract_seconds(video, visual, audio, sampling, remark, batch=batch, autocast=accelerator.autocast)
@@ -136,6 +134,8 @@ def _extract_all(
             try:
                 with _reading(path):
                     source, duration = Source.of(path), read_duration_isolated(path)
+                    if duration is not None and not work.extraction.as_release:
+                        _check_length(int(duration), work.longest)
                 with work.adding(name, source) as add:
                     seconds = extract(path, partial(progress.say, f"note: {name}: "))
                     for features in progress.follow(_check(path, seconds, work.longest), duration):
@@ -160,12 +160,17 @@ def _reading(path: Path) -> Iterator[None]:
         raise UnreadableError(printable(error if str(path) in str(error) else f"{path}: {error}", 300)) from error
 
 
+def _check_length(seconds: int, longest: int) -> None:
+    """Reject a video of more than ``longest`` seconds."""
+    if seconds > longest:
+        raise ValueError(f"it is longer than {longest} s, the limit for these features: cut it")
+
+
 def _check(path: Path, seconds: Iterator[tuple[Tensor, Tensor]], longest: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the features of the seconds of a video, at most ``longest``. They must be finite."""
     with _reading(path):
         for second, features in enumerate(seconds):
-            if second == longest:
-                raise ValueError(f"it is longer than {longest} s, the limit for these features: cut it")
+            _check_length(second + 1, longest)
             if not all(feature.isfinite().all() for feature in features):
                 raise ValueError(f"its features have NaN or infinite values in second {second}")
             yield features

@@ -29,7 +29,7 @@ from ave.printing import printable
 from ave.results.figures import choose_videos, draw_timelines, name_video, save_figures
 from ave.results.files import check_output, clearing, new_output, write_csv, write_json
 from ave.results.tables import format_table
-from ave.videos.prediction import open_videos
+from ave.videos.prediction import compare_features, open_videos
 
 __all__ = ["PredictConfig", "main", "predict", "read_batches"]
 
@@ -42,9 +42,10 @@ LONGEST_PLACE = 60
 class PredictConfig:
     """Find the events in videos with a trained network, from the video files or from their features.
 
-    With `--videos`, the features are extracted as for the training of the network, second by second. Videos longer than
-    `--window` are cut into windows that overlap by half. Besides the files below, the command writes the events of each
-    video to `videos/`, as subtitles (SRT and WebVTT) and as a label track for Audacity. This needs the extra `video`.
+    With `--videos`, the features are extracted as for the training of the network, second by second, with frames chosen
+    by time. Videos longer than `--window` are cut into windows that overlap by half. Besides the files below, the
+    command writes the events of each video to `videos/`, as subtitles (SRT and WebVTT) and as a label track for
+    Audacity. This needs the extra `video`.
 
     With `--data`, the features are in a directory: the AVE release, your own dataset in that layout, or the output of
     `prepare` or `extract`. Only the visual and audio features are needed. Instead, the features can be in an .npz file
@@ -99,6 +100,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
     Raises:
         InputError: if a setting or a file is wrong. This is checked before any work.
         FloatingPointError: if the scores are not finite.
+        KeyboardInterrupt: if a signal stops the command. The results of finished --videos are written first.
         OSError: if a file cannot be written, or some of the videos failed. The results of the others are written first.
     """
     with checking_input():
@@ -157,7 +159,7 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
         write_csv(output / "events.csv", events, COLUMNS)
         notes = {} if files is None else {"failed": files.failed, "remarks": files.remarks}
         write_json(output / "events.json", {**source, "videos": len(rows), **notes, "events": events})
-        if draw:
+        if draw and (files is None or files.stopped is None):
             labels = [prediction.labels for prediction in predictions]
             chosen = choose_videos(labels, model.num_categories, SHOWN_VIDEOS)
             shown = [predictions[video] for video in chosen]
@@ -171,6 +173,9 @@ def main(config: PredictConfig, *, draw: bool = True) -> list[dict[str, Any]]:
             save_figures(output, {"timelines.png": figure})
     print(_table(title, predictions, categories))
     print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    if files is not None and files.stopped is not None:
+        kept = f"{output} has the events of {len(rows)} of {len(files.paths)} videos"
+        raise type(files.stopped)(f"stopped; {kept}") from files.stopped
     if files is not None and files.failed:
         raise OSError(f"{len(files.failed)} of {len(files.paths)} videos failed: see above")
     return events
@@ -252,7 +257,7 @@ def check_features(data: AVEData, rows: Tensor, model: Localizer) -> None:
         ValueError: if other networks made the features, the number of channels differs from the network's, or a value
             is not finite.
     """
-    if model.features and data.extraction and (difference := model.features.find_difference(data.extraction)):
+    if data.extraction and (difference := compare_features(model, data.extraction)):
         raise ValueError(f"--data must have features like those of the training, got {difference}")
     for name, array, width in (("visual", data.visual, model.video_dim), ("audio", data.audio, model.audio_dim)):
         if array.shape[-1] != width:

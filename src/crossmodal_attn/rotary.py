@@ -62,8 +62,9 @@ def rotate_by_time(features: Tensor, times: Tensor, *, min_period: float, max_pe
     periods = (min_period * (max_period / min_period) ** steps).to(times.dtype)
     # Take the remainder of the period first. It is exact, so the angle is as exact at late times as at early ones.
     angles = times.unsqueeze(-1).fmod(periods) * (2 * math.pi / periods)
-    angles = angles.unsqueeze(-3)  # the same for all heads
-    cos, sin = angles.cos().to(wide), angles.sin().to(wide)
+    # Within one turn, the dtype of the features is exact enough; and not every ONNX runtime has a float64 cosine.
+    angles = angles.to(wide).unsqueeze(-3)  # the same for all heads
+    cos, sin = angles.cos(), angles.sin()
     paired = features[..., : 2 * pairs].to(wide).unflatten(-1, (pairs, 2))
     if _views_as_complex(paired):
         # One vectorized product, which is six times as fast on a CPU. Compilers and exporters lack complex numbers.

@@ -58,10 +58,10 @@ class OwnLabels:
         """Return a dataset with these labels and splits. Its own labels, splits and background videos are left out.
 
         A second has an event if the middle of the second is in it: start <= second + 0.5 < end. If an event is so short
-        that it covers the middle of no second, it gets the second that contains the middle of the event. All other
-        seconds are background. A video with K categories has K rows: its own, and K - 1 at the end of the dataset. In
-        each of them, the events of the other categories have no label. A video that is not in the file has no label,
-        and is in no split.
+        that it covers the middle of no second, it gets the second that contains the middle of the event. Seconds of the
+        category "?" have no label. All others are background. A video with K categories has K rows: its own, and K - 1
+        at the end of the dataset. In each of them, the events of the other categories have no label. A video that is
+        not in the file has no label, and is in no split.
 
         Args:
             data: the dataset. Videos without names are called by their row numbers.
@@ -99,11 +99,11 @@ class OwnLabels:
             label = background if category is None else names.index(category)
             video_labels[place, label] = 1
             labels[place, : _length(data, row), background] = 1
-            for first, end in [span for spans in events[row].values() for span in spans]:
-                labels[place, first:end] = 0
-            for first, end in events[row].get(category or "", []):
-                labels[place, first:end] = 0
-                labels[place, first:end, label] = 1
+            # Where events overlap, that of the row's own category counts; but unsure seconds have no label at all.
+            for kind in sorted(events[row], key=lambda kind: (kind == UNSURE, kind == category)):
+                for first, end in events[row][kind]:
+                    labels[place, first:end] = 0
+                    labels[place, first:end, label] = kind == category
 
         self._remark(data, rows, shown, splits, say)
         members = {
@@ -192,10 +192,10 @@ class OwnLabels:
             for other in others[:-1]:
                 if UNSURE not in (line.category, other.category) and line.start < other.end and other.start < line.end:
                     (joined if line.category == other.category else shared).append((other.number, line.number))
-        for pairs, what in ((joined, "of the same category are joined"), (shared, "of different categories overlap")):
+        for pairs, what in ((joined, "of one category that are joined"), (shared, "of two categories that overlap")):
             if pairs:
                 first, second = pairs[0]
-                say(f"{len(pairs)} pairs of events {what}, for example lines {first} and {second}")
+                say(f"pairs of events {what}: {len(pairs)}, for example lines {first} and {second}")
         return events
 
     def _find_splits(
@@ -247,15 +247,15 @@ class OwnLabels:
         if several := [row for row, own in shown.items() if len(own) > 1]:
             name = next(name for name, row in rows.items() if row == several[0])
             say(
-                f"{len(several)} videos have several categories, for example {name}: each has a row for each of them, "
+                f"videos with several categories: {len(several)}, for example {name}; each has a row for each of them, "
                 f"where the events of its other categories have no label"
             )
         if left := [row for row in range(len(data.audio)) if row not in shown]:
             name = str(left[0]) if data.names is None else data.names[left[0]]
-            say(f"{len(left)} videos of the dataset are not in {self.path.name}, and are left out, for example {name}")
+            say(f"videos left out, as they are not in {self.path.name}: {len(left)}, for example {name}")
         trained = {category for row, own in shown.items() if splits[row] == "train" for category in own}
         if trained and (unseen := sorted({category for own in shown.values() for category in own} - trained)):
-            say(f"{len(unseen)} categories have no video in train, so they cannot be learned: {_some(unseen)}")
+            say(f"categories that cannot be learned, as they have no video in train: {_some(unseen)}")
 
     def _wrong(self, line: Line, expected: str, came: object) -> ValueError:
         return ValueError(f"{self.path}, line {line.number}: {expected}, got {printable(came, 80)}")

@@ -37,10 +37,8 @@ def split_videos(groups: Mapping[str, str], split: str, seed: int = 0) -> dict[s
     """
     shares = [int(part) for part in split.split("/")] if re.fullmatch(r"\d{1,3}/\d{1,3}/\d{1,3}", split) else []
     if sum(shares) != 100 or not (shares[0] and shares[2]):
-        raise ValueError(
-            f"--split must be the shares of train, val and test in percent, such as {DEFAULT_SPLIT}, that sum to 100, "
-            f"got {split}"
-        )
+        expected = f"such as {DEFAULT_SPLIT}: they sum to 100, and only val may have 0"
+        raise ValueError(f"--split must be the shares of train, val and test in percent, {expected}, got {split}")
     wanted = dict(zip(SPLITS, shares, strict=True))
     counts, chosen = dict.fromkeys(SPLITS, 0), dict[str, str]()
     salt = str(seed) if seed else ""

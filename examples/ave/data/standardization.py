@@ -6,6 +6,7 @@ Axes: N videos, T segments of a second, H x W positions, C visual channels, A au
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from crossmodal_attn import padding_mask
 
 __all__ = ["find_statistics", "read_valid"]
 
-BLOCK = 16
-"""Number of videos that are read at once."""
+BLOCK = 2**22
+"""Number of values that are read at once, but at least those of one video."""
 TRIED = 64
 """Number of training videos that are searched for negative features."""
 
@@ -68,7 +69,7 @@ def read_valid(array: Rows, rows: Tensor, lengths: Tensor | None) -> Iterator[Te
     Yields:
         Tensor: (seconds, ..., channels), a copy.
     """
-    for own in rows.split(BLOCK):
+    for own in rows.split(max(1, BLOCK // prod(array.shape[1:]))):
         block = (
             array.index_select(0, own.to(array.device)) if isinstance(array, Tensor) else array[own.tolist()]
         ).cpu()

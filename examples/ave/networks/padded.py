@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 __all__ = ["lengths_of", "max_over_time", "mean_over_time", "order_valid_first", "reorder", "run_lstm"]
@@ -52,7 +53,7 @@ def reorder(sequence: Tensor, order: Tensor) -> Tensor:
     return sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable would import the compiler now, and not only in the first call
 def run_lstm(
     lstm: nn.LSTM,
     sequence: Tensor,

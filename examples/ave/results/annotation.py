@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +27,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ave.events import Prediction
+from ave.events import Event, Prediction
 from ave.printing import printable
 from ave.results.figures import save_figures
 from ave.results.files import writing
@@ -36,9 +37,11 @@ from ave.videos.containers import (
     describe_error,
     find_audio,
     find_video,
+    lacks_memory,
     open_video,
     orient,
     timed_frames,
+    use_threads,
 )
 from crossmodal_attn.plots import plot_timeline
 
@@ -68,6 +71,8 @@ WEAKEST_PEAK = 2.0
 CURSOR_COLOR = (213, 94, 0)
 COPIED_SOUND = ("aac", "mp3", "opus", "flac")
 """Sound that browsers play in an mp4. All other sound is encoded as AAC."""
+LOWEST_COPIED = 16_000
+"""An mp4 holds no mp3 of a lower rate."""
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 EVENT_COLOR = (122, 104, 166)
 """The color of events on the timeline."""
@@ -97,6 +102,22 @@ class Annotation(NamedTuple):
             if event.start <= second < event.end:
                 return event.describe(self.names)
         return "background"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same in types that JSON has, without a loss of precision."""
+        labels, event_score, events = self.prediction
+        tensors = {"labels": labels, "event_score": event_score, "attention": self.attention}
+        lists = {name: None if tensor is None else tensor.tolist() for name, tensor in tensors.items()}
+        categories, frames_per_second = list(self.categories), self.frames_per_second
+        return {**lists, "events": events, "categories": categories, "frames_per_second": frames_per_second}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Annotation:
+        """Read what :meth:`to_json` returned."""
+        events = [Event(*event) for event in content["events"]]
+        prediction = Prediction(torch.tensor(content["labels"]), torch.tensor(content["event_score"]), events)
+        attention = None if content["attention"] is None else torch.tensor(content["attention"])
+        return cls(prediction, content["categories"], attention, content["frames_per_second"])
 
     @property
     def names(self) -> list[str]:
@@ -198,7 +219,13 @@ class Timeline:
 
 
 def annotate_video(
-    source: Path, output: Path, sheet: Path, annotation: Annotation, remark: Callable[[str], None]
+    source: Path,
+    output: Path,
+    sheet: Path,
+    annotation: Annotation,
+    remark: Callable[[str], None],
+    *,
+    alive: Callable[[], None] = lambda: None,
 ) -> None:
     """Write an annotated video, H.264 in an mp4 that browsers play, and a contact sheet.
 
@@ -208,16 +235,20 @@ def annotate_video(
         sheet: the contact sheet, ``.png``: a frame for each second, or 60 of them if the video is longer.
         annotation: what is drawn.
         remark: called with a line about each thing that differs from the source.
+        alive: called often.
 
     Raises:
+        MemoryError: if there is too little memory, or a memory limit is reached.
         OSError: if a file cannot be read or written.
         ValueError: if the source is no video that can be decoded.
     """
     import av
 
     try:
-        thumbnails = _write_video(source, output, annotation, remark)
+        thumbnails = _write_video(source, output, annotation, remark, alive)
     except av.FFmpegError as error:
+        if lacks_memory(error):
+            raise MemoryError(describe_error(error)) from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # a full disk stops the command
             raise OSError(error.errno, error.strerror, str(output)) from error
         raise ValueError(f"FFmpeg cannot write {printable(output)}: {describe_error(error)}") from error
@@ -225,7 +256,7 @@ def annotate_video(
 
 
 def _write_video(
-    source: Path, output: Path, annotation: Annotation, remark: Callable[[str], None]
+    source: Path, output: Path, annotation: Annotation, remark: Callable[[str], None], alive: Callable[[], None]
 ) -> dict[int, Pixels]:
     """Write the annotated video, and return small frames of the seconds of the contact sheet."""
     import av
@@ -237,8 +268,8 @@ def _write_video(
     with ExitStack() as stack:
         container = stack.enter_context(open_video(source))
         stream = find_video(container, source)
-        stream.thread_type = "AUTO"
-        frames = timed_frames(container, stream, source, Damage())
+        use_threads(stream)
+        frames = timed_frames(container, stream, source, Damage(alive=alive))
         first = next(frames, None)
         if first is None:
             raise ValueError(f"no frame of {printable(source)} can be decoded")
@@ -277,6 +308,7 @@ class _Pictures:
         self.last: int | None = None
         rate = source.average_rate or source.guessed_rate or 25
         self.stream: Any = result.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
+        use_threads(self.stream)
         self.stream.pix_fmt, (self.stream.height, self.stream.width) = "yuv420p", size
         self.stream.time_base = self.stream.codec_context.time_base = self.unit
 
@@ -307,8 +339,8 @@ class _Sound:
         self.packets: Iterator[Any] = iter(())
         if (stream := find_audio(source)) is None:
             return
-        codec = stream.codec_context.name
-        self.copied = codec in COPIED_SOUND
+        codec = stream.codec_context.codec.canonical_name  # the decoder of mp3 has the name mp3float
+        self.copied = codec in COPIED_SOUND and (codec != "mp3" or stream.codec_context.sample_rate >= LOWEST_COPIED)
         if self.copied:
             self.stream: Any = result.add_stream_from_template(stream)
         else:
@@ -336,7 +368,9 @@ class _Sound:
             for frame in chain(decode(source, stream, Damage()), [None]):  # None: what the encoder still holds
                 if frame is not None:
                     time = frame.pts * Fraction(frame.time_base)
-                    frame.pts -= round(self.origin / Fraction(frame.time_base))
+                    # In samples: in the coarser unit of AVI, the encoder would give two packets the same time.
+                    frame.time_base = Fraction(1, frame.sample_rate)
+                    frame.pts = round((time - self.origin) * frame.sample_rate)
                 for packet in self.stream.encode(frame):
                     yield packet, time
             return

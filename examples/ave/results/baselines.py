@@ -23,15 +23,14 @@ PENALTY = 1e-3
 """Weight of the squared norm of the weights in the loss of the probe."""
 
 
-def find_baselines(data: AVEData, setting: Setting, split: Split = "test") -> dict[str, Any]:
-    """Return the accuracy of simple baselines on a split of your own dataset, as metrics of :mod:`ave.results.metrics`.
+def find_baselines(data: AVEData, setting: Setting) -> dict[str, Any]:
+    """Return the accuracy of simple baselines on test of your own dataset, as metrics of :mod:`ave.results.metrics`.
 
     On AVE, whose literature has better baselines, and on the procedural set, there are none.
 
     Args:
         data: the dataset.
         setting: "weak" trains the probe on the label of the video in every second.
-        split: the split.
 
     Returns:
         dict: "frequent_category_accuracy" of predicting the most frequent category of train in every second, and
@@ -40,11 +39,11 @@ def find_baselines(data: AVEData, setting: Setting, split: Split = "test") -> di
     if data.is_ave or data.object_cells is not None:
         return {}
     train = data.labels[data.splits["train"]]
-    truth = data.labels[data.splits[split]]
+    truth = data.labels[data.splits["test"]]
     frequent = int(train[..., :-1].sum((0, 1)).argmax())
     baselines = {"frequent_category_accuracy": float(truth[..., frequent].sum() / truth.sum())}
     if train.sum() <= MOST_SECONDS:
-        baselines["linear_probe_accuracy"] = _probe(data, setting, split)
+        baselines["linear_probe_accuracy"] = _probe(data, setting)
     return baselines
 
 
@@ -72,12 +71,12 @@ def warn(summary: Mapping[str, Any]) -> str | None:
     return f"warning: the network ({reached:.1%}) is not better than {' or '.join(better)}" if better else None
 
 
-def _probe(data: AVEData, setting: Setting, split: Split) -> float:
-    """Train logistic regression on the pooled features of each second, and return its accuracy on a split."""
+def _probe(data: AVEData, setting: Setting) -> float:
+    """Train logistic regression on the pooled features of each second, and return its accuracy on test."""
     labels = data.labels
     if setting == "weak" and data.video_labels is not None:
         labels = data.video_labels[:, None].expand_as(labels) * labels.any(-1, keepdim=True)
-    (inputs, targets), (tested, truth) = _pool(data, "train", labels), _pool(data, split, data.labels)
+    (inputs, targets), (tested, truth) = _pool(data, "train", labels), _pool(data, "test", data.labels)
     mean, deviation = inputs.mean(0), inputs.std(0, correction=0).clamp(min=1e-6)
     inputs, tested = (inputs - mean) / deviation, (tested - mean) / deviation
     weight = torch.zeros(data.labels.shape[-1], inputs.shape[1] + 1, dtype=torch.float64, requires_grad=True)

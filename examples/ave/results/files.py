@@ -87,9 +87,11 @@ def clearing(directory: Path, *, new: bool = True, main: bool = True) -> Iterato
             with checking_input():
                 if new:  # another process may have written files before the lock was free
                     check_output(directory)
-            yield
-            for path in list(directory.rglob(".*.partial*")):
-                _remove(path)
+            try:
+                yield
+            finally:
+                for path in list(directory.rglob(".*.partial*")):
+                    _remove(path)
     except BaseException:
         for path in created:
             with suppress(OSError):  # raised if it holds files

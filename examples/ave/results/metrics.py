@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ave.data.batches import Batch, Loader
 from ave.data.dataset import AVEData, Split
@@ -205,9 +204,9 @@ def score(truth: Tensor, prediction: Tensor, categories: Sequence[str], seen: Te
         >>> result["event_precision"], result["event_recall"]
         (1.0, 0.75)
     """
-    if prediction.shape != truth.shape:
-        expected, came = tuple(truth.shape), tuple(prediction.shape)
-        raise ValueError(f"prediction must have the same shape as truth, {expected}, got {came}")
+    # Importing it takes a second, for which no other command should wait.
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     names = [*categories, "background"]
     counts = multiclass_confusion_matrix(prediction, truth, len(names), ignore_index=-1)
     totals = counts.sum(1)

@@ -86,7 +86,7 @@ class AISFX(nn.Module):
         ValueError: if the file holds other weights, or the package is not installed.
     """
 
-    name, rate, context, normalize_peak, signed = "aisfx", RATE, CONTEXT, True, False
+    name, rate, context, normalize_peak = "aisfx", RATE, CONTEXT, True
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()

@@ -40,8 +40,6 @@ class VisualBackbone(Protocol):
     """The name on the command line."""
     input_size: int
     """The height and width of the frames."""
-    signed: bool
-    """Whether features may be negative, so that they must be standardized."""
     sha256: str | None
     """The digest of the file of its weights; None if it has no such file."""
 
@@ -61,8 +59,6 @@ class AudioBackbone(Protocol):
     """How many seconds of sound it also needs before and after each second."""
     normalize_peak: bool
     """Whether the sound of a video is divided by its peak."""
-    signed: bool
-    """Whether features may be negative, so that they must be standardized."""
     sha256: str | None
     """The digest of the file of its weights; None if it has no such file."""
 
@@ -89,7 +85,7 @@ def find_visual(name: str, weights: Path | None = None, device: torch.device | s
         name: "vgg19", "resnet152" or "efficientnet-lite0"; or "module:function", a function of yours that takes the
             device, and ``weights`` if a file is given, and returns an extractor. This is any object with the attribute
             ``input_size`` that turns frames, uint8 (N, 3, input_size, input_size), into features (N, H, W, C) or
-            (N, C). It may have the attribute ``signed``, False if no feature is negative.
+            (N, C).
         weights: the file of the weights.
         device: where the network runs.
 
@@ -109,8 +105,7 @@ def find_audio(name: str, weights: Path | None = None, device: torch.device | st
     Args:
         name: "vggish" or "aisfx"; or "module:function", as for :func:`find_visual`: the extractor has the attribute
             ``rate`` in Hz, and turns waveforms, float32 (N, samples), into features (N, A). It may have the attributes
-            ``context``, how many seconds of sound it also needs before and after each second, ``normalize_peak`` and
-            ``signed``.
+            ``context``, how many seconds of sound it also needs before and after each second, and ``normalize_peak``.
         weights: the file of the weights.
         device: where the network runs.
 
@@ -202,7 +197,6 @@ class _Own:
             raise ValueError(f"{option} {name} must return an extractor that can be called, got {came}")
         if isinstance(self.extractor, nn.Module):
             self.extractor.eval().to(device)
-        self.signed = self._get("signed", bool, True)
         own = self._get("sha256", str, "") or None
         self.sha256: str | None = own if weights is None else sha256(weights)
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "display_matrix", "find_audio", "find_video", "open_video"]
-__all__ += ["orient", "timed_frames", "turn", "use_threads"]
+__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "display_matrix", "find_audio", "find_video", "lacks_memory"]
+__all__ += ["open_video", "orient", "timed_frames", "turn", "use_threads"]
 
 Number = TypeVar("Number", bound=np.number[Any])
 NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the root of the repository'
@@ -67,6 +67,11 @@ class Damage:
 def describe_error(error: Exception) -> str:
     """Return the message of an error of FFmpeg in one line, without number and file name."""
     return printable(getattr(error, "strerror", None) or error or type(error).__name__, 200)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error of FFmpeg is about too little memory, such as that for a thread."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EAGAIN, errno.ENOMEM)
 
 
 @contextmanager
@@ -125,7 +130,7 @@ def find_audio(container: InputContainer) -> Any | None:
 
 
 def use_threads(stream: Any) -> None:
-    """Let a stream be decoded by up to 4 threads."""
+    """Let a stream be decoded or encoded by up to 4 threads, whose stacks also count for a memory limit."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     stream.codec_context.thread_type = "AUTO"
     stream.codec_context.thread_count = min(4, cores)
@@ -215,7 +220,7 @@ class RGB:
         except MemoryError:
             raise
         except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) in (errno.EAGAIN, errno.ENOMEM):  # no memory for a thread
+            if lacks_memory(error):
                 raise MemoryError(describe_error(error)) from error
             raise ValueError(
                 f"frames of the pixel format {frame.format.name} cannot be converted to RGB: {describe_error(error)}"

@@ -27,7 +27,6 @@ from ave.videos.containers import (
     display_matrix,
     find_video,
     open_video,
-    orient,
     timed_frames,
     turn,
     use_threads,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
 
-__all__ = ["Sampling", "Second", "read_duration", "read_frames", "read_seconds"]
+__all__ = ["Sampling", "Second", "read_duration", "read_seconds"]
 
 RELEASE_SECONDS = 10
 """Seconds into which the rule of the release divides every clip."""
@@ -97,25 +96,6 @@ def read_seconds(
         _compare_end(float(track.end), seconds, _header_duration(container, stream), sampling, remark)
     for line in damage.remarks():
         remark(line)
-
-
-def read_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Decode all frames of a video in full size, to draw on them.
-
-    Yields:
-        The time in the file in seconds (the first one may differ from 0), and RGB of shape (height, width, 3), after
-        rotation.
-
-    Raises:
-        OSError: if the file cannot be opened.
-        ValueError: if it has no video stream.
-    """
-    with open_video(path) as container:
-        stream = find_video(container, path)
-        use_threads(stream)
-        rgb = RGB()
-        for time, frame in timed_frames(container, stream, path, Damage()):
-            yield float(time), np.ascontiguousarray(orient(frame, rgb(frame)))
 
 
 def read_duration(path: Path) -> float | None:

@@ -32,7 +32,7 @@ class EfficientNetLite0(nn.Module):
         ValueError: if the file holds other weights, or the packages are not installed.
     """
 
-    name, input_size, signed = "efficientnet-lite0", 224, True
+    name, input_size = "efficientnet-lite0", 224
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()

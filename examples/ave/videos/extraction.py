@@ -22,10 +22,10 @@ from ave.videos.sampling import Sampling
 if TYPE_CHECKING:
     from ave.videos.backbones import AudioBackbone, VisualBackbone
 
-__all__ = ["Extraction", "extract_seconds", "make_sampling", "probe"]
+__all__ = ["Extraction", "choose_batch", "extract_seconds", "make_sampling", "probe"]
 
-BATCH = 16
-"""Batch size in frames: the number of frames in a second of the AVE release."""
+BATCH, GPU_BATCH = 16, 64
+"""Batch sizes in frames: the number of frames in a second of the AVE release, and that on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def make_sampling(
     )
 
 
+def choose_batch(device: torch.device) -> int:
+    """Return the batch size in frames for a device."""
+    return BATCH if device.type == "cpu" else GPU_BATCH
+
+
 def probe(visual: VisualBackbone, audio: AudioBackbone, sampling: Sampling) -> tuple[tuple[int, ...], int]:
     """Run two networks on a black frame and on silence, and return the shape of the features, (H, W, C) and A.
 
@@ -123,7 +128,7 @@ def extract_seconds(
         audio: the network for sound.
         sampling: how the video is sampled, from :func:`make_sampling`.
         remark: called with a line about each thing that is unusual, such as damaged packets.
-        batch: batch size in frames.
+        batch: batch size in frames, from :func:`choose_batch`.
         autocast: makes the context in which the networks run, such as that of bf16.
         read: decodes the video.
 

@@ -9,43 +9,39 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 import torch
 
 from ave.printing import printable
-from ave.stopping import lacks_memory
-from ave.videos.decoding import Second, read_duration, read_seconds
+from ave.videos.decoding import Second
 from ave.videos.sampling import Sampling
+from ave.videos.worker import LONGEST_TEXT
 
-__all__ = ["MEMORY", "TIMEOUT", "ending_children", "read_duration_isolated", "read_seconds_isolated", "serve"]
-__all__ += ["stop_children"]
+if TYPE_CHECKING:
+    from ave.results.annotation import Annotation
+
+__all__ = ["MEMORY", "TIMEOUT", "annotate_video_isolated", "ending_children", "read_duration_isolated"]
+__all__ += ["read_seconds_isolated", "stop_children"]
 
 TIMEOUT = 120.0
 """Seconds that the child may take for a second of a video."""
 MEMORY = 4 << 30
 """The memory that the child may use for a video, in bytes. Only Linux can limit it."""
-AHEAD = 64 << 20
-"""How many bytes the child decodes in advance, but always at least one second."""
-LONGEST_TEXT = 1 << 16
-"""The size limit of a message about an error or a remark, in bytes."""
 GRACE = 10.0
 """The time in seconds that a child has to end after it has closed its output."""
-START = "import sys; sys.path[:] = sys.argv[1:]; from ave.videos.isolation import serve; serve()"
+START = "import sys; sys.path[:] = sys.argv[1:]; from ave.videos.worker import serve; serve()"
 
 _idle: list[_Child] = []
 
@@ -74,7 +70,7 @@ def read_seconds_isolated(
     frames = sampling.frames_per_second * 3 * sampling.size**2
     samples = round(sampling.rate * (1 + 2 * sampling.context))
     size = frames + 4 * samples
-    for kind, content in _ask(path, timeout, memory, size, sampling=asdict(sampling)):
+    for kind, content in _ask(path, timeout, memory, {"sampling": asdict(sampling)}, size):
         if kind == b"R":
             remark(printable(_read_text(content)))
         elif kind == b"S" and len(content) == size:
@@ -100,8 +96,41 @@ def read_duration_isolated(path: Path, *, timeout: float = TIMEOUT, memory: int 
         OSError: if the file cannot be opened.
         ValueError: if it is not a video, or the decoder crashes or exceeds a limit.
     """
-    (content,) = [content for kind, content in _ask(path, timeout, memory, sampling=None) if kind == b"L"]
+    (content,) = [content for kind, content in _ask(path, timeout, memory, {}) if kind == b"L"]
     return cast("float | None", json.loads(content))
+
+
+def annotate_video_isolated(
+    source: Path,
+    output: Path,
+    sheet: Path,
+    annotation: Annotation,
+    remark: Callable[[str], None],
+    *,
+    timeout: float = TIMEOUT,
+    memory: int | None = MEMORY,
+) -> None:
+    """Write an annotated video and a contact sheet in a child process.
+
+    This is :func:`ave.results.annotation.annotate_video`. If the child crashes, hidden partial files may be left.
+
+    Args:
+        source: the video.
+        output: the annotated video.
+        sheet: the contact sheet.
+        annotation: what is drawn.
+        remark: called with a line about each thing that differs from the source.
+        timeout: the time limit for each frame of the video, in seconds.
+        memory: the memory limit in bytes, or None for no limit. It has an effect only on Linux.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+        ValueError: if the source is no video that can be decoded, or the decoder crashes or exceeds a limit.
+    """
+    request = {"annotation": annotation.to_json(), "output": str(output), "sheet": str(sheet)}
+    for kind, content in _ask(source, timeout, memory, request):
+        if kind == b"R":
+            remark(printable(_read_text(content)))
 
 
 def stop_children() -> None:
@@ -120,7 +149,7 @@ def ending_children() -> Iterator[None]:
 
 
 def _ask(
-    path: Path, timeout: float, memory: int | None, size: int = 0, **request: Any
+    path: Path, timeout: float, memory: int | None, request: Mapping[str, Any], size: int = 1
 ) -> Iterator[tuple[bytes, bytearray]]:
     """Send a request to a child, and yield its messages of at most ``size`` bytes up to the last one."""
     child = None
@@ -128,7 +157,7 @@ def _ask(
         child = _idle.pop() if _idle else _Child()
     finished = False
     try:
-        child.send({"path": str(path), "directory": os.getcwd(), "memory": memory, **request})
+        child.send({"path": str(path), "directory": os.getcwd(), "memory": memory, "size": size, **request})
         while True:
             kind, content = child.receive(path, timeout, max(size, LONGEST_TEXT))
             if kind == b"D":
@@ -244,120 +273,3 @@ class _Child:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
-
-
-def serve() -> None:
-    """Answer the requests of the parent process on standard input, until the parent closes it."""
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a library prints is not part of the answer
-    requests: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_take_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    torch.set_num_threads(1)
-    with suppress(ImportError):  # opening a file will report it
-        import av  # noqa: F401  # before memory is limited
-    while True:
-        _Answer(json.loads(requests.get()), answers).give()
-
-
-def _take_requests(stream: BinaryIO, requests: queue.Queue[bytes]) -> None:
-    """Pass on the requests, and end this process when the parent ends, even if the decoder is busy."""
-    for line in stream:
-        requests.put(line)
-    os._exit(0)
-
-
-class _Answer:
-    """The messages about one request, which a thread writes while the decoder goes on."""
-
-    def __init__(self, request: dict[str, Any], stream: BinaryIO) -> None:
-        self._request = request
-        self._stream = stream
-        self._told = time.monotonic()
-        self._sampling = None if request["sampling"] is None else Sampling(**request["sampling"])
-        size = 1 if self._sampling is None else self._sampling.frames_per_second * 3 * self._sampling.size**2
-        self._messages: queue.Queue[tuple[bytes, list[Any]] | None] = queue.Queue(max(1, min(AHEAD // size, 1000)))
-
-    def give(self) -> None:
-        """Decode what the request names, and send all messages."""
-        writer = threading.Thread(target=self._write, daemon=True)
-        writer.start()
-        os.chdir(self._request["directory"])
-        try:
-            _limit_memory(self._request["memory"])
-            self._decode(Path(self._request["path"]))
-        except Exception as error:
-            self._tell(error)
-        finally:
-            _limit_memory(None)
-        self._messages.put(None)
-        writer.join()
-
-    def _decode(self, path: Path) -> None:
-        """Decode a video, or only read how long it is."""
-        if self._sampling is None:
-            self._put(b"L", json.dumps(read_duration(path)).encode())
-        else:
-            for frames, waveform in read_seconds(path, self._sampling, self._remark, alive=self._be_alive):
-                self._put(b"S", frames.numpy().data.cast("B"), waveform.numpy().data.cast("B"))
-        self._put(b"D")
-
-    def _put(self, kind: bytes, *parts: Any) -> None:
-        """Append a message. Wait while too many others have not been sent."""
-        self._messages.put((kind, list(parts)))
-
-    def _remark(self, text: str) -> None:
-        """Send a remark."""
-        self._put(b"R", text.encode(errors="backslashreplace")[:LONGEST_TEXT])
-
-    def _be_alive(self) -> None:
-        """Report from time to time that the decoder is still working."""
-        if time.monotonic() - self._told > 1:
-            self._told = time.monotonic()
-            self._put(b"A")
-
-    def _tell(self, error: Exception) -> None:
-        """Send an error."""
-        if lacks_memory(error):
-            self._put(b"M")
-        elif isinstance(error, OSError):
-            known = [error.errno, error.strerror, error.filename and str(error.filename)]
-            self._put(b"E", json.dumps(["OSError", *(known if error.errno is not None else [str(error)])]).encode())
-        elif isinstance(error, ValueError):
-            self._put(b"E", json.dumps(["ValueError", str(error)]).encode())
-        else:
-            self._put(b"F", traceback.format_exc().encode(errors="backslashreplace")[-LONGEST_TEXT:])
-
-    def _write(self) -> None:
-        """Write the messages."""
-        try:
-            while (message := self._messages.get()) is not None:
-                kind, parts = message
-                self._stream.write(kind + sum(len(part) for part in parts).to_bytes(8, "big"))
-                for part in parts:
-                    _write_all(self._stream, part)
-        except OSError:  # the parent ended
-            os._exit(0)
-
-
-def _write_all(stream: BinaryIO, content: Any) -> None:
-    """Write all bytes to a pipe, which may accept only a part of them at a time."""
-    view = memoryview(content)
-    while view:
-        view = view[stream.write(view) :]
-
-
-def _limit_memory(memory: int | None) -> None:
-    """Limit the memory that this process may allocate from now on, where the system supports it."""
-    if sys.platform == "linux":
-        import resource
-
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = resource.RLIM_INFINITY if memory is None else taken + memory
-        if hard != resource.RLIM_INFINITY:
-            wanted = hard if memory is None else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))

@@ -22,20 +22,21 @@ from torch import Tensor
 from ave.data.dataset import AVE_CATEGORIES
 from ave.events import Event, Prediction, cut_windows, find_events, join_windows
 from ave.networks.localizer import Decision, Localizer
-from ave.results.annotation import WEAKEST_PEAK, Annotation, annotate_video
+from ave.results.annotation import WEAKEST_PEAK, Annotation
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
-from ave.videos.extraction import Extraction, extract_seconds, make_sampling, probe
+from ave.videos.extraction import Extraction, choose_batch, extract_seconds, make_sampling, probe
 from ave.videos.files import find_videos
-from ave.videos.isolation import ending_children, read_duration_isolated
+from ave.videos.isolation import annotate_video_isolated, ending_children, read_duration_isolated
 from ave.videos.progress import Progress
 from ave.videos.sampling import Sampling
+from ave.videos.vgg19 import DIGESTS
 from crossmodal_attn import AGSCA, record_attention
 
-__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "list_captions", "name_file", "open_videos"]
-__all__ += ["predict_seconds", "summarize"]
+__all__ = ["VideoFiles", "VideoPrediction", "check_backbones", "compare_features", "list_captions", "name_file"]
+__all__ += ["open_videos", "predict_seconds", "summarize"]
 
 AVE_FEATURES = Extraction("vgg19", None, "vggish", None, 16)
 """How the features of the AVE release were extracted. The digests are None, since several files hold these weights."""
@@ -116,6 +117,8 @@ class VideoFiles:
     """For each video that could not be predicted, its name and the reason."""
     remarks: list[dict[str, str]] = field(default_factory=list)
     """What is unusual in a video, such as missing sound, with its name."""
+    stopped: KeyboardInterrupt | None = None
+    """What stopped :meth:`predict` after some videos, or None."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -125,7 +128,8 @@ class VideoFiles:
     def predict(self, network: Localizer, categories: Sequence[str], output: Path) -> dict[int, Prediction]:
         """Predict all videos, and write the subtitles of each, and the annotated video, to ``output/videos``.
 
-        A video that fails is named in ``failed``, and the others go on.
+        A video that fails is named in ``failed``, and the others go on. If a signal stops this, the videos that are
+        finished are returned, if there are any.
 
         Args:
             network: a network in evaluation mode.
@@ -136,39 +140,58 @@ class VideoFiles:
             dict: the predictions, by the positions of the videos in ``paths``. Videos that failed are left out.
 
         Raises:
+            KeyboardInterrupt: if a signal stops this before a video is finished.
             OSError: if every video fails, or a file cannot be written.
         """
         found: dict[int, Prediction] = {}
         progress = Progress(0, {name: path.stat().st_size for name, path in self.paths.items()})
-        with ending_children(), progress.bar:
-            for row, (name, path) in enumerate(self.paths.items()):
-                progress.start(name)
-                try:
-                    result = self._read(network, name, path, progress)
-                except (ValueError, OSError, FloatingPointError) as error:
-                    self._fail(name, str(error), progress)
+        try:
+            with ending_children(), progress.bar:
+                for row, (name, path) in enumerate(self.paths.items()):
+                    progress.start(name)
+                    prediction = self._predict_video(network, name, path, categories, output / "videos", progress)
+                    if prediction is not None:
+                        found[row] = prediction
                     progress.finish()
-                    continue
-                found[row] = result.prediction
-                events, seconds = result.prediction.events, len(result.prediction.labels)
-                progress.say(f"{name}: {summarize(events, categories, seconds)}")
-                make_directory(output / "videos")
-                write_subtitles(output / "videos", name_file(name), list_captions(events, categories))
-                if self.annotate:
-                    try:
-                        self._annotate(name, path, result, categories, output / "videos", progress)
-                    except ValueError as error:
-                        self._fail(name, f"the annotated video could not be written: {error}", progress)
-                progress.finish()
+        except KeyboardInterrupt as error:
+            if not found:
+                raise
+            self.stopped = error
         if not found:
             raise OSError(f"no video could be predicted; {self.failed[0]['video']}: {self.failed[0]['reason']}")
         return found
 
+    def _predict_video(
+        self,
+        network: Localizer,
+        name: str,
+        path: Path,
+        categories: Sequence[str],
+        directory: Path,
+        progress: Progress,
+    ) -> Prediction | None:
+        """Predict one video and write its files, or return None if it fails."""
+        try:
+            result = self._read(network, name, path, progress)
+        except (ValueError, OSError, FloatingPointError) as error:
+            self._fail(name, str(error), progress)
+            return None
+        events, seconds = result.prediction.events, len(result.prediction.labels)
+        progress.say(f"{name}: {summarize(events, categories, seconds)}")
+        make_directory(directory)
+        write_subtitles(directory, name_file(name), list_captions(events, categories))
+        if self.annotate:
+            try:
+                self._annotate(name, path, result, categories, directory, progress)
+            except ValueError as error:
+                self._fail(name, f"the annotated video could not be written: {error}", progress)
+        return result.prediction
+
     def _read(self, network: Localizer, name: str, path: Path, progress: Progress) -> VideoPrediction:
         """Extract and predict one video."""
         remark = partial(self._remark, name, progress)
-        autocast = self.accelerator.autocast
-        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, autocast=autocast)
+        batch, autocast = choose_batch(self.accelerator.device), self.accelerator.autocast
+        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, batch=batch, autocast=autocast)
         duration = read_duration_isolated(path)
         with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
             return predict_seconds(
@@ -196,7 +219,7 @@ class VideoFiles:
             remark(f"the heat map is faint, as the attention is at most {peak:.1f} times that of uniform attention")
         annotation = Annotation(result.prediction, categories, result.attention, self.sampling.frames_per_second)
         own = name_file(name)
-        annotate_video(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
+        annotate_video_isolated(path, directory / f"{own}.mp4", directory / f"{own}.png", annotation, remark)
 
     def _remark(self, name: str, progress: Progress, text: str) -> None:
         self.remarks.append({"video": name, "remark": text})
@@ -261,6 +284,9 @@ def open_videos(
 ) -> VideoFiles:
     """Find the videos, and the networks for their features: the same ones as in the training of the network.
 
+    Frames are chosen by time, even if those of the training were chosen by the index rule of the release: that rule is
+    for clips of 10 s, and the events of other videos would have wrong times.
+
     Args:
         paths: video files, or directories of them.
         model: the network that will predict.
@@ -288,10 +314,24 @@ def open_videos(
     seer = find_visual(visual or known.visual, visual_weights, accelerator.device)
     hearer = find_audio(audio or known.audio, audio_weights, accelerator.device)
     rate = known.frames_per_second if frames_per_second is None else frames_per_second
-    sampling = make_sampling(seer, hearer, rate, as_release=known.as_release)
+    sampling = make_sampling(seer, hearer, rate)
     check_backbones(model, seer, hearer, sampling)
     window = model.longest or AVE_SECONDS if window is None else window
     return VideoFiles(found, seer, hearer, sampling, window, annotate, accelerator)
+
+
+def compare_features(model: Localizer, extraction: Extraction) -> str | None:
+    """Return in words the difference of features from those of a network's training, or None if none is known.
+
+    A network that records no features, but has the categories of AVE, was trained on the features of the release. So
+    torchvision's VGG-19 is not its network for frames.
+    """
+    if model.features is not None:
+        return model.features.find_difference(extraction)
+    weights = DIGESTS.get((extraction.visual_sha256 or "")[:8])
+    if model.categories == AVE_CATEGORIES and extraction.visual == AVE_FEATURES.visual and weights == "torchvision":
+        return "visual features by torchvision's VGG-19, which was trained separately, in place of the release's VGG-19"
+    return None
 
 
 def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbone, sampling: Sampling) -> None:
@@ -300,17 +340,11 @@ def check_backbones(model: Localizer, visual: VisualBackbone, audio: AudioBackbo
     Raises:
         ValueError: if a name, the weights or the number of channels differ.
     """
-    if model.features is not None:
-        difference = model.features.find_difference(Extraction.of(visual, audio, sampling))
-        if difference is not None:
-            raise ValueError(
-                f"the networks for frames and sound must be those of the training, got {difference}: "
-                f"other features would mean nothing to the network"
-            )
-    elif getattr(visual, "training_of_weights", None) == "torchvision" and model.categories == AVE_CATEGORIES:
+    difference = compare_features(model, Extraction.of(visual, audio, sampling))
+    if difference is not None:
         raise ValueError(
-            "--visual-weights must be those of the AVE release, since the network was trained on its features, got "
-            "those of torchvision's VGG-19: they were trained separately, so the channels have other meanings"
+            f"the networks for frames and sound must be those of the training, got {difference}: "
+            f"other features would mean nothing to the network"
         )
     (*_, channels), width = probe(visual, audio, sampling)
     for option, name, came, needed in (

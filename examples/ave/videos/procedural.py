@@ -136,7 +136,6 @@ class Bands:
     """
 
     rate = RATE
-    signed = False
     bands = 32
 
     def __call__(self, waveform: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class ResNet152(nn.Module):
         ValueError: if the file is damaged, or holds other weights.
     """
 
-    name, input_size, signed = "resnet152", 224, False
+    name, input_size = "resnet152", 224
 
     def __init__(self, weights: Path) -> None:
         super().__init__()

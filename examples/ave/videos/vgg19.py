@@ -66,7 +66,7 @@ class VGG19(nn.Module):
         ValueError: if the file is damaged, or holds other weights.
     """
 
-    name, input_size, signed = "vgg19", 224, False
+    name, input_size = "vgg19", 224
 
     def __init__(self, weights: Path) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class VGGish(nn.Module):
         ValueError: if the file is damaged, or holds other weights.
     """
 
-    name, rate, context, normalize_peak, signed = "vggish", RATE, 0.0, False, False
+    name, rate, context, normalize_peak = "vggish", RATE, 0.0, False
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
