@@ -175,7 +175,7 @@ class TestRelations:
         assert tick_labels(ax.child_axes[0].xaxis) == {1: "audio", 3.5: "video"}
 
     def test_zooming_in_numbers_more_closely(self, ax):
-        plot_relations(np.zeros((5, 2000)), [25, 1975], ax=ax)
+        plot_relations(np.zeros((5, 600)), [25, 575], ax=ax)
         ax.set_xlim(22.5, 34.5)
         rendered(ax)
         assert list(tick_labels(ax.xaxis).items()) == list(zip(range(23, 35), ["23", "24", *"0123456789"], strict=True))

@@ -154,13 +154,17 @@ def test_a_stopped_run_continues(videos, tmp_path, counted, monkeypatch, capsys)
         read_features(output)
     finished = sorted((output / "finished").iterdir())
     assert [path.suffix for path in finished] == 3 * [".features", ".json"]
-    finished[0].write_bytes(finished[0].read_bytes()[:-1] + b"x")
+    features, facts = finished[0], finished[3]
+    features.write_bytes(features.read_bytes()[:-1] + b"x")
+    seconds = json.loads(facts.read_text())["entry"]["shape"][0]
+    facts.write_text(facts.read_text().replace(f'"shape": [\n      {seconds}', '"shape": [\n      9'))
     counted.clear()
     call_main("extract", *OPTIONS, *arguments)
     printed = capsys.readouterr().out
     assert "must have the digest" in printed
     assert "continuing in" in printed
-    assert len(counted) == 4
+    assert "is damaged or of other features, so" in printed
+    assert len(counted) == 5
     assert {"e", "f", "g"} <= set(counted)
     for name in ("visual_feature.npy", "audio_feature.npy", "lengths.npy"):
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

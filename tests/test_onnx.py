@@ -168,7 +168,7 @@ EXPORTS = {
         lambda: RelationAware(19, [17, 23], 39, 3, 1, 29, own_projections=True), inputs_relation_aware
     ),
     "agsca": Export(lambda: AGSCA(19, 17, 23), inputs_agsca),
-    "cmran": Export(lambda: make_cmran("supervised", num_layers=1), inputs_cmran),
+    "cmran": Export(lambda: make_cmran("supervised", num_layers=0), inputs_cmran),
 }
 """Export is slow, so InternalTemporalRelation is exported only as part of RelationAware, and AVInteraction of CMRAN."""
 

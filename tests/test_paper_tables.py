@@ -9,6 +9,7 @@ from threading import Event
 import numpy as np
 import pytest
 
+import ave_cmran
 from ave import InputError, paper_tables
 from ave.networks.registry import NETWORKS
 from ave.paper_rows import FULL, TABLES
@@ -115,7 +116,11 @@ def test_a_row_that_fails_is_left_out_and_told(release, tmp_path, capsys):
 
 
 def test_rows_run_in_processes_of_their_own(release, tmp_path, capsys, monkeypatch):
-    """Each row runs in a process; if it fails, the last line that it printed is reported."""
+    """Each row runs the command in a process, here with a small network; if it fails, its last line is reported."""
+    assert paper_tables.COMMAND.samefile(ave_cmran.__file__)
+    small = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    (tmp_path / "small.py").write_text(f"{small}import running; running.call_main(*sys.argv[1:])")
+    monkeypatch.setattr(paper_tables, "COMMAND", tmp_path / "small.py")
     monkeypatch.setenv("OMP_NUM_THREADS", ENVIRONMENT["OMP_NUM_THREADS"])
     config = TablesConfig(
         tables=(5,), rows=("cmran",), setting="weak", data=release, epochs=1, device="cpu", output=tmp_path / "tables"

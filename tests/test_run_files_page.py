@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ave_release import write_release
 from running import call_main, run_main
@@ -17,14 +18,16 @@ NAMED = {name for text in re.findall(r"`([^`\n]+)`", PAGE) for name in text.stri
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The directories of a training, an evaluation and a prediction on a small release."""
+    """The directories of a training, an evaluation and a prediction on a small release, with empty figures."""
     directory = tmp_path_factory.mktemp("release")
     write_release(directory)
     parent = tmp_path_factory.mktemp("runs")
-    trained, _ = run_main(parent, "--data", directory, "--epochs", "1", draw=True)
-    given = ["--data", directory, "--checkpoint", trained]
-    call_main("evaluate", *given, "--output", parent / "evaluated", draw=True)
-    call_main("predict", *given, "--output", parent / "predicted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, path, **__: path.touch())  # drawing takes most of the time
+        trained, _ = run_main(parent, "--data", directory, "--epochs", "1", draw=True)
+        given = ["--data", directory, "--checkpoint", trained]
+        call_main("evaluate", *given, "--output", parent / "evaluated", draw=True)
+        call_main("predict", *given, "--output", parent / "predicted")
     return trained, parent / "evaluated", parent / "predicted"
 
 

@@ -128,20 +128,18 @@ class Assembly:
         Yields:
             A function that takes the visual and the audio features of the next second.
         """
-        path, width, digest, count = self._path(name), sum(self._widths), hashlib.sha256(), 0
+        path, digest = self._path(name), hashlib.sha256()
         with writing(path) as temporary, temporary.open("wb") as stream:
 
             def add(visual: Tensor, audio: Tensor) -> None:
-                nonlocal count
                 second = torch.cat([visual.flatten(), audio]).numpy().data
                 digest.update(second)
                 stream.write(second)
-                count += 1
 
             yield add
-        entry = Entry(source, 0.0, 0.0, (count, width), "float32", path.stat().st_size, digest.hexdigest())
-        write_json(path.with_suffix(".json"), asdict(self._describe(name, entry)))
-        self.finished[name] = entry
+        finished = self._describe(name, source, path.stat().st_size, digest.hexdigest())
+        write_json(path.with_suffix(".json"), asdict(finished))
+        self.finished[name] = finished.entry
 
     def _find(self, name: str) -> Entry | None:
         """Return the entry of a finished video, or None if it is not there, damaged, or made in another way."""
@@ -154,10 +152,11 @@ class Assembly:
         except (OSError, ValueError) as error:
             damage = f"{facts} is damaged: {printable(error, 200)}"
         else:
-            if finished != self._describe(name, finished.entry):
-                damage = f"{facts} is of other features"
-            elif (found := find_damage(path, finished.entry)) is None:
-                return finished.entry
+            entry = finished.entry
+            if finished != self._describe(name, entry.source, entry.bytes, entry.sha256):
+                damage = f"{facts} is damaged or of other features"
+            elif (found := find_damage(path, entry)) is None:
+                return entry
             else:
                 damage = found
         print(f"{damage}, so {printable(name)} is extracted again")
@@ -214,7 +213,10 @@ class Assembly:
     def _manifest(self, names: tuple[str, ...]) -> Manifest:
         return Manifest(FORM, "float32", {}, names, extraction=self.extraction)
 
-    def _describe(self, name: str, entry: Entry) -> _Finished:
+    def _describe(self, name: str, source: Source, size: int, digest: str) -> _Finished:
+        """Describe a finished video, whose features have ``size`` bytes."""
+        width = sum(self._widths)
+        entry = Entry(source, 0.0, 0.0, (size // (4 * width), width), "float32", size, digest)
         return _Finished(name, self.extraction, self.visual_shape, self.audio_dim, entry)
 
     def _path(self, name: str) -> Path:
