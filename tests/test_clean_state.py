@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def work(place):
     try:
         pytest.main(["-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist", "-s", "test_state.py"])
     finally:
+        weakref.finalize._exitfunc()  # Python 3.13 forgets it in a process that multiprocessing starts
         atexit._run_exitfuncs()
         sys.stdout.close()
 

@@ -260,6 +260,13 @@ def test_truncated_mp4_is_refused(plain, tmp_path):
             reader(path)
 
 
+def test_tags_need_not_be_utf8(plain, tmp_path):
+    tagged = plain.read_bytes().replace(b"Lavf", b"\xff\xfe\xfd\xfc")
+    assert tagged != plain.read_bytes()
+    (tmp_path / "a.mp4").write_bytes(tagged)
+    assert read_duration(tmp_path / "a.mp4") == read_duration(plain)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 def test_names_and_kinds_of_files(tmp_path):
     name = "a\x1b[31m\n\udcff.mp4"

@@ -96,7 +96,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
         file.seek(0)
         try:
             # FFmpeg gets the open file, because it takes some names for addresses.
-            container = av.open(file, "r", container_options=dict(NESTED), metadata_errors="replace")
+            container = av.open(file, "r", container_options=dict(NESTED), **_damaged_tags(av.__version__))
         except MemoryError:
             raise
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -105,6 +105,11 @@ def open_video(path: Path) -> Iterator[InputContainer]:
             ) from error
         with container:
             yield container
+
+
+def _damaged_tags(version: str) -> dict[str, Any]:
+    """Return the options of ``av.open`` with which tags that are not UTF-8 are no error. PyAV 19 needs none."""
+    return {"metadata_errors": "replace"} if int(version.partition(".")[0]) < 19 else {}
 
 
 def find_video(container: InputContainer, path: Path) -> Any:
