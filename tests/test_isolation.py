@@ -29,6 +29,7 @@ SECOND = 2 * 3 * 11**2 + 4 * 100
 # Scripts that take the place of the child.
 SEND = f"import os, signal, sys, time; os.write(1, b'S' + ({SECOND}).to_bytes(8, 'big') + bytes({SECOND})); "
 CRASH = SEND + "os.kill(os.getpid(), signal.SIGSEGV)"
+KILLED = SEND + "os.kill(os.getpid(), signal.SIGKILL)"
 FAIL = SEND + "print('Traceback ...', file=sys.stderr); sys.exit('no \\x1b[31m module')"
 STALL = SEND + "time.sleep(600)"
 CUT = SEND + "os.write(1, b'S' + (100).to_bytes(8, 'big') + b'few')"
@@ -103,6 +104,7 @@ def test_a_child_decodes_as_this_process(video, tmp_path):
     ("child", "reason"),
     [
         (CRASH, "the decoder crashed (SIGSEGV)"),
+        (KILLED, "the decoder crashed (SIGKILL, perhaps because the system had too little memory)"),
         (FAIL, "the decoder crashed (exit code 1): no \\x1b[31m module"),
         (STALL, "a second of it took more than 0.3 s"),
         (CUT, "the decoder crashed (exit code 0)"),

@@ -262,6 +262,8 @@ class _Child:
         name = f"signal {-code}" if code < 0 else f"exit code {code}"
         with suppress(ValueError):
             name = signal.Signals(-code).name
+        if name == "SIGKILL":
+            name += ", perhaps because the system had too little memory"
         return f"the decoder crashed ({name}){last}"
 
     def stop(self) -> None:
