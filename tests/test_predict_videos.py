@@ -3,9 +3,11 @@
 import csv
 import json
 import shutil
+import signal
 import sys
 import weakref
 from dataclasses import replace
+from unittest.mock import Mock
 
 import av
 import pytest
@@ -222,9 +224,14 @@ def make_set(model, extraction):
 def test_a_stopped_prediction_keeps_finished_videos(last, message, clips, tmp_path, monkeypatch, capsys):
     def extract(path, *arguments, **options):
         if path.stem == last:
+            if hasattr(signal, "setitimer"):  # as the handler of the signal does
+                monkeypatch.setattr(signal, "setitimer", lambda _, seconds: repeated.append(seconds))
             raise KeyboardInterrupt
         yield from extract_seconds(path, *arguments, **options, read=read_seconds)
 
+    repeated = []
+    written = Mock(side_effect=lambda *_: repeated.append("written"))
+    monkeypatch.setattr("ave.predict.write_csv", written)
     save(make_model(), tmp_path / "model")
     monkeypatch.setattr(prediction, "extract_seconds", extract)
     videos, output = (clips / "long.mp4", clips / "short.mkv"), tmp_path / "out"
@@ -232,6 +239,8 @@ def test_a_stopped_prediction_keeps_finished_videos(last, message, clips, tmp_pa
         call_main("predict", "--videos", *videos, "--checkpoint", tmp_path / "model", "--output", output)
     assert capsys.readouterr().err.endswith(f"{message}\n")
     assert output.exists() == (last == "short")
+    if hasattr(signal, "setitimer"):  # the signal is not repeated while the results are written
+        assert repeated == ([0, "written", 0] if last == "short" else [0])
     if output.exists():
         events = json.loads((output / "events.json").read_text())["events"]
         assert {event["video"] for event in events} == {"long"}

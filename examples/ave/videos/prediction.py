@@ -25,6 +25,7 @@ from ave.networks.localizer import Decision, Localizer
 from ave.results.annotation import WEAKEST_PEAK, Annotation
 from ave.results.files import make_directory
 from ave.results.subtitles import Caption, write_subtitles
+from ave.stopping import undisturbed
 from ave.videos.backbones import AudioBackbone, VisualBackbone, find_audio, find_visual
 from ave.videos.containers import NO_PYAV
 from ave.videos.extraction import Extraction, choose_batch, extract_seconds, make_sampling, probe
@@ -156,7 +157,8 @@ class VideoFiles:
         except KeyboardInterrupt as error:
             if not found:
                 raise
-            self.stopped = error
+            with undisturbed():  # ends the repetition of the signal, which would stop the writing of the results
+                self.stopped = error
         if not found:
             raise OSError(f"no video could be predicted; {self.failed[0]['video']}: {self.failed[0]['reason']}")
         return found
