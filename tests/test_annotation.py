@@ -73,6 +73,16 @@ def test_overlay_is_stretched_over_the_frame():
     assert np.abs(blended[27, 3] - expected).max() <= 2
 
 
+@pytest.mark.parametrize("width", [270, 1000])
+def test_the_event_of_a_second_fits_above_the_timeline(width):
+    """The score is at the end of the text, so it is not cut."""
+    prediction = Prediction(torch.tensor([0, 1]), torch.zeros(2), [Event(0, 1, 0, 0.5)])
+    strip = Timeline(Annotation(prediction, ["Fixed-wing aircraft, airplane"]), width).draw(0.5)
+    above = (strip[: len(strip) // 6] < 128).all(2).any(0)
+    assert above.any()
+    assert not above[-width // 100 - 1 :].any()
+
+
 def test_cursor_moves_over_the_timeline():
     events = [Event(1, 2, 0, 0.75), Event(2, 3, 1, 0.5)]
     prediction = Prediction(torch.tensor([2, 0, 1, 2]), torch.tensor([0.1, 0.9, 0.8, 0.2]), events)

@@ -247,6 +247,18 @@ def test_a_stopped_prediction_keeps_finished_videos(last, message, clips, tmp_pa
         assert len(events) == len((output / "videos/long.labels.txt").read_text().splitlines())
 
 
+def test_a_video_whose_annotation_is_stopped_has_its_events(clips, tmp_path, monkeypatch, capsys):
+    save(make_model(), tmp_path / "model")
+    monkeypatch.setattr(prediction, "annotate_video_isolated", Mock(side_effect=[FileNotFoundError, KeyboardInterrupt]))
+    videos, output = (clips / "long.mp4", clips / "short.mkv"), tmp_path / "out"
+    with pytest.raises(SystemExit, match="130"):
+        call_main("predict", "--videos", *videos, "--checkpoint", tmp_path / "model", "--annotate", "--output", output)
+    assert "has the events of 2 of 2 videos" in capsys.readouterr().err
+    results = json.loads((output / "events.json").read_text())
+    assert {event["video"] for event in results["events"]} == {"long", "short"}
+    assert [failed["video"] for failed in results["failed"]] == ["long"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -588,6 +588,7 @@ def test_compiled_network(name, draw, assert_close):
     assert_close(compiled(*inputs), network(*inputs))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 fixes sizes in the graph that are to stay open")
 @pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")  # of every LSTM of PyTorch
 @pytest.mark.parametrize("name", ["avsdn-cpsp", "dam", "ed-tcn"])
 def test_exported_network(name, draw, assert_close):

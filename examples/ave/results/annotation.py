@@ -196,7 +196,8 @@ class Timeline:
             axes.tick_params(labelsize=size, pad=1, length=0)
         for text in self._axes.texts:
             text.set(fontsize=size, parse_math=False)
-        self._text = figure.text(0.11, 0.98, "", fontsize=1.5 * size, va="top", parse_math=False, animated=True)
+        self._text = figure.text(0.11, 0.98, "", va="top", parse_math=False, animated=True)
+        self._text_size = 1.5 * size
         self._canvas.draw()
         self._empty = self._canvas.copy_from_bbox(figure.bbox)
         self._drawn: int | None = None
@@ -208,7 +209,9 @@ class Timeline:
         if self._drawn != second:
             self._drawn = second
             minutes, rest = divmod(second, 60)
-            self._text.set_text(f"{minutes}:{rest:02}   {self.annotation.name(second)}")
+            self._text.set(text=f"{minutes}:{rest:02}   {self.annotation.name(second)}", fontsize=self._text_size)
+            if (over := self._text.get_window_extent().width / (0.87 * self.width)) > 1:
+                self._text.set(fontsize=self._text_size / over)
             self._canvas.restore_region(self._empty)
             self._canvas.figure.draw_artist(self._text)
             self._strip = np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
@@ -279,7 +282,7 @@ def _write_video(
         result = stack.enter_context(av.open(f"file:{temporary}", "w", options={"movflags": "+faststart"}))
         # The sound has a reader of its own. With one reader, sound and frames that are far apart in the file would fill
         # memory.
-        sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark)
+        sound = _Sound(stack.enter_context(open_video(source)), result, origin, remark, alive)
         scale = _Scaler(float(stream.sample_aspect_ratio or 1), first[1])
         height, width, _ = scale(first[1]).shape
         timeline = Timeline(annotation, width)
@@ -333,9 +336,14 @@ class _Sound:
     """Copy the packets of the sound, or encode it as AAC if browsers cannot play it in an mp4."""
 
     def __init__(
-        self, source: InputContainer, result: OutputContainer, origin: Fraction, remark: Callable[[str], None]
+        self,
+        source: InputContainer,
+        result: OutputContainer,
+        origin: Fraction,
+        remark: Callable[[str], None],
+        alive: Callable[[], None],
     ) -> None:
-        self.result, self.origin = result, origin
+        self.result, self.origin, self.alive = result, origin, alive
         self.packets: Iterator[Any] = iter(())
         if (stream := find_audio(source)) is None:
             return
@@ -353,6 +361,7 @@ class _Sound:
     def write(self, until: Fraction | None) -> None:
         """Write the packets up to a time of the source; None: all that are left."""
         for packet, time in self.packets:
+            self.alive()
             self.result.mux(packet)
             if until is not None and time >= until:
                 return

@@ -150,9 +150,9 @@ class VideoFiles:
             with ending_children(), progress.bar:
                 for row, (name, path) in enumerate(self.paths.items()):
                     progress.start(name)
-                    prediction = self._predict_video(network, name, path, categories, output / "videos", progress)
-                    if prediction is not None:
-                        found[row] = prediction
+                    if (result := self._read(network, name, path, progress)) is not None:
+                        found[row] = result.prediction
+                        self._write(name, path, result, categories, output / "videos", progress)
                     progress.finish()
         except KeyboardInterrupt as error:
             if not found:
@@ -163,21 +163,35 @@ class VideoFiles:
             raise OSError(f"no video could be predicted; {self.failed[0]['video']}: {self.failed[0]['reason']}")
         return found
 
-    def _predict_video(
-        self,
-        network: Localizer,
-        name: str,
-        path: Path,
-        categories: Sequence[str],
-        directory: Path,
-        progress: Progress,
-    ) -> Prediction | None:
-        """Predict one video and write its files, or return None if it fails."""
+    def _read(self, network: Localizer, name: str, path: Path, progress: Progress) -> VideoPrediction | None:
+        """Extract and predict one video, or return None if it fails."""
+        remark = partial(self._remark, name, progress)
+        batch, autocast = choose_batch(self.accelerator.device), self.accelerator.autocast
+        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, batch=batch, autocast=autocast)
         try:
-            result = self._read(network, name, path, progress)
+            duration = read_duration_isolated(path)
+            with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
+                return predict_seconds(
+                    network,
+                    progress.follow(seconds, duration),
+                    window=self.window,
+                    device=self.accelerator.device,
+                    record=self.annotate,
+                )
         except (ValueError, OSError, FloatingPointError) as error:
             self._fail(name, str(error), progress)
             return None
+
+    def _write(
+        self,
+        name: str,
+        path: Path,
+        result: VideoPrediction,
+        categories: Sequence[str],
+        directory: Path,
+        progress: Progress,
+    ) -> None:
+        """Write the files of one video."""
         events, seconds = result.prediction.events, len(result.prediction.labels)
         progress.say(f"{name}: {summarize(events, categories, seconds)}")
         make_directory(directory)
@@ -185,24 +199,8 @@ class VideoFiles:
         if self.annotate:
             try:
                 self._annotate(name, path, result, categories, directory, progress)
-            except ValueError as error:
+            except (ValueError, FileNotFoundError) as error:  # but a full disk stops the command
                 self._fail(name, f"the annotated video could not be written: {error}", progress)
-        return result.prediction
-
-    def _read(self, network: Localizer, name: str, path: Path, progress: Progress) -> VideoPrediction:
-        """Extract and predict one video."""
-        remark = partial(self._remark, name, progress)
-        batch, autocast = choose_batch(self.accelerator.device), self.accelerator.autocast
-        seconds = extract_seconds(path, self.visual, self.audio, self.sampling, remark, batch=batch, autocast=autocast)
-        duration = read_duration_isolated(path)
-        with closing(seconds):  # type: ignore[type-var]  # a generator, which may hold a process
-            return predict_seconds(
-                network,
-                progress.follow(seconds, duration),
-                window=self.window,
-                device=self.accelerator.device,
-                record=self.annotate,
-            )
 
     def _annotate(
         self,
