@@ -35,9 +35,9 @@ from ave.videos.containers import (
     Damage,
     decode,
     describe_error,
+    ffmpeg_lacks_memory,
     find_audio,
     find_video,
-    lacks_memory,
     open_video,
     orient,
     timed_frames,
@@ -250,7 +250,7 @@ def annotate_video(
     try:
         thumbnails = _write_video(source, output, annotation, remark, alive)
     except av.FFmpegError as error:
-        if lacks_memory(error):
+        if ffmpeg_lacks_memory(error):
             raise MemoryError(describe_error(error)) from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # a full disk stops the command
             raise OSError(error.errno, error.strerror, str(output)) from error

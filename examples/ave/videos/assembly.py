@@ -165,6 +165,9 @@ class Assembly:
     def complete(self, videos: Mapping[str, Path]) -> Manifest:
         """Join the features of all videos, which makes the dataset complete, and remove those of single videos."""
         names = tuple(videos)
+        for name in names:
+            if find_damage(self._path(name), self.finished[name]) is not None:
+                raise OSError(f"the features of {printable(name)} in {self.output} have changed while this ran")
         lengths = [self.finished[name].shape[0] for name in names]
         most, sources = max(lengths), [entry.source for entry in self.finished.values()]
         source = Source(sum(one.bytes for one in sources), max(one.modified_ns for one in sources))
@@ -199,14 +202,11 @@ class Assembly:
         """Yield the visual features (part 0) or the audio features (1) of each video, with zeros up to the longest."""
         columns = (slice(self._widths[0]), slice(self._widths[0], None))[part]
         for name in names:
-            entry, path = self.finished[name], self._path(name)
-            if find_damage(path, entry) is not None:
-                raise OSError(f"the features of {printable(name)} in {self.output} have changed while this ran")
-            seconds, width = entry.shape
-            with path.open("rb") as file:
-                for first in range(0, seconds, BLOCK):
-                    block = np.fromfile(file, np.float32, min(BLOCK, seconds - first) * width).reshape(-1, width)
-                    yield np.ascontiguousarray(block[:, columns])
+            # Memory-mapped, so that the visual features are not read again for the audio features beside them.
+            rows = np.memmap(self._path(name), np.float32, "r", shape=self.finished[name].shape)
+            seconds = len(rows)
+            for first in range(0, seconds, BLOCK):
+                yield np.ascontiguousarray(rows[first : first + BLOCK, columns])
             for first in range(seconds, most, BLOCK):
                 yield np.zeros((min(BLOCK, most - first), self._widths[part]), np.float32)
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "display_matrix", "find_audio", "find_video", "lacks_memory"]
-__all__ += ["open_video", "orient", "timed_frames", "turn", "use_threads"]
+__all__ = ["LONGEST_STILL", "RGB", "Damage", "decode", "display_matrix", "ffmpeg_lacks_memory", "find_audio"]
+__all__ += ["find_video", "open_video", "orient", "timed_frames", "turn", "use_threads"]
 
 Number = TypeVar("Number", bound=np.number[Any])
 NO_PYAV = 'PyAV is needed to read videos: run pip install -e ".[video]" in the root of the repository'
@@ -69,7 +69,7 @@ def describe_error(error: Exception) -> str:
     return printable(getattr(error, "strerror", None) or error or type(error).__name__, 200)
 
 
-def lacks_memory(error: Exception) -> bool:
+def ffmpeg_lacks_memory(error: Exception) -> bool:
     """Return whether an error of FFmpeg is about too little memory, such as that for a thread."""
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EAGAIN, errno.ENOMEM)
 
@@ -225,7 +225,7 @@ class RGB:
         except MemoryError:
             raise
         except (OSError, ValueError) as error:
-            if lacks_memory(error):
+            if ffmpeg_lacks_memory(error):
                 raise MemoryError(describe_error(error)) from error
             raise ValueError(
                 f"frames of the pixel format {frame.format.name} cannot be converted to RGB: {describe_error(error)}"
