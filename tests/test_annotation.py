@@ -10,7 +10,8 @@ import torch
 
 from ave.events import Event, Prediction
 from ave.results import annotation as annotating
-from ave.results.annotation import Annotation, Overlay, Timeline, annotate_video, choose_seconds, scale_attention
+from ave.results.annotation import Annotation, Overlay, Timeline, annotate_video, scale_attention
+from ave.results.contact_sheet import EVENT_COLOR, choose_seconds, draw_contact_sheet, shrink
 from ave.videos.prediction import list_captions
 from made_videos import write_video
 
@@ -117,7 +118,7 @@ def test_a_contact_sheet_shows_the_middle_of_the_frames_seen(rate, index, tmp_pa
     frames = read(source)[1]
     scale = annotating._Scaler(1, frames[0])
     for second in range(2):
-        assert np.array_equal(thumbnails[second], annotating._shrink(scale(frames[5 * second + index])))
+        assert np.array_equal(thumbnails[second], shrink(scale(frames[5 * second + index])))
 
 
 def test_a_variable_rate_and_the_sound_stay(tmp_path):
@@ -197,14 +198,14 @@ def test_a_contact_sheet_reads_on_a_narrow_screen(tmp_path):
     frames = {second: generator.integers(0, 256, (45, 160, 3), dtype=np.uint8) for second in range(5)}
     events = [Event(1, 2, 0, 0.75), Event(4, 5, 1, 0.5)]
     prediction = Prediction(torch.tensor([2, 0, 2, 2, 1]), torch.zeros(5), events)
-    annotating.draw_contact_sheet(tmp_path / "a.png", Annotation(prediction, ["Bark", "W" * 30]), frames)
+    draw_contact_sheet(tmp_path / "a.png", Annotation(prediction, ["Bark", "W" * 30]), frames)
     sheet = np.round(255 * plt.imread(tmp_path / "a.png")[..., :3]).astype(np.uint8)
     assert sheet.shape[1] == 3 * (160 + 5) + 5
     tops = []
     for second, frame in frames.items():
         column = sheet[:, 5 + second % 3 * 165 :][:, :160]
         (top,) = [row for row in range(len(sheet) - 44) if np.array_equal(column[row : row + 45], frame)]
-        bar = (column[top - 5 : top] == annotating.EVENT_COLOR).all()
+        bar = (column[top - 5 : top] == EVENT_COLOR).all()
         assert bar == (second in (1, 4))
         tops.append(top)
     assert tops[0] == tops[1] == tops[2] < tops[3] == tops[4]

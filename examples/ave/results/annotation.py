@@ -9,8 +9,7 @@ Axes: T seconds, H x W cells of the attention, h x w pixels.
 from __future__ import annotations
 
 import errno
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import chain
@@ -23,13 +22,12 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ave.events import Event, Prediction
 from ave.printing import printable
-from ave.results.figures import save_figures
+from ave.results.contact_sheet import choose_seconds, draw_contact_sheet, shrink
 from ave.results.files import writing
 from ave.videos.containers import (
     Damage,
@@ -55,8 +53,6 @@ __all__ = [
     "Overlay",
     "Timeline",
     "annotate_video",
-    "choose_seconds",
-    "draw_contact_sheet",
     "scale_attention",
 ]
 
@@ -74,14 +70,6 @@ COPIED_SOUND = ("aac", "mp3", "opus", "flac")
 LOWEST_COPIED = 16_000
 """An mp4 holds no mp3 of a lower rate."""
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-EVENT_COLOR = (122, 104, 166)
-"""The color of events on the timeline."""
-SHEET_COLUMNS, SHEET_FRAMES, SHEET_PIXELS = 3, 60, 320
-"""A contact sheet has at most 60 frames, of at most 320 pixels in the longer side."""
-SHEET_TEXT, SHEET_LINE = 0.075, 25
-"""The size of its text, relative to the width of a frame, and how many characters fit into a line."""
-SHEET_DPI = 120
-"""The resolution of :func:`save_figures`."""
 LONGEST_NAME = 40
 
 
@@ -294,7 +282,7 @@ def _write_video(
             if overlay is not None:
                 pixels = overlay.blend(pixels, second)
             if second in shown and (second not in thumbnails or passed <= second + annotation.middle):
-                thumbnails[second] = _shrink(pixels)  # the last one is the middle of those that the network saw
+                thumbnails[second] = shrink(pixels)  # the last one is the middle of those that the network saw
             sound.write(time)
             pictures.write(np.concatenate([pixels, timeline.draw(passed)]), time)
         pictures.close()
@@ -393,47 +381,6 @@ class _Sound:
                     yield packet, time
 
 
-def draw_contact_sheet(path: Path, annotation: Annotation, thumbnails: Mapping[int, Pixels]) -> None:
-    """Write a picture of small frames (h, w, 3) of a video, each below its second, its event and the event's score.
-
-    Three in a row leave the text large enough to read on a narrow screen. A bar marks the seconds with an event.
-    """
-    height, width, _ = next(iter(thumbnails.values())).shape
-    size, gap = SHEET_TEXT * width, width // 32
-    columns, seconds = min(SHEET_COLUMNS, len(thumbnails)), sorted(thumbnails)
-    names = [textwrap.fill(f"{second} s: {annotation.name(second)}", SHEET_LINE) for second in seconds]
-    tops, bottom = [], 0  # of the frames in each row
-    for row in range(0, len(names), columns):
-        lines = 1 + max(name.count("\n") for name in names[row : row + columns])
-        tops.append(bottom + round(1.3 * lines * size) + 2 * gap)
-        bottom = tops[-1] + height
-    rows, wide = bottom + gap, columns * (width + gap) + gap
-    sheet = np.full((rows, wide, 3), 255, np.uint8)
-    figure = Figure(figsize=(wide / SHEET_DPI, rows / SHEET_DPI), dpi=SHEET_DPI)
-    for place, (second, name) in enumerate(zip(seconds, names, strict=True)):
-        top, left = tops[place // columns], place % columns * (width + gap) + gap
-        sheet[top : top + height, left : left + width] = thumbnails[second]
-        event = int(annotation.prediction.labels[second]) < len(annotation.categories)
-        if event:
-            sheet[top - gap : top, left : left + width] = EVENT_COLOR
-        style = {"fontsize": 72 / SHEET_DPI * size, "color": "black" if event else "#666666", "linespacing": 1.1}
-        cell = Bbox.from_bounds(left, 0, width, rows)  # wide letters are cut, and do not cover the next frame's text
-        figure.text(left / wide, 1 - (top - gap) / rows, name, va="bottom", clip_on=True, clip_box=cell, **style)
-    figure.figimage(sheet)
-    save_figures(path.parent, {path.name: figure})
-
-
-def choose_seconds(seconds: int) -> list[int]:
-    """Return the seconds of a contact sheet: all, or evenly spaced ones if there are more than 60.
-
-    Examples:
-        >>> choose_seconds(3), choose_seconds(3600)[:4]
-        ([0, 1, 2], [0, 60, 120, 180])
-    """
-    shown = min(seconds, SHEET_FRAMES)
-    return [place * seconds // shown for place in range(shown)]
-
-
 class _Scaler:
     """Convert frames to RGB (h, w, 3) with square pixels, turned upright, of even size.
 
@@ -457,9 +404,3 @@ class _Scaler:
     def __call__(self, frame: VideoFrame) -> Pixels:
         scaled = self._reformatter.reformat(frame, self._columns, self._rows, "rgb24").to_ndarray()
         return orient(self._first, np.asarray(scaled, np.uint8))
-
-
-def _shrink(pixels: Pixels) -> Pixels:
-    """Return a copy of a frame for the contact sheet: every n-th pixel of it."""
-    step = -(-max(pixels.shape) // SHEET_PIXELS)
-    return pixels[::step, ::step].copy()
